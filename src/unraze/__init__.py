@@ -1,0 +1,55 @@
+"""Unraze: raze an image to noise; learn to raise it back.
+
+Denoising diffusion probabilistic models, from a folder of images to a trained generator. The names
+below are the public ones; they are imported when first used, so that `unraze --help` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from unraze.config import Config, preset
+    from unraze.data import Images
+    from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
+    from unraze.generate import Model, load, sample
+    from unraze.pictures import to_pil
+    from unraze.process import destroy, destroy_step, mu, posterior
+    from unraze.samplers import ddim, even_times, greedy, random
+    from unraze.schedule import Schedule, cosine, linear
+    from unraze.train import fit
+
+_HOME = {
+    "Config": "config",
+    "Denoiser": "denoiser",
+    "Images": "data",
+    "Model": "generate",
+    "Prediction": "denoiser",
+    "Schedule": "schedule",
+    "clipped": "denoiser",
+    "cosine": "schedule",
+    "ddim": "samplers",
+    "destroy": "process",
+    "destroy_step": "process",
+    "even_times": "samplers",
+    "fit": "train",
+    "greedy": "samplers",
+    "guided": "denoiser",
+    "linear": "schedule",
+    "load": "generate",
+    "mu": "process",
+    "posterior": "process",
+    "preset": "config",
+    "random": "samplers",
+    "sample": "generate",
+    "to_pil": "pictures",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unraze' has no attribute '{name}'")
+    return getattr(import_module(f"unraze.{_HOME[name]}"), name)

@@ -1,0 +1,67 @@
+"""What step n of a training run is made of: a function of (seed, n), of nothing else.
+
+Places in the global batch are numbered 0 … B-1, whoever computes them; epochs are laid end to end,
+each in an order of its own.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unraze import rng
+from unraze.config import LossConfig, TrainConfig
+from unraze.loss import draw_times, stratify
+from unraze.schedule import Schedule
+
+__all__ = ["labels_of", "looks_twice", "samples_of", "seed_dropout", "times_of"]
+
+
+def samples_of(
+    config: TrainConfig, count: int, step: int, *, flip: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which of `count` images step `step` (from 1) sees (B,), and which of them mirrored."""
+    positions = np.arange((step - 1) * config.batch, step * config.batch)
+    epochs, places = positions // count, positions % count
+    indices = np.empty(config.batch, dtype=np.int64)
+    for epoch in np.unique(epochs).tolist():
+        of_epoch = epochs == epoch
+        indices[of_epoch] = _epoch_order(config.seed, count, epoch)[places[of_epoch]]
+    if not flip:
+        return indices, None
+    draws = [
+        rng.generator(config.seed, "flip", sample, epoch).random()
+        for sample, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)
+    ]
+    return indices, np.array(draws) < 0.5
+
+
+def times_of(config: TrainConfig, loss: LossConfig, schedule: Schedule, step: int) -> Tensor:
+    """The training times of step `step` (B,), stratified over the global batch where asked."""
+    u = rng.uniform(config.seed, "time", config.batch, step)
+    if loss.stratified:
+        order = rng.permutation(config.seed, "strata", config.batch, step)
+        u = stratify(u, torch.from_numpy(order))
+    return draw_times(u, schedule, loss)
+
+
+def labels_of(config: TrainConfig, labels: np.ndarray, num_classes: int, step: int) -> Tensor:
+    """The labels (B,) with a share of them hidden: class `num_classes` stands for no label."""
+    hidden = rng.uniform(config.seed, "label", config.batch, step) < config.label_dropout
+    return torch.where(hidden, num_classes, torch.from_numpy(labels))
+
+
+def looks_twice(config: TrainConfig, step: int) -> bool:
+    """Whether a self-conditioned network sees its own first estimate in step `step`: half do."""
+    return bool(rng.generator(config.seed, "self-conditioning", step).random() < 0.5)
+
+
+def seed_dropout(config: TrainConfig, step: int, place: int) -> None:
+    """Seeds torch's own generator, from which dropout draws and nothing else in a step does."""
+    torch.manual_seed(rng.torch_seed(config.seed, "dropout", step, place))
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, count: int, epoch: int) -> np.ndarray:
+    return rng.permutation(seed, "order", count, epoch)

@@ -1,0 +1,195 @@
+"""Checkpoints: weights without code, whole or not at all.
+
+A checkpoint is a folder `step-00001000/` of `model.safetensors`, `ema.safetensors`,
+`optim.safetensors` and `state.json`, which holds the SHA-256 of each. It is written under a
+temporary name, flushed to the disk and renamed, so that a folder of that name is complete; what a
+crash leaves behind is never mistaken for one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from unraze.errors import CheckpointError, UnrazeError
+
+__all__ = ["Checkpoint", "fill", "listing", "newest", "read", "save", "write_atomically"]
+
+PARTS = ("model", "ema", "optim")
+PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint, read and verified. `hash` is the SHA-256 of the averaged weights' file."""
+
+    path: Path
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optim: dict[str, Tensor]
+    state: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """The SHA-256 of `ema.safetensors`, hexadecimal: the name of what is sampled from."""
+        return str(self.state["sha256"]["ema"])
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    optim: dict[str, Tensor],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `folder/step-XXXXXXXX` and then removes all but the `keep` newest checkpoints.
+
+    Raises `UnrazeError` where the disk is full or not writable; the older ones stay as they were.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.part"
+    hashes = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(".step-*.part"):
+            shutil.rmtree(left_over)
+        temporary.mkdir()
+        for part, tensors in zip(PARTS, (model, ema, optim), strict=True):
+            plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+            data = safetensors.torch.save(plain)
+            hashes[part] = hashlib.sha256(data).hexdigest()
+            _write_and_flush(temporary / f"{part}.safetensors", data)
+        text = json.dumps({**state, "step": step, "sha256": hashes}, indent=1, sort_keys=True)
+        _write_and_flush(temporary / "state.json", text.encode())
+        _flush_folder(temporary)
+        if final.exists():  # a damaged one of the same step, made anew
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _flush_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UnrazeError(_cannot_write(final, error)) from error
+    for old in listing(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def listing(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first, unread."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`."""
+    state_file = path / "state.json"
+    if not state_file.is_file():
+        pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
+        if pickles:
+            raise CheckpointError(
+                f"{path / pickles[0]}: a pickle can run code when it is opened, so it is not "
+                "read; convert it to safetensors where you trust it"
+            )
+        raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
+    try:
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        hashes, step = dict(state["sha256"]), int(state["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{state_file}: is damaged ({error})") from error
+    tensors = {part: _read_part(path / f"{part}.safetensors", hashes.get(part)) for part in PARTS}
+    return Checkpoint(path, step, tensors["model"], tensors["ema"], tensors["optim"], state)
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for each damaged newer one."""
+    problems: list[str] = []
+    for path in reversed(listing(folder)):
+        try:
+            return read(path), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Loads weights into a network; raises `CheckpointError` that names what does not fit."""
+    wanted = network.state_dict()
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        says = [f"lacks {_some(missing)}"] if missing else []
+        says += [f"has {_some(extra)} besides"] if extra else []
+        raise CheckpointError(
+            f"{where}: is of another network: it {' and '.join(says)}; "
+            "was config.toml changed since?"
+        )
+    for name, value in wanted.items():
+        if tensors[name].shape != value.shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"the network of config.toml needs {tuple(value.shape)}"
+            )
+    network.load_state_dict(tensors)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name, flushes it and renames it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _write_and_flush(temporary, text.encode())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UnrazeError(_cannot_write(path, error)) from error
+
+
+def _read_part(path: Path, expected: str | None) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {str(expected)[:12]}…"
+        )
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
+
+
+def _write_and_flush(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full; free some space and resume: older checkpoints are intact"
+    return f"{path}: cannot be written ({error.strerror}); older checkpoints are intact"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

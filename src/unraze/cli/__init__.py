@@ -1,0 +1,71 @@
+"""The command line: parse, call, print. `unraze --help` answers without importing torch.
+
+Exit status: 0 all went well; 1 a failure; 2 the command or one of its values will not do;
+3 training diverged; 130 interrupted (and, in training, saved).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
+
+from unraze.cli import draw, look, sample, train  # noqa: F401  (each adds its commands)
+from unraze.cli.app import app
+from unraze.errors import UnrazeError
+
+__all__ = ["main", "reproducible_math"]
+
+USAGE = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (sys.argv's where absent) and returns its exit status.
+
+    An `UnrazeError` is one line on stderr; any other exception is a defect and keeps its traceback.
+    """
+    reproducible_math()
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = app(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except CycloptsError as error:
+        return _complain(f"{_usage_sentence(error)} (see `{_help_for(error)}`)", USAGE)
+    except UnrazeError as error:
+        return _complain(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # whoever read our output has gone; what is left of it must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def reproducible_math() -> None:
+    """Asks the math library for the same bits at every call, where the user has not chosen.
+
+    To be called before torch is first imported: MKL reads its environment once. Strict conditional
+    numerical reproducibility makes results independent of how arrays lie in memory; a fixed number
+    of threads makes them independent of what else the machine does.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+    os.environ.setdefault("OMP_DYNAMIC", "FALSE")
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"unraze: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _usage_sentence(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"there is no place for {' '.join(map(repr, error.unused_tokens or []))}"
+    text = str(error)
+    return text if text.endswith("...") else text.removesuffix(".")
+
+
+def _help_for(error: CycloptsError) -> str:
+    return " ".join(["unraze", *(error.command_chain or ()), "--help"])

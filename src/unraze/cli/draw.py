@@ -1,0 +1,185 @@
+"""`unraze destroy` and `unraze schedule`: the forward process, and what drives it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from unraze.cli.app import (
+    EXPLAIN,
+    OUTPUT,
+    SAMPLING,
+    SCHEDULE_KINDS,
+    ScheduleKind,
+    Seed,
+    app,
+    parse_size,
+)
+from unraze.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["destroy", "schedule"]
+
+LARGEST_SIDE = 256
+STRIP = 9
+"""How many states the strip shows, the picture and the noise included."""
+DRAWN = re.compile(r"strip\.png|film\.gif")
+
+ScheduleOption = Annotated[ScheduleKind, Parameter(group=SAMPLING, help="Which ᾱ_t.")]
+
+
+@app.command(
+    group=EXPLAIN,
+    sort_key=4,
+    help_epilogue="Example: unraze destroy photo.jpg --size 128 --schedule cosine",
+)
+def destroy(
+    image: Annotated[Path, Parameter(help="The picture.")],
+    /,
+    *,
+    schedule: ScheduleOption = "linear",
+    steps: Annotated[int, Parameter(group=SAMPLING, help="T, the number of steps.")] = 1000,
+    seed: Seed = 0,
+    size: Annotated[
+        str | None,
+        Parameter(group=SAMPLING, help="Cut to 128, or height x width; at most 256 if absent."),
+    ] = None,
+    frames: Annotated[int, Parameter(group=OUTPUT, help="Pictures in the film.")] = 60,
+    out: Annotated[
+        Path | None, Parameter(group=OUTPUT, help="Folder; IMAGE-destroyed here where absent.")
+    ] = None,
+) -> int:
+    """Film a picture's way into noise, x_t = α_t x_{t-1} + β_t ε_t, step by step.
+
+    Writes film.gif and strip.png; their folder is the last line printed.
+    """
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give 0 or more")
+    if not 2 <= frames <= 1000:
+        raise InputError(f"--frames {frames}: give 2 to 1000")
+    if steps < 2:
+        raise InputError(f"--steps {steps}: a schedule has at least 2")
+    folder = out or Path(f"{image.stem}-destroyed")
+    from unraze.cli.drawing import require_ours, writing
+
+    require_ours(folder, DRAWN)
+
+    import numpy as np
+
+    from unraze import __version__, pictures, rng
+    from unraze.data import to_float, to_uint8
+    from unraze.process import destroy_step
+    from unraze.schedule import SCHEDULES
+
+    walk = SCHEDULES[schedule](steps)
+    x = to_float(_opened(image, parse_size(size))[None])
+    filmed = {round(k * steps / (frames - 1)) for k in range(frames)}
+    stripped = {round(k * steps / (STRIP - 1)) for k in range(STRIP)}
+    film, strip = [], []
+    for t in range(steps + 1):
+        if t > 0:
+            x = destroy_step(walk, x, t, rng.normal(seed, "destroy", [0], t, x.shape[1:]))
+        if t in filmed:
+            film.append(to_uint8(x)[0].transpose(1, 2, 0))
+        if t in stripped:
+            strip.append(to_uint8(x)[0].transpose(1, 2, 0))
+    recipe = {
+        "unraze": __version__,
+        "of": image.name,
+        "schedule": schedule,
+        "steps": steps,
+        "seed": seed,
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures.write_gif(film, folder / "film.gif", recipe | {"kind": "destroy film"})
+        row = pictures.grid(np.stack(strip), columns=len(strip))
+        pictures.write_png(row, folder / "strip.png", recipe | {"kind": "destroy strip"})
+    print(folder)
+    return 0
+
+
+@app.command(
+    group=EXPLAIN,
+    sort_key=5,
+    help_epilogue="Example: unraze schedule linear cosine --steps 300 --out schedules.png",
+)
+def schedule(
+    kinds: Annotated[
+        tuple[ScheduleKind, ...], Parameter(help="Which; all of them where absent.")
+    ] = (),
+    /,
+    *,
+    steps: Annotated[int, Parameter(group=SAMPLING, help="T, the number of steps.")] = 1000,
+    unscaled: Annotated[
+        bool,
+        Parameter(
+            group=SAMPLING,
+            negative="",
+            show_default=False,
+            help="The formula at T points, not stretched.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path, Parameter(group=OUTPUT, help="The PNG file; an older one is replaced.")
+    ] = Path("schedule.png"),
+) -> int:
+    """Draw ᾱ_t, β̄_t, β_t and log-SNR of schedules, and tell their landmarks."""
+    if steps < 2:
+        raise InputError(f"--steps {steps}: a schedule has at least 2")
+    if out.suffix != ".png":
+        raise InputError(f"--out {out}: give a name that ends in .png")
+    from rich.console import Console
+    from rich.table import Table
+
+    from unraze import plots
+    from unraze.cli.drawing import writing
+    from unraze.schedule import MAX_TERMINAL_SIGNAL, SCHEDULES
+
+    chosen = {
+        kind: SCHEDULES[kind](steps, rescaled=not unscaled) for kind in kinds or SCHEDULE_KINDS
+    }
+    table = Table("schedule", "T", "β_1", "β_T", "ᾱ = 0.5 at t =", "ᾱ_T", "")
+    for kind, each in chosen.items():
+        half = int((each.alpha_bar >= 0.5).sum()) - 1
+        left = float(each.alpha_bar[-1])
+        table.add_row(
+            kind,
+            str(each.steps),
+            f"{float(each.beta[1]):.4f}",
+            f"{float(each.beta[-1]):.4f}",
+            str(half),
+            f"{left:.4g}",
+            "more than 0.01" if left > MAX_TERMINAL_SIGNAL * (1 + 1e-9) else "",
+        )
+    Console().print(table)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plots.save(plots.schedule_figure(chosen), out, {"kind": "schedule", "steps": str(steps)})
+    print(out)
+    return 0
+
+
+def _opened(path: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """A picture (C, H, W) uint8, on white; no side above 256 where no size is given."""
+    from unraze.data.shape import UnreadableError, decode, fitted, is_grey
+    from unraze.errors import DataError
+
+    white = (255, 255, 255)
+    try:
+        with path.open("rb") as stream:
+            picture = decode(stream)
+            if size is None:
+                scale = min(1.0, LARGEST_SIDE / max(picture.size))
+                size = (max(1, round(picture.height * scale)), max(1, round(picture.width * scale)))
+            channels = 1 if is_grey(picture, white) else 3
+            return fitted(picture, size=size, fit="crop", channels=channels, background=white)
+    except UnreadableError as error:
+        raise DataError(f"{path}: {error}; give a picture that can be read") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,152 @@
+"""The commands that only look: `data`, `config`, `runs`, `doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from unraze.cli.app import DATA, LOOK, OUTPUT, Device, app, parse_size
+
+if TYPE_CHECKING:
+    from unraze.config import DataConfig
+
+__all__ = ["check", "config", "doctor", "get", "runs", "stats"]
+
+data = App(
+    name="data",
+    help="Look at images before training on them.",
+    help_epilogue=(
+        "Examples:\n\n  unraze data check FOLDER\n  unraze data stats digits --out sheet.png\n"
+        "  unraze data get fashion-mnist"
+    ),
+    group=LOOK,
+    sort_key=1,
+)
+app.command(data)
+
+Source = Annotated[
+    str, Parameter(help="A folder, zip, .npy/.npz, IDX or CIFAR file, or a known name.")
+]
+Size = Annotated[str | None, Parameter(group=DATA, help="32, or height x width: 32x48.")]
+Channels = Annotated[Literal[1, 3] | None, Parameter(group=DATA, help="1 grey, 3 colour.")]
+
+
+@data.command
+def check(source: Source, /, *, size: Size = None) -> int:
+    """Find what would spoil a training: unreadable files, duplicates, odd sizes, rare classes.
+
+    Each finding is a line; exit status 1 where files can't be read, else 0.
+    """
+    from unraze.data import check as checks
+
+    report = checks.check(_wanted(source, size, None))
+    for line in report.lines():
+        print(line)
+    return 1 if report.unreadable else 0
+
+
+@data.command
+def stats(
+    source: Source,
+    /,
+    *,
+    size: Size = None,
+    channels: Channels = None,
+    out: Annotated[
+        Path, Parameter(group=OUTPUT, help="The contact sheet, a PNG; an older one is replaced.")
+    ] = Path("contact-sheet.png"),
+) -> int:
+    """Tell size, channels, mean and spread, and lay out a contact sheet."""
+    return 0
+
+
+@data.command
+def get(name: Annotated[str, Parameter(help="A known name: fashion-mnist or digits.")], /) -> int:
+    """Have a known data set ready: from the cache, the system's data sets, or a download."""
+    return 0
+
+
+@app.command(
+    group=LOOK,
+    sort_key=2,
+    help_epilogue="Examples:\n\n  unraze config literal\n  unraze config --full",
+)
+def config(
+    preset: Annotated[str, Parameter(help="Which preset.")] = "fast",
+    /,
+    *,
+    full: Annotated[
+        bool,
+        Parameter(
+            negative="", show_default=False, help="Every key with its value, not the preset's text."
+        ),
+    ] = False,
+    list_: Annotated[
+        bool, Parameter(name="--list", negative="", show_default=False, help="Name the presets.")
+    ] = False,
+) -> int:
+    """Print a preset as the TOML that `unraze train --config` reads."""
+    from unraze import config as configs
+
+    if list_:
+        for name in configs.preset_names():
+            print(f"{name:20} {configs.preset(name).about}")
+        return 0
+    print(
+        configs.to_toml(configs.preset(preset)) if full else configs.preset_text(preset),
+        end="",
+    )
+    return 0
+
+
+@app.command(group=LOOK, sort_key=3)
+def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("runs"), /) -> int:
+    """List the runs of a folder: state, step, loss, preset and data."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unraze import run as run_folders
+
+    found = run_folders.summaries(folder)
+    if not found:
+        print(f"{folder}: no runs in it; `unraze train DATA` makes one")
+        return 0
+    table = Table("run", "state", "step", "loss", "preset", "data")
+    for each in found:
+        loss = "" if each.loss != each.loss else f"{each.loss:.4f}"
+        of = f"{each.step}/{each.steps}" if each.steps else str(each.step)
+        table.add_row(str(each.path), each.state, of, loss, each.preset, each.source)
+    Console(soft_wrap=True).print(table)
+    return 0
+
+
+@app.command(group=LOOK, sort_key=4)
+def doctor(*, device: Device = None) -> int:
+    """Tell versions, device and threads, and measure how fast this machine computes."""
+    from unraze import doctor as examined
+
+    for name, value in examined.versions().items():
+        print(f"{name:12} {value}")
+    where = device or "cpu"
+    hardware = examined.has_bfloat16(where)
+    print(f"{'bfloat16':12} {'in hardware' if hardware else 'not in hardware: slower, not used'}")
+    speeds = examined.measure(where)
+    print(f"\n{'GFLOP/s':12} {'matrices':>10} {'3x3 conv':>10}")
+    for speed in speeds:
+        print(f"{speed.dtype:12} {speed.matmul:10.0f} {speed.conv:10.0f}")
+    best = max(s.conv for s in speeds if s.dtype == "float32" or hardware)
+    work = examined.flops_an_image() / 1e9
+    print(
+        f"\nTraining the default network on one 28 x 28 image takes {work:.2f} GFLOP: at the speed "
+        f"of its\nconvolutions, {best / work:.0f} images a second. What is reached is less, for "
+        "attention, norms and the\noptimiser are bound by memory, not by arithmetic."
+    )
+    return 0
+
+
+def _wanted(source: str, size: str | None, channels: Literal[1, 3] | None) -> DataConfig:
+    from unraze.config import DataConfig
+
+    return DataConfig(source=source, size=parse_size(size), channels=channels)

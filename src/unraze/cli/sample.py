@@ -1,0 +1,283 @@
+"""`unraze sample`: pictures from a run, and the same pictures again from their recipe."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from unraze.cli.app import MAKE, OUTPUT, SAMPLING, Device, Threads, app
+from unraze.errors import InputError
+
+if TYPE_CHECKING:
+    from unraze.config import SampleConfig
+    from unraze.generate import Classes, Model
+
+__all__ = ["sample"]
+
+
+@app.command(
+    group=MAKE,
+    sort_key=3,
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze sample RUN -n 64 --film\n"
+        "  unraze sample RUN -n 64 --greedy\n"
+        "  unraze sample RUN --sigma beta --steps 1000\n"
+        "  unraze sample RUN --class 5 --guidance 2\n"
+        "  unraze sample RUN -n 10000 --npy samples.npy\n"
+        "  unraze sample --like RUN/samples-00000/00003.png"
+    ),
+)
+def sample(
+    run: Annotated[
+        Path | None, Parameter(help="The run's folder; with --like, absent: the recipe's.")
+    ] = None,
+    /,
+    *,
+    n: Annotated[
+        int | None, Parameter(name=["-n", "--count"], group=SAMPLING, help="How many; 16.")
+    ] = None,
+    seed: Annotated[
+        int | None, Parameter(group=SAMPLING, help="The same seed gives the same pictures; 0.")
+    ] = None,
+    steps: Annotated[
+        int | None, Parameter(group=SAMPLING, help="Network calls, from 1 to T; as trained for.")
+    ] = None,
+    sampler: Annotated[
+        Literal["greedy", "random", "ddim"] | None,
+        Parameter(group=SAMPLING, help="The run's own where absent."),
+    ] = None,
+    greedy: Annotated[
+        bool,
+        Parameter(
+            group=SAMPLING, negative="", show_default=False, help="x_{t-1} = μ(x_t), nothing else."
+        ),
+    ] = False,
+    sigma: Annotated[
+        Literal["beta", "beta_tilde"] | None,
+        Parameter(group=SAMPLING, help="σ_t of random sampling, which it implies."),
+    ] = None,
+    eta: Annotated[
+        float | None, Parameter(group=SAMPLING, help="DDIM's share of new noise, 0 to 1.")
+    ] = None,
+    final_noise: Annotated[
+        bool,
+        Parameter(
+            group=SAMPLING,
+            negative="",
+            show_default=False,
+            help="Random: noise at t = 1 too, as in the text.",
+        ),
+    ] = False,
+    clip: Annotated[
+        Literal["none", "clip", "dynamic"] | None,
+        Parameter(group=SAMPLING, help="What is done with x̂₀ outside [-1, 1]."),
+    ] = None,
+    class_: Annotated[
+        str | None,
+        Parameter(
+            name="--class",
+            group=SAMPLING,
+            help="A class by name or number, all (in turn, the default) or none.",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None, Parameter(group=SAMPLING, help="How far towards the class; 1 is none.")
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        Parameter(
+            group=SAMPLING, negative="", help="Part of the time t/T in which it acts: 0.1 0.8."
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, Parameter(group=SAMPLING, help="Pictures computed at once; 64.")
+    ] = None,
+    raw: Annotated[
+        bool,
+        Parameter(
+            group=SAMPLING, negative="", show_default=False, help="The weights, not their average."
+        ),
+    ] = False,
+    checkpoint: Annotated[
+        int | None, Parameter(group=SAMPLING, help="Of this training step; the newest if absent.")
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None,
+        Parameter(group=OUTPUT, help="Folder for the pictures; RUN/samples-00000, … if absent."),
+    ] = None,
+    npy: Annotated[
+        Path | None,
+        Parameter(
+            group=OUTPUT,
+            help="Write a uint8 array (n, height, width, channels); no pictures without --out.",
+        ),
+    ] = None,
+    film: Annotated[
+        bool,
+        Parameter(
+            group=OUTPUT,
+            negative="",
+            show_default=False,
+            help="Also film.gif, from noise to pictures.",
+        ),
+    ] = False,
+    like: Annotated[
+        Path | None,
+        Parameter(group=OUTPUT, help="Make this picture, grid or film again, from its recipe."),
+    ] = None,
+) -> int:
+    """Draw pictures from a run: 00000.png …, grid.png, and film.gif on demand.
+
+    Where they are is the last line printed. Each carries its recipe.
+    """
+    if like is not None:
+        with_it = {
+            "-n": n,
+            "--seed": seed,
+            "--steps": steps,
+            "--sampler": sampler,
+            "--greedy": greedy or None,
+            "--sigma": sigma,
+            "--eta": eta,
+            "--final-noise": final_noise or None,
+            "--clip": clip,
+            "--class": class_,
+            "--guidance": guidance,
+            "--guidance-interval": guidance_interval,
+            "--batch": batch,
+            "--raw": raw or None,
+            "--checkpoint": checkpoint,
+            "--device": device,
+            "--threads": threads,
+            "--npy": npy,
+            "--film": film or None,
+        }
+        extra = [name for name, value in with_it.items() if value is not None]
+        if extra:
+            raise InputError(
+                f"--like takes all from the recipe of {like}: leave {' and '.join(extra)} out"
+            )
+        from unraze.cli.drawing import again
+
+        print(again(like, run, out))
+        return 0
+    if run is None:
+        raise InputError("say which run to draw from; `unraze runs` lists them")
+
+    from unraze import generate
+    from unraze.cli.drawing import PICTURES, Order, draw, fresh_folder, require_new, require_ours
+
+    _set_threads(threads)
+    require_new(npy)
+    model = generate.load(run, raw=raw, step=checkpoint, device=device or "cpu")
+    settings = _settings(
+        model,
+        sampler=_sampler(model.config.sample.sampler, sampler, greedy, sigma, eta, final_noise),
+        steps=steps,
+        sigma=sigma,
+        eta=eta,
+        final_noise=final_noise or None,
+        clip=clip,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+    )
+    classes = _classes(model, class_)
+    if guidance not in (None, 1.0) and classes == "none":
+        raise InputError("--guidance and --class none: there is no class to guide towards")
+    if guidance_interval is not None and settings.guidance == 1:
+        raise InputError("--guidance-interval: nothing is guided; give --guidance too")
+    order = Order(
+        model=model,
+        settings=settings,
+        seed=0 if seed is None else seed,
+        classes=classes,
+        count=16 if n is None else n,
+        batch=64 if batch is None else batch,
+        raw=raw,
+    )
+    folder = None
+    if out is not None or npy is None or film:
+        folder = out or fresh_folder(run)
+        require_ours(folder, PICTURES, order.count)
+    draw(order, folder, npy, film=film)
+    print(folder if folder is not None else npy)
+    return 0
+
+
+def _sampler(
+    own: str,
+    sampler: str | None,
+    greedy: bool,
+    sigma: str | None,
+    eta: float | None,
+    final_noise: bool,
+) -> str | None:
+    """The sampler that the options ask for, or None for the run's own; they must agree."""
+    if greedy and sampler not in (None, "greedy"):
+        raise InputError(f"--greedy and --sampler {sampler}: give one of them")
+    asked = "greedy" if greedy else sampler
+    if sigma is not None and asked is None:
+        asked = "random"
+    effective = asked or own
+    noisy = {
+        f"--sigma {sigma}": sigma is not None and effective != "random",
+        "--final-noise": final_noise and effective != "random",
+        f"--eta {eta}": eta is not None and effective != "ddim",
+    }
+    needs = {"--eta": "ddim", "--sigma": "random", "--final-noise": "random"}
+    for option, wrong in noisy.items():
+        if wrong:
+            wanted = needs[option.split()[0]]
+            raise InputError(
+                f"{option} is for the {wanted} sampler, this is {effective}: "
+                f"leave it out, or give --sampler {wanted}"
+            )
+    return asked
+
+
+def _settings(model: Model, **options: Any) -> SampleConfig:
+    from unraze.config import updated
+
+    changes = {f"sample.{key}": value for key, value in options.items() if value is not None}
+    return updated(model.config, changes, where="option").sample
+
+
+def _classes(model: Model, text: str | None) -> Classes:
+    """A class by name, by number, or "all" or "none"; a name goes before a number."""
+    if text is None:
+        return None
+    if model.num_classes == 0:
+        raise InputError(
+            f"--class {text}: this run was trained without classes; "
+            "train one with --classes to ask for them"
+        )
+    if text in model.class_names:
+        return model.class_names.index(text)
+    if text == "all":
+        return "all"
+    if text == "none":
+        return "none"
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    close = difflib.get_close_matches(text, model.class_names, n=1, cutoff=0.5)
+    hint = f", did you mean '{close[0]}'?" if close else ""
+    raise InputError(
+        f"--class {text}: there is no such class{hint}; this run knows "
+        f"{', '.join(model.class_names)}"
+    )
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads {threads}: give at least 1")
+    import torch
+
+    torch.set_num_threads(threads)

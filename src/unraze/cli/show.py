@@ -1,0 +1,128 @@
+"""What is shown while something runs: a bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bars
+
+if TYPE_CHECKING:
+    from unraze.generate import Progress
+    from unraze.train import Report
+
+__all__ = ["clock", "follow_drawing", "follow_reading", "follow_training", "size_of"]
+
+PLAIN_SECONDS = 5.0
+"""How often a line is printed where there is no terminal to draw a bar in."""
+
+
+def follow_training(reports: Iterator[Report], console: Console) -> Report:
+    """Shows training until it ends and returns its last report."""
+    if console.is_terminal:
+        return _training_bar(reports, console)
+    last, said = None, 0.0
+    for last in reports:
+        if last.message:
+            print(last.message, flush=True)
+        elif last.phase == "training" and (
+            time.monotonic() - said >= PLAIN_SECONDS or last.step == last.steps
+        ):
+            said = time.monotonic()
+            print(f"step {last.step}/{last.steps}  {_figures(last)}", flush=True)
+    assert last is not None, "training always reports how it ended"
+    return last
+
+
+def _training_bar(reports: Iterator[Report], console: Console) -> Report:
+    columns = (
+        TextColumn("step {task.fields[place]}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    last = None
+    with Bars(*columns, console=console, refresh_per_second=4) as bars:
+        task = bars.add_task("", total=None, place="", figures="measuring")
+        for last in reports:
+            if last.message:
+                bars.console.print(last.message, markup=False, highlight=False)
+            if last.phase == "training" and last.steps:
+                bars.update(
+                    task,
+                    total=last.steps,
+                    completed=last.step,
+                    place=f"{last.step}/{last.steps}",
+                    figures=_figures(last),
+                )
+    assert last is not None, "training always reports how it ended"
+    return last
+
+
+def _figures(report: Report) -> str:
+    return (
+        f"loss {report.loss:.4f}  {report.images_per_second:.0f} img/s  "
+        f"{clock(report.seconds_left)} left  {size_of(report.memory)}"
+    )
+
+
+def follow_drawing(moments: Iterator[Progress], console: Console) -> Iterator[Progress]:
+    """Shows how far sampling has come, and hands every moment on."""
+    if not console.is_terminal:
+        said = time.monotonic()
+        for moment in moments:
+            if time.monotonic() - said >= PLAIN_SECONDS:
+                said = time.monotonic()
+                print(f"step {moment.done}/{moment.total}", flush=True)
+            yield moment
+        return
+    columns = (
+        TextColumn("images {task.fields[images]}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]} left"),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=None, images="", left="")
+        started = time.monotonic()
+        for moment in moments:
+            took = time.monotonic() - started
+            bars.update(
+                task,
+                total=moment.total,
+                completed=moment.done,
+                images=f"{moment.numbers.start} … {moment.numbers.stop - 1}",
+                left=clock(took / moment.done * (moment.total - moment.done)),
+            )
+            yield moment
+
+
+def follow_reading(console: Console) -> Callable[[int, int], None]:
+    """A function (done, total) that shows how far reading has come, for `unraze.data.load`."""
+    said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PLAIN_SECONDS:
+            said = time.monotonic()
+            of = f" of {total}" if total else ""
+            console.print(f"reading {done}{of}", markup=False, highlight=False)
+
+    return show
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:03:04; "?" where they are not known."""
+    if not seconds < float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size_of(count: int) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

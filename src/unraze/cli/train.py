@@ -1,0 +1,283 @@
+"""`unraze train` and `unraze resume`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from unraze.cli.app import (
+    BUDGET,
+    DATA,
+    MACHINE,
+    MAKE,
+    NETWORK,
+    OUTPUT,
+    Device,
+    Threads,
+    app,
+    parse_size,
+)
+from unraze.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from unraze.config import Config
+    from unraze.data import Images
+    from unraze.run import Run
+
+__all__ = ["resume", "train"]
+
+INTERRUPTED = 130
+
+
+@app.command(
+    group=MAKE,
+    sort_key=1,
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze train fashion-mnist\n"
+        "  unraze train photos/ --size 32x48 --minutes 10 --out runs/photos\n"
+        "  unraze train digits --preset literal --set loss.objective=four-variable\n\n"
+        "`unraze config PRESET` shows what a preset holds, `unraze config --full` every key that "
+        "--set takes."
+    ),
+)
+def train(
+    data: Annotated[
+        str | None,
+        Parameter(group=DATA, help="A folder, zip, .npy/.npz, IDX or CIFAR file, or a known name."),
+    ] = None,
+    /,
+    *,
+    minutes: Annotated[float | None, Parameter(group=BUDGET, help="Wall-clock minutes.")] = None,
+    steps: Annotated[int | None, Parameter(group=BUDGET, help="Optimiser steps.")] = None,
+    epochs: Annotated[float | None, Parameter(group=BUDGET, help="Passes over the data.")] = None,
+    size: Annotated[str | None, Parameter(group=DATA, help="32, or height x width: 32x48.")] = None,
+    channels: Annotated[
+        Literal[1, 3] | None, Parameter(group=DATA, help="1 grey, 3 colour; as they are if absent.")
+    ] = None,
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"] | None,
+        Parameter(group=DATA, help="How an image of another aspect is brought to the size."),
+    ] = None,
+    background: Annotated[
+        str | None, Parameter(group=DATA, help="The colour that transparency is flattened onto.")
+    ] = None,
+    flip: Annotated[
+        bool | None, Parameter(group=DATA, help="Mirror half of the images (symmetric data only).")
+    ] = None,
+    skip_bad: Annotated[
+        bool | None,
+        Parameter(
+            group=DATA,
+            negative="",
+            show_default=False,
+            help="Leave unreadable files out and count them.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        Parameter(group=NETWORK, help="What to begin with; `unraze config --list`. Default: fast."),
+    ] = None,
+    config: Annotated[
+        Path | None, Parameter(group=NETWORK, help="A TOML file in place of a preset.")
+    ] = None,
+    classes: Annotated[
+        bool | None, Parameter(group=NETWORK, help="Condition on the class labels.")
+    ] = None,
+    batch: Annotated[int | None, Parameter(group=NETWORK, help="Images a step.")] = None,
+    lr: Annotated[float | None, Parameter(group=NETWORK, help="Learning rate.")] = None,
+    seed: Annotated[
+        int | None, Parameter(group=NETWORK, help="The same seed gives the same run.")
+    ] = None,
+    allow_signal: Annotated[
+        bool | None,
+        Parameter(
+            group=NETWORK,
+            negative="",
+            show_default=False,
+            help="Accept a schedule that leaves more than ᾱ_T = 0.01 of the picture.",
+        ),
+    ] = None,
+    set_: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            group=NETWORK,
+            negative="",
+            show_default=False,
+            help="Any other key, as train.ema=0.999; the value is TOML; may be repeated.",
+        ),
+    ] = (),
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None,
+        Parameter(group=MACHINE, help="auto: bfloat16 where it is in hardware and faster."),
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None,
+        Parameter(group=OUTPUT, help="The run's folder; a fresh number under runs/ where absent."),
+    ] = None,
+) -> int:
+    """Train on images; the run's folder is the last line printed.
+
+    Ctrl-C saves and says how to go on; a second one aborts at once.
+    """
+    changes = {
+        "data.source": _source(data),
+        "data.size": parse_size(size),
+        "data.channels": channels,
+        "data.fit": fit,
+        "data.background": background,
+        "data.flip": flip,
+        "data.skip_bad": skip_bad,
+        "schedule.allow_signal": allow_signal,
+        "train.minutes": minutes,
+        "train.steps": steps,
+        "train.epochs": epochs,
+        "train.classes": classes,
+        "train.batch": batch,
+        "train.lr": lr,
+        "train.seed": seed,
+        "train.dtype": dtype,
+        "train.device": device,
+        "train.threads": threads,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    wanted = _configuration(preset, config, given, set_)
+    if not wanted.data.source:
+        raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
+
+    from unraze import run as runs
+    from unraze import schedule as schedules
+    from unraze import train as training
+
+    schedules.from_config(wanted.schedule)  # refused before the images are read
+    images = _read(wanted)
+    wanted = training.prepare(wanted, images)
+    return _train(runs.create(wanted, out=out, command=["unraze", *sys.argv[1:]]), images)
+
+
+@app.command(
+    group=MAKE, sort_key=2, help_epilogue="Example: unraze resume runs/00000-fashion-mnist"
+)
+def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
+    """Go on with a run that was stopped or killed, exactly as if it never had been.
+
+    Its settings are those it began with. The run's folder is the last line printed.
+    """
+    from unraze import run as runs
+
+    found = runs.find(run)
+    return _train(found, _read(runs.read_config(found)))
+
+
+def _source(data: str | None) -> str | None:
+    """What is on disk by its full path, so that a run is resumed from any folder."""
+    from unraze.data import NAMES
+
+    if data is None or data in NAMES or not Path(data).exists():
+        return data
+    return str(Path(data).resolve())
+
+
+def _configuration(
+    preset: str | None, file: Path | None, options: dict[str, Any], settings: tuple[str, ...]
+) -> Config:
+    from unraze import config as configs
+
+    if preset is not None and file is not None:
+        raise InputError(f"--preset {preset} and --config {file}: give one of them")
+    begun = configs.from_toml(file) if file else configs.preset(preset or "fast")
+    changes = dict(_setting(text) for text in settings)
+    twice = sorted(changes.keys() & options.keys())
+    if twice:
+        raise InputError(f"--set {twice[0]}: is given as an option of its own too; give one")
+    where = "--set" if changes and not options.keys() - {"data.source"} else "option"
+    return configs.updated(begun, changes | options, where=where)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """("train.lr", 1e-3) from "train.lr=1e-3"; a value that is no TOML is taken as a text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {text}: give KEY=VALUE, as train.lr=1e-3")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _read(config: Config) -> Images:
+    from rich.console import Console
+
+    from unraze.cli.show import follow_reading
+    from unraze.data import load
+
+    images = load(config.data, split="train", progress=follow_reading(Console(stderr=True)))
+    count, channels, height, width = images.pixels.shape
+    skipped = f", {len(images.skipped)} left out as unreadable" if images.skipped else ""
+    print(
+        f"{images.source}: {count} images of {height} x {width}, "
+        f"{'grey' if channels == 1 else 'colour'}{skipped}",
+        flush=True,
+    )
+    return images
+
+
+def _train(run: Run, images: Images) -> int:
+    from rich.console import Console
+
+    from unraze import train as training
+    from unraze.cli.show import follow_training
+
+    with _asked_to_stop() as stop:
+        last = follow_training(training.train(run, images, stop=stop), Console())
+    if last.phase == "stopped":
+        print(f"go on with: unraze resume {run.path}")
+    else:
+        print(f"pictures of its progress: {run.samples}, loss: {run.path / 'loss.png'}")
+        print(f"draw from it with: unraze sample {run.path} -n 64 --film")
+    print(run.path)
+    return INTERRUPTED if last.phase == "stopped" else 0
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGINT or SIGTERM came; the second one ends the process."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            for each in before:
+                signal.signal(each, signal.SIG_DFL)
+            signal.raise_signal(number)
+        asked.set()
+        # not print(): the signal may have come in the middle of one
+        os.write(2, b"\nsaving, then stopping; once more to abort at once\n")
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, handle)
+    try:
+        yield asked.is_set
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

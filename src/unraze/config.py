@@ -1,0 +1,352 @@
+"""What a run is made of, checked once: every option has its name, its bounds and its default here.
+
+A configuration is a tree of small frozen models, read from TOML (a preset, a run's `config.toml`),
+and written back in full. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unraze.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "LeanConfig",
+    "LossConfig",
+    "NetworkConfig",
+    "SampleConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "UNetConfig",
+    "from_dict",
+    "from_toml",
+    "preset",
+    "preset_names",
+    "preset_text",
+    "to_toml",
+    "updated",
+]
+
+Parametrisation = Literal["eps_step", "eps", "x0", "v", "edm"]
+SamplerName = Literal["greedy", "random", "ddim"]
+Positive = Annotated[int, Field(ge=1)]
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where the images come from and how they are brought to one shape."""
+
+    source: str = Field("", description="a folder, zip, .npy/.npz, IDX or CIFAR file, or a name")
+    size: tuple[Positive, Positive] | None = Field(
+        None, description="height and width; absent: the images' own size, if they share one"
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        "crop", description="how an image of another aspect is brought to the size"
+    )
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; absent: the images'")
+    background: str = Field("white", description="the colour that transparency is flattened onto")
+    flip: bool = Field(False, description="mirror half of the images: for mirror-symmetric data")
+    skip_bad: bool = Field(False, description="leave unreadable files out instead of stopping")
+
+
+class ScheduleConfig(_Section):
+    """ᾱ_t, the signal amplitude after t steps (`unraze.schedule`)."""
+
+    kind: Literal["linear", "quadratic", "sigmoid", "cosine", "angle"] = "angle"
+    steps: Annotated[int, Field(ge=2)] = Field(1000, description="T, the number of steps")
+    rescaled: bool = Field(
+        True,
+        description="stretch the 1,000-step curve over T steps and down to ᾱ_T = 0.01; "
+        "false: the formula at T points, as the tutorial does",
+    )
+    zero_terminal: bool = Field(False, description="rescale so that ᾱ_T = 0 (Lin et al. 2023)")
+    allow_signal: bool = Field(False, description="accept ᾱ_T > 0.01: samples start off-course")
+
+
+class LeanConfig(_Section):
+    """The fast default network: pixels folded into channels, few and wide blocks (`nn/lean.py`)."""
+
+    kind: Literal["lean"] = "lean"
+    fold: Positive = Field(2, description="fold squares of this side into channels first")
+    widths: tuple[Positive, ...] = Field((64, 128), min_length=1, description="channels per level")
+    blocks: Positive = Field(2, description="ResNet blocks per level on each side")
+    heads: Positive = Field(4, description="attention heads, at the lowest resolution")
+    groups: Positive = Field(8, description="groups of the group normalisation")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class UNetConfig(_Section):
+    """The annotated U-Net, and with other numbers the network of Ho et al. (`nn/unet.py`)."""
+
+    kind: Literal["unet"] = "unet"
+    dim: Positive = Field(28, description="channels of the first level")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 4), min_length=1)
+    block: Literal["resnet", "convnext"] = "resnet"
+    blocks: Positive = Field(2, description="blocks per level on each side")
+    attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="levels with full attention, 0 the finest; the middle always has it"
+    )
+    linear_attention: bool = Field(True, description="linear attention at the other levels")
+    heads: Positive = 4
+    head_dim: Positive | None = Field(
+        None, description="channels per attention head; absent: a level's channels over its heads"
+    )
+    groups: Positive = Field(4, description="groups of the group normalisation")
+    scale_shift: bool = Field(True, description="time scales and shifts; false: it only shifts")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+NetworkConfig = Annotated[LeanConfig | UNetConfig, Field(discriminator="kind")]
+
+
+class LossConfig(_Section):
+    """What training minimises (`unraze.loss`)."""
+
+    parametrisation: Parametrisation = Field("v", description="what the network's output means")
+    objective: Literal["weighted", "reduced", "four-variable"] = Field(
+        "weighted",
+        description="weighted: w(log-SNR) ‖x₀−x̂₀‖²; the other two are the text's, for eps_step",
+    )
+    weighting: Literal["eps", "x0", "v", "min-snr", "p2", "edm"] = "v"
+    target: Literal["eps_step", "eps", "x0", "v", "edm"] = Field(
+        "v", description="the space in which the distance is taken"
+    )
+    distance: Literal["l2", "l1", "huber"] = "l2"
+    huber_delta: Annotated[float, Field(gt=0.0)] = 1.0
+    min_snr_gamma: Annotated[float, Field(gt=0.0)] = 5.0
+    p2_k: Annotated[float, Field(gt=0.0)] = 1.0
+    p2_gamma: Annotated[float, Field(ge=0.0)] = 1.0
+    times: Literal["uniform", "logit-normal", "log-normal"] = "logit-normal"
+    times_mean: float = Field(0.0, description="of the normal: logit θ, or ln σ (EDM: -1.2)")
+    times_std: Annotated[float, Field(gt=0.0)] = 1.2
+    continuous: bool = Field(True, description="times between the integers too")
+    stratified: bool = Field(True, description="one time from each B-th part, over the batch")
+    self_conditioning: bool = Field(False, description="the network also sees its last x̂₀")
+    sigma_data: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="root mean square of the pixels; absent: measured and stored"
+    )
+
+    @model_validator(mode="after")
+    def _objectives_of_the_text(self) -> LossConfig:
+        if self.objective != "weighted":
+            if self.parametrisation != "eps_step":
+                raise ValueError(
+                    f'objective = "{self.objective}" is a loss of the step noise: '
+                    f'set parametrisation = "eps_step" (it is "{self.parametrisation}")'
+                )
+            if self.continuous:
+                raise ValueError(
+                    f'objective = "{self.objective}" needs whole steps: set continuous = false'
+                )
+            if self.distance != "l2":
+                raise ValueError(
+                    f'objective = "{self.objective}" is a squared norm: set distance = "l2"'
+                )
+        return self
+
+
+class TrainConfig(_Section):
+    """The loop: budget, batch, optimiser, averages, what is saved and when."""
+
+    minutes: Annotated[float, Field(gt=0.0)] | None = None
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    batch: Positive = Field(128, description="images per optimiser step (the global batch)")
+    accumulate: Positive = Field(1, description="parts that the batch is computed in")
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)] = 2e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.99,
+    )
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup: Annotated[int, Field(ge=0)] = Field(50, description="steps of rising learning rate")
+    decay: Unit = Field(0.7, description="last part of the budget in which lr falls to zero")
+    clip: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="gradient norm bound")
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
+    ema_warmup: bool = Field(True, description="a shorter average while training is young")
+    classes: bool = Field(False, description="condition on the class labels")
+    label_dropout: Unit = Field(0.1, description="share of labels hidden, for guidance")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "cpu"
+    threads: Positive | None = Field(None, description="absent: all cores")
+    preview_every: Positive | None = Field(None, description="steps; absent: eight in the budget")
+    checkpoint_every: Positive | None = Field(None, description="steps; absent: each minute or so")
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainConfig:
+        given = [k for k in ("minutes", "steps", "epochs") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"the budget is given twice ({' and '.join(given)}): give one")
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch = {self.batch} cannot be computed in {self.accumulate} equal parts: "
+                "make accumulate a divisor of batch"
+            )
+        return self
+
+
+class SampleConfig(_Section):
+    """How images are drawn from what was learned (`unraze.samplers`)."""
+
+    sampler: SamplerName = "ddim"
+    steps: Positive | None = Field(50, description="network calls; absent: all T")
+    spacing: Literal["time", "angle"] = Field(
+        "time", description="kept steps are even in t, or in arctan(β̄/ᾱ)"
+    )
+    sigma: Literal["beta", "beta_tilde"] = Field("beta", description="σ_t of the random sampler")
+    eta: Unit = Field(0.0, description="DDIM's share of new noise")
+    clip: Literal["none", "clip", "dynamic"] = Field("clip", description="of x̂₀ to [-1, 1]")
+    dynamic_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
+    final_noise: bool = Field(False, description="add noise in the last step too (literal rule)")
+    guidance: Annotated[float, Field(ge=0.0)] = Field(1.0, description="1: none")
+    guidance_interval: tuple[Unit, Unit] = Field(
+        (0.0, 1.0), description="part of the time t/T in which guidance acts"
+    )
+
+
+class Config(_Section):
+    """A whole run: `preset` is where it began, the rest is what holds."""
+
+    preset: str = "fast"
+    about: str = ""
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    network: NetworkConfig = LeanConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of the presets that come with the package, `fast` first."""
+    files = (resources.files("unraze") / "presets").iterdir()
+    names = sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+    return tuple(sorted(names, key=lambda name: name != "fast"))
+
+
+def preset_text(name: str) -> str:
+    """The TOML text of a preset, comments and all; raises `InputError` for an unknown name."""
+    if name not in preset_names():
+        raise InputError(
+            f"there is no preset '{name}'{_nearest(name, preset_names())}; "
+            f"the presets are {', '.join(preset_names())}"
+        )
+    return (resources.files("unraze") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def preset(name: str) -> Config:
+    """The configuration of a preset; raises `InputError` for an unknown name."""
+    return from_dict(tomllib.loads(preset_text(name)), where=f"preset {name}")
+
+
+def from_toml(path: Path) -> Config:
+    """Reads a configuration file; raises `InputError` that names the file and the key."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not TOML ({error})") from error
+    return from_dict(values, where=str(path))
+
+
+def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
+    """Checks nested plain values; raises one `InputError` naming place, value and remedy."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_sentence(error)}") from error
+
+
+def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option") -> Config:
+    """A copy with dotted keys changed, `{"train.lr": 1e-3}`, checked as a whole.
+
+    Giving one of `train.minutes`, `train.steps`, `train.epochs` replaces the budget.
+    """
+    values = config.model_dump()
+    budget = {"train.minutes", "train.steps", "train.epochs"}
+    if budget & changes.keys():
+        for key in budget:
+            values["train"][key.removeprefix("train.")] = None
+    if changes.get("network.kind", values["network"]["kind"]) != values["network"]["kind"]:
+        kind = {"lean": LeanConfig, "unet": UNetConfig}.get(changes["network.kind"])
+        values["network"] = kind().model_dump() if kind else values["network"]
+    for dotted, value in changes.items():
+        *sections, name = dotted.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name not in place or isinstance(place[name], dict):
+            known = tuple(_leaves(values))
+            raise InputError(
+                f"{where}: there is no key '{dotted}'{_nearest(dotted, known)}; "
+                "`unraze config` shows them all"
+            )
+        place[name] = value
+    return from_dict(values, where=where)
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration as TOML; what is absent (None) is left out."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return value
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    """The words ", did you mean …?" where something known is close to `name`, else nothing."""
+    tails = {k.rsplit(".", 1)[-1]: k for k in known}
+    close = difflib.get_close_matches(name, known, n=1) or [
+        tails[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(tails), n=1)
+    ]
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # the discriminator of a union appears in pydantic's path, but not in the file
+    path = [str(p) for p in first["loc"] if p not in ("lean", "unet")]
+    place = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = tuple(_leaves(Config().model_dump())) + tuple(
+            f"network.{k}" for k in UNetConfig.model_fields
+        )
+        return f"there is no key '{place}'{_nearest(place, known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict):
+        return f"{place}: {message}" if place else message
+    return f"{place} = {first['input']!r}: {message}"

@@ -1,0 +1,79 @@
+"""A zip archive of image files, read in place: nothing is unpacked to disk."""
+
+import calendar
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from unraze.data.found import Opener, Pictures, by_class, is_hidden, is_image, natural
+from unraze.data.shape import UnreadableError
+from unraze.errors import DataError
+
+__all__ = ["MAX_BYTES", "read"]
+
+MAX_BYTES = 2**30
+"""The most bytes that one file of an archive may unpack to."""
+
+
+def read(path: Path) -> Pictures:
+    """The image files of a zip, in natural order; its folders are classes, as a folder's are.
+
+    Raises `DataError` where the file is not a zip, or holds no images.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: is not a whole zip archive ({error}); make it again") from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); check its permissions"
+        ) from error
+    found: list[tuple[tuple[str, ...], zipfile.ZipInfo]] = []
+    left_out: list[str] = []
+    for name, info in members.items():
+        parts = tuple(part for part in name.split("/") if part not in ("", "."))
+        if parts and is_image(parts[-1]) and not any(is_hidden(part) for part in parts):
+            found.append((parts, info))
+        else:
+            left_out.append(name)
+    if not found:
+        raise DataError(
+            f"{path}: holds no images ({len(left_out)} files of other kinds); "
+            "give a zip of .png, .jpg or the like"
+        )
+    found.sort(key=lambda pair: [natural(part) for part in pair[0]])
+    labels, class_names = by_class([parts for parts, _ in found], str(path))
+    infos = [info for _, info in found]
+
+    @contextmanager
+    def opened() -> Iterator[Opener]:
+        with zipfile.ZipFile(path) as archive:
+            yield lambda number: _unpacked(archive, infos[number])
+
+    return Pictures(
+        source=str(path),
+        names=tuple("/".join(parts) for parts, _ in found),
+        labels=labels,
+        class_names=class_names,
+        stamps=[(info.CRC, calendar.timegm((*info.date_time, 0, 0, 0))) for info in infos],
+        opened=opened,
+        left_out=tuple(sorted(left_out, key=natural)),
+    )
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    if info.file_size > MAX_BYTES:
+        raise UnreadableError(f"unpacks to {info.file_size} bytes, more than {MAX_BYTES}")
+    try:
+        return io.BytesIO(archive.read(info))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UnreadableError(f"is damaged in the archive: {error}") from error
+    except NotImplementedError as error:
+        raise UnreadableError(f"is packed in a way that cannot be unpacked: {error}") from error
+    except RuntimeError as error:  # how zipfile says that a password is needed
+        raise UnreadableError(f"cannot be unpacked: {error}") from error

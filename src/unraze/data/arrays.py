@@ -1,0 +1,146 @@
+"""Images saved as numpy arrays: `.npy`, and `.npz` with labels. Pickles in them are never loaded."""
+
+import zipfile
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from unraze.data.found import Arrays, listed, no_test_part
+from unraze.errors import DataError
+
+__all__ = ["read"]
+
+_TRAIN = ("images", "x", "arr_0", "x_train", "nhwc", "nchw")
+_TEST = ("x_test",)
+_LABELS = {"x_train": ("y_train",), "x_test": ("y_test",)}
+_CHANNELS = (1, 3, 4)
+_CHUNK = 4096
+
+_Array = np.ndarray[Any, Any]
+
+
+def read(path: Path, split: Literal["train", "test"] = "train") -> Arrays:
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8, or of floats in [0, 1].
+
+    C is 1, 3, or 4 (RGB and alpha). An `.npz` has the images under the key `images`, `x`, `arr_0`
+    or `x_train`; or `nhwc` or `nchw`, which state what the axes are where the shape leaves it
+    open. Its labels, integers (N,), are under `labels`, `y` or `y_train`, the classes' names,
+    where there are any, under `class_names`. `x_test` and `y_test` are its test part.
+
+    Raises `DataError` for arrays of objects (pickles), and for all else that is not so.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            images, labels, class_names = _npz(path, split)
+        elif split == "test":
+            raise no_test_part(str(path))
+        else:
+            with path.open("rb") as stream:
+                _check_header(stream, str(path))
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            images, labels, class_names = _channels_last(mapped, str(path)), None, ()
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: is damaged or cut off ({error}); save it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    stat = path.stat()
+    return Arrays(
+        source=str(path),
+        pixels=images,
+        labels=labels,
+        class_names=class_names,
+        stamps=[(path.name, stat.st_size, stat.st_mtime_ns)],
+    )
+
+
+def _npz(path: Path, split: str) -> tuple[_Array, _Array | None, tuple[str, ...]]:
+    with zipfile.ZipFile(path) as archive:
+        keys = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+        wanted = _TRAIN if split == "train" else _TEST
+        present = [key for key in wanted if key in keys]
+        if not present and split == "test" and any(key in keys for key in _TRAIN):
+            raise no_test_part(str(path))
+        if len(present) != 1:
+            what = f"more than one of them ({listed(present)})" if present else listed(keys, 6)
+            raise DataError(
+                f"{path}: has {what or 'nothing'}; save the images under one of the keys "
+                f"{', '.join(wanted)}"
+            )
+        key = present[0]
+        of_labels = [k for k in _LABELS.get(key, ("labels", "y")) if k in keys]
+        for name in (key, *of_labels[:1], *(k for k in ("class_names",) if k in keys)):
+            with archive.open(f"{name}.npy") as stream:
+                _check_header(stream, f"{path} [{name}]")
+    with np.load(path, allow_pickle=False) as arrays:
+        images = _channels_last(arrays[key], f"{path} [{key}]", key)
+        labels = arrays[of_labels[0]] if of_labels else None
+        names = arrays["class_names"] if "class_names" in keys and of_labels else np.array([])
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    return images, labels, tuple(str(name) for name in names.tolist())
+
+
+def _check_header(stream: IO[bytes], where: str) -> None:
+    """Raises `DataError` where the array's header is not one, or announces a pickle."""
+    if stream.read(6) != b"\x93NUMPY":
+        raise DataError(
+            f"{where}: is not a numpy array (a pickle, which can run code when it is loaded, is "
+            "not read); save it with np.save, or give a folder of images"
+        )
+    version = (stream.read(1)[0], stream.read(1)[0])
+    if version == (1, 0):
+        _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        _, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise DataError(f"{where}: is a numpy array of version {version}; save plain numbers")
+    if dtype.hasobject:
+        raise DataError(
+            f"{where}: holds Python objects, that is a pickle, which can run code when it is "
+            "loaded, so it is not read; save plain numbers: np.save(FILE, np.stack(images))"
+        )
+
+
+def _channels_last(array: _Array, where: str, key: str = "") -> _Array:
+    """Images (N, H, W, C), checked; raises `DataError`."""
+    shape = array.shape
+    if 0 in shape:
+        raise DataError(f"{where}: is empty, its shape is {shape}; give images")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(
+            f"{where}: holds {array.dtype}; save uint8 from 0 to 255, or floats from 0 to 1"
+        )
+    if array.dtype.kind == "f":
+        _check_range(array, where)
+    if array.ndim == 3 and shape[2] not in _CHANNELS:
+        return array[..., None]
+    if array.ndim == 4:
+        last, first = shape[3] in _CHANNELS, shape[1] in _CHANNELS
+        if key == "nhwc" or key == "nchw":
+            last, first = last and key == "nhwc", first and key == "nchw"
+        if last and first:
+            raise DataError(
+                f"{where}: {shape} may be (N, H, W, C) or (N, C, H, W); say which by the key: "
+                "np.savez(FILE, nhwc=images) or np.savez(FILE, nchw=images)"
+            )
+        if last or first:
+            return array if last else array.transpose(0, 2, 3, 1)
+    stated = f", as the key {key} says" if key in ("nhwc", "nchw") else ""
+    raise DataError(
+        f"{where}: has the shape {shape}; save images as (N, H, W), (N, H, W, C) or "
+        f"(N, C, H, W) with C = 1, 3 or 4{stated}"
+    )
+
+
+def _check_range(array: _Array, where: str) -> None:
+    for first in range(0, len(array), _CHUNK):
+        part = array[first : first + _CHUNK]
+        low, high = float(part.min()), float(part.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"{where}: holds floats from {low:g} to {high:g}; bring them to 0 … 1, "
+                "(x + 1)/2 does for -1 … 1, or save uint8"
+            )

@@ -1,0 +1,311 @@
+"""From a trained run to pictures.
+
+The noise of image k of seed s is a function of (s, k) alone, so an image is the same whatever the
+batch it is drawn in (up to the rounding of kernels that differ with the batch's shape).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import assert_never
+
+from unraze import __version__, checkpoint, nn as networks, rng, schedule as schedules
+from unraze.config import Config, SampleConfig
+from unraze.denoiser import Denoiser, clipped, denoiser, guided
+from unraze.errors import CheckpointError, InputError
+from unraze.run import find, read_config
+from unraze.samplers import Noise, Step, ddim, even_angles, even_times, greedy, random
+from unraze.schedule import Schedule
+
+__all__ = [
+    "Classes",
+    "Model",
+    "Progress",
+    "changed",
+    "class_of",
+    "denoiser_of",
+    "generate",
+    "load",
+    "recipe",
+    "sample",
+    "steps_of",
+]
+
+Classes = int | Literal["all", "none"] | None
+"""One class, all in turn (image k is of class k mod K), or no label; None: all where there are."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with all that sampling needs.
+
+    `shape` is (C, H, W); `num_classes` is 0 for an unconditional network; `checkpoint` is the
+    SHA-256 of the weights' file, `step` the training step it was saved at.
+    """
+
+    config: Config
+    network: nn.Module
+    schedule: Schedule
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+    num_classes: int = 0
+    sigma_data: float = 1.0
+    run: str = ""
+    checkpoint: str = ""
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of one batch: images `numbers` stand at time t; x (B, C, H, W) is their state.
+
+    `done` of `total` steps are made over all batches; `finished` says that x is the sample.
+    """
+
+    numbers: range
+    t: float
+    x: Tensor
+    done: int
+    total: int
+    finished: bool
+
+
+def load(
+    path: Path | str, *, raw: bool = False, step: int | None = None, device: str = "cpu"
+) -> Model:
+    """The model of a run, from its newest whole checkpoint, or from that of `step`.
+
+    `raw` takes the weights as trained in place of their average. Raises `CheckpointError` where
+    there is no run, no such checkpoint, or one that is damaged or of another network.
+    """
+    run = find(Path(path))
+    config = read_config(run)
+    if step is not None:
+        folder = run.checkpoints / f"step-{step:08d}"
+        if not folder.is_dir():
+            there = ", ".join(str(int(p.name[5:])) for p in checkpoint.listing(run.checkpoints))
+            raise CheckpointError(f"{run.path}: no checkpoint of step {step}; there is {there}")
+        saved = checkpoint.read(folder)
+    else:
+        newest, problems = checkpoint.newest(run.checkpoints)
+        if problems:
+            raise CheckpointError(f"{problems[0]}; name an older one with --checkpoint STEP")
+        if newest is None:
+            raise CheckpointError(f"{run.path}: has no checkpoint yet; train it for longer first")
+        saved = newest
+    about = saved.state["model"]
+    channels, height, width = about["shape"]
+    network = networks.build(
+        config.network,
+        channels=channels,
+        size=(height, width),
+        num_classes=about["num_classes"],
+        self_conditioning=config.loss.self_conditioning,
+    )
+    checkpoint.fill(network, saved.model if raw else saved.ema, saved.path)
+    return Model(
+        config=config,
+        network=network.to(device).eval().requires_grad_(False),
+        schedule=schedules.from_config(config.schedule),
+        shape=(channels, height, width),
+        class_names=tuple(about["class_names"]),
+        num_classes=about["num_classes"],
+        sigma_data=about["sigma_data"],
+        run=str(path),
+        checkpoint=saved.state["sha256"]["model"] if raw else saved.hash,
+        step=saved.step,
+    )
+
+
+def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
+    """Settings with some of them changed, checked; raises `InputError` naming field and value."""
+    try:
+        return SampleConfig.model_validate(settings.model_dump() | dict(changes))
+    except ValueError as error:
+        raise InputError(f"sample: {error}") from error
+
+
+def class_of(model: Model, classes: Classes, number: int) -> int | None:
+    """The class of image `number`; None for no label. Raises `InputError` for an unknown one."""
+    if model.num_classes == 0:
+        if classes not in (None, "none"):
+            raise InputError(
+                f"class = {classes}: this run was trained without classes; "
+                "train one with --classes to ask for them"
+            )
+        return None
+    match classes:
+        case None | "all":
+            return number % model.num_classes
+        case "none":
+            return None
+        case int():
+            if not 0 <= classes < model.num_classes:
+                raise InputError(
+                    f"class = {classes}: this run knows {model.num_classes} classes, "
+                    f"0 to {model.num_classes - 1}"
+                )
+            return classes
+        case _:
+            assert_never(classes)
+
+
+def steps_of(model: Model, settings: SampleConfig) -> Schedule:
+    """The sub-schedule that sampling walks; raises `InputError` for too many or too few steps."""
+    steps = model.schedule.steps if settings.steps is None else settings.steps
+    match settings.spacing:
+        case "time":
+            return even_times(model.schedule, steps, whole=not model.config.loss.continuous)
+        case "angle":
+            return even_angles(model.schedule, steps)
+        case _:
+            assert_never(settings.spacing)
+
+
+def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | None]) -> Denoiser:
+    """The network with its labels, guidance and clipping, as these settings ask."""
+
+    def bound(wanted: Sequence[int | None]) -> Denoiser:
+        null = model.num_classes
+        classes = torch.tensor([null if c is None else c for c in wanted], dtype=torch.int64)
+        return denoiser(
+            model.network,
+            model.schedule,
+            model.config.loss.parametrisation,
+            sigma_data=model.sigma_data,
+            classes=classes.to(_device(model)) if model.num_classes else None,
+            self_conditioning=model.config.loss.self_conditioning,
+        )
+
+    denoise = bound(labels)
+    if settings.guidance != 1:
+        if model.num_classes == 0:
+            raise InputError(
+                f"guidance = {settings.guidance:g}: this run was trained without classes, "
+                "there is nothing to guide towards"
+            )
+        last = float(model.schedule.times[-1])
+        low, high = settings.guidance_interval
+        nothing = bound([None] * len(labels))
+        interval = (low * last, high * last)
+        denoise = guided(denoise, nothing, settings.guidance, interval=interval)
+    match settings.clip:
+        case "none":
+            return denoise
+        case "clip":
+            return clipped(denoise, model.schedule)
+        case "dynamic":
+            return clipped(denoise, model.schedule, quantile=settings.dynamic_quantile)
+        case _:
+            assert_never(settings.clip)
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    n: int,
+    *,
+    seed: int = 0,
+    settings: SampleConfig | None = None,
+    classes: Classes = None,
+    batch: int = 64,
+    first: int = 0,
+) -> Iterator[Progress]:
+    """Draws images first … first+n-1 of a seed, in batches, yielding every step.
+
+    Raises `InputError`, before anything is drawn, for what the run or its schedule cannot do.
+    """
+    settings = model.config.sample if settings is None else settings
+    if n < 1 or batch < 1 or first < 0 or seed < 0:
+        raise InputError(
+            f"n = {n}, batch = {batch}, first = {first}, seed = {seed}: "
+            "n and batch are at least 1, first and seed at least 0"
+        )
+    if not model.config.schedule.allow_signal:
+        schedules.check_terminal_signal(model.schedule)
+    steps = steps_of(model, settings)
+    batches = [range(k, min(k + batch, first + n)) for k in range(first, first + n, batch)]
+    total, done = steps.steps * len(batches), 0
+    for numbers in batches:
+        labels = [class_of(model, classes, k) for k in numbers]
+        denoise = denoiser_of(model, settings, labels)
+        x = rng.normal(seed, "start", numbers, 0, model.shape).to(_device(model))
+        for step in _walk(denoise, x, steps, settings, _noise(model, seed, numbers)):
+            done += 1
+            yield Progress(numbers, step.t, step.x, done, total, finished=step.t == 0)
+
+
+def sample(
+    model: Model,
+    n: int,
+    *,
+    seed: int = 0,
+    settings: SampleConfig | None = None,
+    classes: Classes = None,
+    batch: int = 64,
+) -> Tensor:
+    """n images (n, C, H, W) in [-1, 1], clamped; the same for the same seed."""
+    steps = generate(model, n, seed=seed, settings=settings, classes=classes, batch=batch)
+    return torch.cat([step.x for step in steps if step.finished]).clamp(-1, 1)
+
+
+def recipe(
+    model: Model,
+    settings: SampleConfig,
+    *,
+    seed: int,
+    classes: Classes,
+    batch: range,
+    raw: bool = False,
+) -> dict[str, Any]:
+    """All that makes the pictures of one batch again, as plain values for their metadata."""
+    return {
+        "unraze": __version__,
+        "run": model.run,
+        "checkpoint": model.checkpoint,
+        "step": model.step,
+        "raw": raw,
+        "seed": seed,
+        "class": classes,
+        "batch": [batch.start, len(batch)],
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "device": str(_device(model)),
+        "settings": settings.model_dump(mode="json"),
+    }
+
+
+def _walk(
+    denoise: Denoiser, x: Tensor, steps: Schedule, settings: SampleConfig, noise: Noise
+) -> Iterator[Step]:
+    match settings.sampler:
+        case "greedy":
+            return greedy(denoise, x, steps)
+        case "random":
+            return random(
+                denoise,
+                x,
+                steps,
+                noise=noise,
+                sigma=settings.sigma,
+                final_noise=settings.final_noise,
+            )
+        case "ddim":
+            return ddim(denoise, x, steps, noise=noise, eta=settings.eta)
+        case _:
+            assert_never(settings.sampler)
+
+
+def _noise(model: Model, seed: int, numbers: range) -> Noise:
+    def noise(step: int) -> Tensor:
+        return rng.normal(seed, "walk", numbers, step, model.shape).to(_device(model))
+
+    return noise
+
+
+def _device(model: Model) -> torch.device:
+    return next(model.network.parameters()).device

@@ -1,0 +1,58 @@
+"""Networks: functions (x_t, t) -> raw output, of x_t's shape; its meaning is the denoiser's."""
+
+from torch import nn
+from typing_extensions import assert_never
+
+from unraze.config import LeanConfig, UNetConfig
+from unraze.nn import lean, unet
+
+__all__ = ["build", "parameters_in"]
+
+
+def build(
+    config: LeanConfig | UNetConfig,
+    *,
+    channels: int,
+    size: tuple[int, int],
+    num_classes: int = 0,
+    self_conditioning: bool = False,
+) -> nn.Module:
+    """The network of a configuration, for images of `channels` x size[0] x size[1] (height, width).
+
+    It is called as network(x (B, C, H, W), t (B,), classes=None, previous=None) -> (B, C, H, W), t
+    being the training time, 0 … T. `num_classes` > 0 makes it class-conditional, with the index
+    num_classes for "no class"; `self_conditioning` lets it see its last x̂_0 as `previous`. The
+    weights are drawn from torch's generator: the same after the same `torch.manual_seed`.
+
+    Raises `InputError` for a size that the network cannot divide (it names the nearest that fit),
+    and for groups or heads that do not divide a width.
+    """
+    if channels < 1 or num_classes < 0:
+        raise ValueError(
+            f"channels = {channels}, num_classes = {num_classes}: at least 1 channel, and no class "
+            "or more"
+        )
+    match config:
+        case LeanConfig():
+            lean.require_size(config, size)
+            return lean.LeanUNet(
+                config,
+                channels=channels,
+                num_classes=num_classes,
+                self_conditioning=self_conditioning,
+            )
+        case UNetConfig():
+            unet.require_size(config, size)
+            return unet.UNet(
+                config,
+                channels=channels,
+                num_classes=num_classes,
+                self_conditioning=self_conditioning,
+            )
+        case _:
+            assert_never(config)
+
+
+def parameters_in(network: nn.Module) -> int:
+    """How many trained numbers a network holds."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

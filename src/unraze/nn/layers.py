@@ -1,0 +1,351 @@
+"""The parts that the networks are made of.
+
+Shapes: x (B, C, H, W) a feature map, t (B,) training times, emb (B, E) what the network knows about
+time and class. Every residual branch ends in a convolution that starts at zero, so that a network
+starts as a chain of identities (Ho et al. 2020, arXiv:2006.11239, and their code).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unraze.errors import InputError
+
+__all__ = [
+    "Attention",
+    "Conditioning",
+    "ConvNeXtBlock",
+    "Downsample",
+    "LinearAttention",
+    "PreNormResidual",
+    "ResNetBlock",
+    "SubPixelUpsample",
+    "Upsample",
+    "group_norm",
+    "head_width",
+    "require_divisible",
+    "sinusoidal",
+    "with_previous",
+    "zero_conv",
+]
+
+
+def sinusoidal(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
+    """Sines and cosines of time: (B,) -> (B, dim), in float32 (float64 where t is).
+
+        ω_i = max_period^(-i/(d/2 - 1)),   i = 0 … d/2 - 1,   e = (sin ω_i t …, cos ω_i t …)
+
+    t may be fractional. Raises `ValueError` for an odd dim. Source: Vaswani et al. 2017,
+    arXiv:1706.03762, section 3.5, in the form of Ho et al. 2020 (d/2 - 1, sines before cosines).
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(f"dim = {dim}: a sinusoidal embedding has an even number of values")
+    t = t if t.dtype == torch.float64 else t.float()
+    half = dim // 2
+    i = torch.arange(half, device=t.device, dtype=t.dtype)
+    omega = torch.exp(-math.log(max_period) / max(half - 1, 1) * i)
+    angle = t[:, None] * omega
+    return torch.cat((angle.sin(), angle.cos()), dim=1)
+
+
+def require_divisible(size: tuple[int, int], multiple: int, *, because: str) -> None:
+    """Raises `InputError` unless `multiple` divides height and width, naming the nearest that fit.
+
+    The sizes named are the given one with each side rounded down, and up, to a multiple.
+    """
+    if all(side >= 1 and side % multiple == 0 for side in size):
+        return
+    down = [max(side // multiple, 1) * multiple for side in size]
+    up = [max(-(-side // multiple), 1) * multiple for side in size]
+    fits = [f"{h}x{w}" for h, w in dict.fromkeys((tuple(down), tuple(up)))]
+    raise InputError(
+        f"size {size[0]}x{size[1]} (height x width) does not suit the network: both must be "
+        f"multiples of {multiple} ({because}); nearest that fit: {' and '.join(fits)}"
+    )
+
+
+def head_width(channels: int, heads: int, head_dim: int | None) -> int:
+    """Channels per attention head: head_dim, or channels/heads where it is None.
+
+    Raises `InputError` where the heads do not divide the channels evenly.
+    """
+    if head_dim is not None:
+        return head_dim
+    if channels % heads:
+        raise InputError(
+            f"network.heads = {heads} does not divide the {channels} channels "
+            "that attention acts on: take a divisor"
+        )
+    return channels // heads
+
+
+def group_norm(groups: int, channels: int) -> nn.GroupNorm:
+    """Group normalisation (Wu & He 2018, arXiv:1803.08494) with Ho et al.'s ε of 1e-6.
+
+    Raises `InputError` where `groups` does not divide `channels`.
+    """
+    if channels % groups:
+        raise InputError(
+            f"network.groups = {groups} does not divide a width of {channels} channels: take a "
+            f"divisor of every width, such as {math.gcd(groups, channels)}"
+        )
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def zero_conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
+    """A convolution that keeps height and width (odd kernel) and whose weights start at zero."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def with_previous(x: Tensor, previous: Tensor | None, *, self_conditioning: bool) -> Tensor:
+    """(x, x̂_0) along the channels for a self-conditioned network, zeros for None; else x.
+
+    Raises `ValueError` where `previous` is given to a network that was built without it.
+    Source: Chen et al. 2022, arXiv:2208.04202, section 2.2.
+    """
+    if self_conditioning:
+        return torch.cat((x, torch.zeros_like(x) if previous is None else previous), dim=1)
+    if previous is not None:
+        raise ValueError("previous= given to a network built without self_conditioning")
+    return x
+
+
+class Conditioning(nn.Module):
+    """What a network knows beside the picture: emb = SiLU(MLP(e(t)) + c), (B,) -> (B, width).
+
+    e is `sinusoidal` of `dim` values (one more where dim is odd), the MLP Linear-SiLU-Linear, and c
+    the row of a learned table for the class; the table's last row, `num_classes`, means "no class",
+    as does `classes=None`. Without classes (num_classes = 0) there is no table, and `classes` given
+    raises `ValueError`. Source: Ho et al. 2020, appendix B; classes added to the time embedding as
+    Dhariwal & Nichol 2021, arXiv:2105.05233; the null class, Ho & Salimans 2022, arXiv:2207.12598.
+    """
+
+    def __init__(self, dim: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.dim = dim + dim % 2
+        self.num_classes = num_classes
+        self.inner = nn.Linear(self.dim, width)
+        self.outer = nn.Linear(width, width)
+        self.table = nn.Embedding(num_classes + 1, width) if num_classes else None
+        if self.table is not None:
+            nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, t: Tensor, classes: Tensor | None) -> Tensor:
+        waves = sinusoidal(t, self.dim).to(self.inner.weight.dtype)
+        emb: Tensor = self.outer(F.silu(self.inner(waves)))
+        if self.table is not None:
+            if classes is None:
+                classes = torch.full(t.shape, self.num_classes, device=t.device, dtype=torch.long)
+            emb = emb + self.table(classes)
+        elif classes is not None:
+            raise ValueError("classes= given to a network built without classes (num_classes = 0)")
+        return F.silu(emb)
+
+
+class ResNetBlock(nn.Module):
+    """x (B, C_in, H, W) -> (B, C_out, H, W), with the time in it.
+
+        h = conv(SiLU(norm(x)))
+        h = norm(h) (1 + s) + b                 scale and shift, (s, b) = linear(emb), or
+        h = norm(h + b)                         shift only, b = linear(emb)
+        out = skip(x) + conv(dropout(SiLU(h)))  skip: identity, or 1x1 where C_in ≠ C_out
+
+    The last convolution starts at zero. Source: Ho et al. 2020, appendix B (shift only); scale and
+    shift, Dhariwal & Nichol 2021, arXiv:2105.05233, eq. 3 (adaptive group normalisation).
+    Raises `InputError` where `groups` does not divide C_in or C_out.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        emb_width: int,
+        *,
+        groups: int,
+        scale_shift: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.norm1 = group_norm(groups, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(emb_width, 2 * outputs if scale_shift else outputs)
+        self.norm2 = group_norm(groups, outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_conv(outputs, outputs)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        time = self.time(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(self.dropout(F.silu(h)))
+        out: Tensor = self.skip(x) + h
+        return out
+
+
+class ConvNeXtBlock(nn.Module):
+    """x (B, C_in, H, W) -> (B, C_out, H, W): few large filters, then a wide pair of small ones.
+
+        h = depthwise 7x7 conv(x)
+        h = h (1 + s) + b, or h + b             (s, b) = linear(emb)
+        out = skip(x) + conv(dropout(norm(GELU(conv(norm(h))))))   3x3, `expansion` C_out between
+
+    norm is group normalisation with one group; the last convolution starts at zero. Source: Liu et
+    al. 2022, arXiv:2201.03545, as changed by Phil Wang and the tutorial "The annotated diffusion
+    model" (Rogge & Rasul 2022), where the time only shifts.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        emb_width: int,
+        *,
+        scale_shift: bool,
+        dropout: float,
+        expansion: int = 2,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        wide = expansion * outputs
+        self.depthwise = nn.Conv2d(inputs, inputs, 7, padding=3, groups=inputs)
+        self.time = nn.Linear(emb_width, 2 * inputs if scale_shift else inputs)
+        self.norm1 = group_norm(1, inputs)
+        self.conv1 = nn.Conv2d(inputs, wide, 3, padding=1)
+        self.norm2 = group_norm(1, wide)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_conv(wide, outputs)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.depthwise(x)
+        time = self.time(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        else:
+            h = h + time
+        h = self.norm2(F.gelu(self.conv1(self.norm1(h))))
+        out: Tensor = self.skip(x) + self.conv2(self.dropout(h))
+        return out
+
+
+class Attention(nn.Module):
+    """Every position looks at every other: softmax(qᵀk/√d) v per head, (B, C, H, W) -> the same.
+
+    q, k, v and the output (which starts at zero) are 1x1 convolutions; each of the `heads` has
+    `head_dim` channels. Cost O((HW)²). Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    """
+
+    def __init__(self, channels: int, *, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1)
+        self.out = zero_conv(heads * head_dim, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, height, width = x.shape
+        # positions before channels: a view where x is channels-last
+        rows = self.qkv(x).permute(0, 2, 3, 1).reshape(b, height * width, 3, self.heads, -1)
+        q, k, v = rows.permute(2, 0, 3, 1, 4).unbind(0)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        out: Tensor = self.out(seen.reshape(b, height, width, -1).permute(0, 3, 1, 2))
+        return out
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost is O(HW): (B, C, H, W) -> the same.
+
+        out = softmax_features(q)/√d · (softmax_positions(k) vᵀ)   per head
+
+    The d x d sum over positions is formed once and read by every position. q, k, v and the output
+    (which starts at zero) are 1x1 convolutions. Source: Shen et al. 2018, "Efficient attention",
+    arXiv:1812.01243, with the 1/√d of the tutorial; its norm behind the output is left out, as it
+    would undo the start at zero.
+    """
+
+    def __init__(self, channels: int, *, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1)
+        self.out = zero_conv(heads * head_dim, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, height, width = x.shape
+        q, k, v = self.qkv(x).reshape(b, 3, self.heads, -1, height * width).unbind(1)
+        q = q.softmax(dim=-2) * q.shape[-2] ** -0.5
+        context = v @ k.softmax(dim=-1).transpose(-1, -2)
+        out: Tensor = self.out((context @ q).reshape(b, -1, height, width))
+        return out
+
+
+class PreNormResidual(nn.Module):
+    """x + f(norm(x)), norm being group normalisation: the tutorial's PreNorm and Residual."""
+
+    def __init__(self, channels: int, groups: int, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm = group_norm(groups, channels)
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.inner(self.norm(x))
+        return out
+
+
+class Downsample(nn.Module):
+    """(B, C_in, H, W) -> (B, C_out, H/2, W/2) by a 3x3 convolution of stride 2.
+
+    Padded with a row below and a column to the right, as Ho et al.'s code ("SAME" of TensorFlow).
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """(B, C_in, H, W) -> (B, C_out, 2H, 2W): every value four times, then a 3x3 convolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class SubPixelUpsample(nn.Module):
+    """(B, C_in, H, W) -> (B, C_out, 2H, 2W): a 1x1 convolution to 4 C_out channels, then unfolded.
+
+    A ninth of the multiplications of `Upsample`. The four sub-pixels
+    start with the same weights, so that it starts as nearest-neighbour upsampling, without a
+    checkerboard. Source: Shi et al. 2016, arXiv:1609.05158; the start, Aitken et al. 2017,
+    arXiv:1707.02937.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, 4 * outputs, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
+            if self.conv.bias is not None:
+                self.conv.bias.copy_(self.conv.bias[::4].repeat_interleave(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)

@@ -1,0 +1,133 @@
+"""The fast default: a U-Net that folds pixels into channels first.
+
+    fold -> conv
+         -> block x blocks, down, …                skips from every block
+         -> attention
+         -> block(h, skip) x blocks, up, …         one block for each skip
+         -> norm, SiLU, conv -> unfold
+
+Squares of `fold` x `fold` pixels become channels (pixel unshuffle, Shi et al. 2016,
+arXiv:1609.05158), so that no layer works at full resolution, where layers are long in memory and
+short in channels. Then few and wide ResNet blocks, attention at the lowest resolution alone, steps
+between resolutions that cost little, and channels-last memory throughout, which the convolutions of
+a CPU want: they are most of a training step there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unraze.config import LeanConfig
+from unraze.nn.layers import (
+    Attention,
+    Conditioning,
+    PreNormResidual,
+    ResNetBlock,
+    SubPixelUpsample,
+    group_norm,
+    head_width,
+    require_divisible,
+    with_previous,
+    zero_conv,
+)
+
+__all__ = ["LeanUNet", "require_size"]
+
+
+def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
+    """Raises `InputError`, naming the nearest, unless fold 2^(levels-1) divides both sides."""
+    halvings = len(config.widths) - 1
+    because = f"it folds {config.fold}x{config.fold} pixels and then halves {halvings} times"
+    require_divisible(size, config.fold * 2**halvings, because=because)
+
+
+class LeanUNet(nn.Module):
+    """network(x (B, C, H, W), t (B,)) -> (B, C, H, W), the raw output, zero before training.
+
+    t is the training time, 0 … T, fractional where wanted. `classes` (B,) int64, with
+    `num_classes` for "no class" (None: all of them); `previous` (B, C, H, W) the last x̂_0 of a
+    self-conditioned network (None: zeros). Raises `ValueError` for either where the network was
+    built without it, and `InputError` where fold 2^(levels-1) does not divide H and W, or where
+    groups or heads do not divide a width.
+    """
+
+    def __init__(
+        self,
+        config: LeanConfig,
+        *,
+        channels: int,
+        num_classes: int = 0,
+        self_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.self_conditioning = self_conditioning
+        first, last = config.widths[0], config.widths[-1]
+        emb_width = 2 * first
+        folded = channels * config.fold**2
+        self.conditioning = Conditioning(first, emb_width, num_classes)
+        self.stem = nn.Conv2d(folded * (2 if self_conditioning else 1), first, 3, padding=1)
+
+        def block(inputs: int, outputs: int) -> ResNetBlock:
+            return ResNetBlock(
+                inputs,
+                outputs,
+                emb_width,
+                groups=config.groups,
+                scale_shift=True,
+                dropout=config.dropout,
+            )
+
+        steps = list(zip(config.widths[:-1], config.widths[1:], strict=True))
+        self.down_levels, self.downs = nn.ModuleList(), nn.ModuleList()
+        for width in config.widths:
+            self.down_levels.append(
+                nn.ModuleList(block(width, width) for _ in range(config.blocks))
+            )
+        for width, below in steps:
+            self.downs.append(nn.Conv2d(width, below, 3, stride=2, padding=1))
+
+        inner = Attention(last, heads=config.heads, head_dim=head_width(last, config.heads, None))
+        self.attention = PreNormResidual(last, config.groups, inner)
+        self.up_levels, self.ups = nn.ModuleList(), nn.ModuleList()
+        for width in reversed(config.widths):
+            self.up_levels.append(
+                nn.ModuleList(block(2 * width, width) for _ in range(config.blocks))
+            )
+        for width, below in reversed(steps):
+            self.ups.append(SubPixelUpsample(below, width))
+
+        self.norm = group_norm(config.groups, first)
+        self.out = zero_conv(first, folded)
+        for weight in self.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        classes: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> Tensor:
+        require_size(self.config, (x.shape[2], x.shape[3]))
+        emb = self.conditioning(t, classes)
+        x = with_previous(x, previous, self_conditioning=self.self_conditioning)
+        x = F.pixel_unshuffle(x, self.config.fold)
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for level, stages in enumerate(self.down_levels):
+            for stage in stages.children():
+                h = stage(h, emb)
+                skips.append(h)
+            if level < len(self.downs):
+                h = self.downs[level](h)
+        h = self.attention(h)
+        for level, stages in enumerate(self.up_levels):
+            for stage in stages.children():
+                h = stage(torch.cat((h, skips.pop()), dim=1), emb)
+            if level < len(self.ups):
+                h = self.ups[level](h)
+        h = self.out(F.silu(self.norm(h)))
+        return F.pixel_shuffle(h, self.config.fold)

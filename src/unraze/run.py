@@ -1,0 +1,270 @@
+"""The run folder: all of a training run, complete in itself.
+
+runs/00003-fashion-mnist/
+    config.toml    what was trained, in full      command.txt   the command that began it
+    env.json       machine, versions, threads     log.txt       what was said
+    stats.jsonl    one line a step                reals.png     some of the training images
+    samples/step-*.png   previews                 checkpoints/step-*/   weights and state
+    loss.png       the curve, at the end
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from unraze import checkpoint
+from unraze.checkpoint import write_atomically
+from unraze.config import Config, from_toml, to_toml
+from unraze.errors import CheckpointError, InputError, UnrazeError
+
+__all__ = [
+    "Run",
+    "Summary",
+    "append_stats",
+    "create",
+    "find",
+    "is_busy",
+    "locked",
+    "log",
+    "read_config",
+    "read_env",
+    "read_stats",
+    "summaries",
+    "truncate_stats",
+    "write_config",
+]
+
+State = Literal["running", "done", "stopped", "failed", "empty"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Where the previews of training are."""
+        return self.path / "samples"
+
+    @property
+    def stats(self) -> Path:
+        """The figures of every step, one JSON object a line."""
+        return self.path / "stats.jsonl"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run at a glance; `loss` is the last one logged, NaN before the first."""
+
+    path: Path
+    state: State
+    step: int
+    steps: int
+    loss: float
+    preset: str
+    source: str
+
+
+def create(
+    config: Config,
+    *,
+    out: Path | None,
+    runs: Path = Path("runs"),
+    command: Sequence[str] = (),
+) -> Run:
+    """Makes a run folder: `out`, or the next number under `runs`, named after the data.
+
+    Raises `InputError` where `out` exists and is not an empty folder.
+    """
+    if out is None:
+        out = _next_numbered(runs, _slug(config.data.source))
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        is_run = (out / "config.toml").is_file()
+        remedy = f"continue it with `unraze resume {out}`, or " if is_run else ""
+        raise InputError(
+            f"{out}: exists and {'is a run already' if is_run else 'is not a run'}; "
+            f"{remedy}give another --out"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        run = Run(out)
+        run.checkpoints.mkdir(exist_ok=True)
+        run.samples.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UnrazeError(f"{out}: cannot be made ({error.strerror})") from error
+    write_config(run, config)
+    write_atomically(out / "command.txt", shlex.join(command) + "\n")
+    write_atomically(out / "env.json", json.dumps(environment(), indent=1) + "\n")
+    return run
+
+
+def find(path: Path) -> Run:
+    """The run at `path`; raises `CheckpointError` where there is none."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such run; `unraze runs` lists what there is")
+    if not (path / "config.toml").is_file():
+        raise CheckpointError(f"{path}: is not a run, it has no config.toml")
+    return Run(path)
+
+
+def read_config(run: Run) -> Config:
+    """The run's configuration; raises `InputError` naming file and key where it is not valid."""
+    return from_toml(run.path / "config.toml")
+
+
+def write_config(run: Run, config: Config, *, note: str = "") -> None:
+    """Writes `config.toml`, with a note above it."""
+    write_atomically(run.path / "config.toml", (f"# {note}\n" if note else "") + to_toml(config))
+
+
+def environment() -> dict[str, Any]:
+    """What the bytes of a result depend on besides the recipe: machine, versions, threads."""
+    import numpy
+    import torch
+
+    from unraze import __version__
+
+    return {
+        "unraze": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "MKL_CBWR": os.environ.get("MKL_CBWR"),
+    }
+
+
+def read_env(run: Run) -> dict[str, Any]:
+    """What `environment` said when the run began."""
+    try:
+        values = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run.path / 'env.json'}: cannot be read ({error})") from error
+    return dict(values)
+
+
+def append_stats(run: Run, row: dict[str, Any]) -> None:
+    """Adds a line to `stats.jsonl`."""
+    _append(run.stats, json.dumps(row) + "\n")
+
+
+def read_stats(run: Run) -> list[dict[str, Any]]:
+    """The rows of `stats.jsonl`; a last line that a crash cut off is left out."""
+    if not run.stats.is_file():
+        return []
+    rows = []
+    for line in run.stats.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def truncate_stats(run: Run, step: int) -> None:
+    """Drops what was logged after `step`: it is going to be made again."""
+    rows = [row for row in read_stats(run) if row["step"] <= step]
+    write_atomically(run.stats, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def log(run: Run, message: str) -> None:
+    """Adds a dated line to `log.txt`."""
+    _append(run.path / "log.txt", f"{datetime.now().isoformat(timespec='seconds')} {message}\n")
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Holds the run for one trainer; raises `InputError` where another process has it."""
+    lock = FileLock(run.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{run.path}: is being trained by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_busy(run: Run) -> bool:
+    """Whether a process is training it."""
+    if not (run.path / ".lock").exists():
+        return False
+    try:
+        with locked(run):
+            return False
+    except InputError:
+        return True
+
+
+def summaries(folder: Path) -> list[Summary]:
+    """The runs directly in a folder, by name; what is not a run is passed over."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    return [_summary(Run(p.parent)) for p in sorted(folder.glob("*/config.toml"))]
+
+
+def _summary(run: Run) -> Summary:
+    config = read_config(run)
+    rows = [row for row in read_stats(run) if "loss" in row]
+    last = rows[-1] if rows else {"step": 0, "loss": float("nan")}
+    steps = config.train.steps or int(last.get("steps", 0))
+    saved = checkpoint.listing(run.checkpoints)
+    state: State
+    if is_busy(run):
+        state = "running"
+    elif (run.path / "failed.txt").exists():
+        state = "failed"
+    elif not saved:
+        state = "empty"
+    else:
+        state = "done" if saved[-1].name == f"step-{steps:08d}" else "stopped"
+    source = config.data.source
+    return Summary(run.path, state, last["step"], steps, last["loss"], config.preset, source)
+
+
+def _next_numbered(runs: Path, name: str) -> Path:
+    taken = [int(m[1]) for p in runs.glob("*") if (m := re.match(r"(\d{5})-", p.name))]
+    return runs / f"{max(taken, default=-1) + 1:05d}-{name}"
+
+
+def _slug(source: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", Path(source).name.lower()).strip("-") or "images"
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UnrazeError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor()

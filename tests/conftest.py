@@ -1,0 +1,40 @@
+"""One thread a test process: the test command runs one process a core."""
+
+import os
+
+for variable, value in {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE"}.items():
+    os.environ.setdefault(variable, value)
+
+import numpy as np
+import pytest
+import torch
+
+from unraze.config import Config, from_dict
+from unraze.data import Images
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_config() -> Config:
+    """A configuration that trains in well under a second: 8×8 images, a few thousand weights."""
+    return from_dict(
+        {
+            "preset": "tiny",
+            "network": {"kind": "lean", "fold": 1, "widths": [8, 8], "blocks": 1, "groups": 4},
+            "schedule": {"steps": 50},
+            "sample": {"steps": 4},
+            "train": {"steps": 12, "batch": 8, "dtype": "float32", "threads": 1, "warmup": 2},
+        }
+    )
+
+
+@pytest.fixture
+def tiny_images() -> Images:
+    """40 grey images of 8×8, of two classes: bright above, bright below."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 60, (40, 1, 8, 8)).astype(np.uint8)
+    labels = (np.arange(40) % 2).astype(np.int64)
+    pixels[labels == 0, :, :4] += 180
+    pixels[labels == 1, :, 4:] += 180
+    return Images.from_arrays(pixels, labels=labels, class_names=("above", "below"), source="tiny")

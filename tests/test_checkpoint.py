@@ -1,0 +1,159 @@
+"""Checkpoints are whole or not at all, and carry no code."""
+
+import errno
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from unraze import checkpoint
+from unraze.errors import CheckpointError, UnrazeError
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return checkpoint.save(
+        folder,
+        step,
+        model=tensors(step),
+        ema=tensors(step + 1000),
+        optim={"weight/exp_avg": torch.ones(3, 4)},
+        state={"updates": step},
+        keep=keep,
+    )
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    found = checkpoint.read(path)
+    assert found.step == 7
+    assert found.state["updates"] == 7
+    for name, value in tensors(7).items():
+        assert torch.equal(found.model[name], value)
+    for name, value in tensors(1007).items():
+        assert torch.equal(found.ema[name], value)
+
+
+def test_the_same_tensors_make_the_same_bytes(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", 3), save(tmp_path / "b", 3)
+    for file in a.iterdir():
+        assert file.read_bytes() == (b / file.name).read_bytes()
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step)
+    assert [p.name for p in checkpoint.listing(tmp_path)] == ["step-00000003", "step-00000010"]
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "optim"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_newest_is_named_and_the_one_before_is_found(
+    tmp_path: Path, part: str, damage: str
+) -> None:
+    save(tmp_path, 1)
+    file = save(tmp_path, 2) / f"{part}.safetensors"
+    data = bytearray(file.read_bytes())
+    match damage:
+        case "flip":
+            data[-1] ^= 1
+            file.write_bytes(data)
+        case "cut":
+            file.write_bytes(data[:-5])
+        case "gone":
+            file.unlink()
+    found, problems = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert len(problems) == 1
+    assert str(file) in problems[0]
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    (path / "state.json").write_text('{"step": 1', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"state\.json: is damaged"):
+        checkpoint.read(path)
+
+
+def test_a_save_that_was_cut_off_is_not_a_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    half = tmp_path / ".step-00000002.123.part"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    found, problems = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert problems == []
+    save(tmp_path, 3)
+    assert not half.exists()
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UnrazeError, match="disk is full"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert checkpoint.read(tmp_path / "step-00000001").step == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the kernel's own full disk is Linux")
+def test_the_kernels_own_full_disk(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old", encoding="utf-8")
+    (tmp_path / f".file.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(UnrazeError, match="disk is full"):
+        checkpoint.write_atomically(target, "new")
+    assert target.read_text(encoding="utf-8") == "old"
+
+
+def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (os.system, (f"touch {tmp_path / 'ran'}",))
+
+    folder = tmp_path / "step-00000001"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="pickle"):
+        checkpoint.read(folder)
+    shutil.copy(folder / "model.pt", folder / "model.safetensors")
+    (folder / "state.json").write_text('{"step": 1, "sha256": {}}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        checkpoint.read(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"weight": torch.zeros(3, 5)}, r"weight has shape \(3, 5\).*needs \(3, 4\)"),
+        ({"extra": torch.zeros(1)}, "has extra besides"),
+        ({"bias": None}, "lacks bias"),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    tmp_path: Path, change: dict[str, torch.Tensor | None], says: str
+) -> None:
+    network = nn.Linear(4, 3)
+    before = network.weight.clone()
+    wrong = {k: v for k, v in (tensors(0) | change).items() if v is not None}
+    with pytest.raises(CheckpointError, match=says):
+        checkpoint.fill(network, wrong, tmp_path)
+    assert torch.equal(network.weight, before)

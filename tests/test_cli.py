@@ -1,0 +1,614 @@
+"""The command line: what is asked for is done, what can't be done is said in one line."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import tomllib
+import torch
+from PIL import Image
+
+from unraze import generate
+from unraze.cli import main
+from unraze.config import from_toml, preset, preset_names, preset_text
+
+TINY = [
+    *["--set", "network.widths=[8, 8]", "--set", "network.blocks=1", "--set", "network.groups=4"],
+    *["--set", "network.heads=1", "--set", "schedule.steps=20", "--set", "sample.steps=4"],
+    *["--set", "train.preview_every=1000", "--dtype", "float32", "--threads", "1", "--batch", "8"],
+]
+UNRAZE = [sys.executable, "-m", "unraze.cli"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test in a folder of its own, with a cache of its own."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return here
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps on the digits, with classes."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "digits", "--steps", "3", "--classes", "--out", str(out), *TINY]) == 0
+    return out
+
+
+@pytest.fixture
+def run(trained: Path, elsewhere: Path) -> Path:
+    """A copy of that run, to be spoilt at will, at the relative path `run`."""
+    shutil.copytree(trained, elsewhere / "run")
+    return Path("run")
+
+
+@pytest.fixture
+def plain(elsewhere: Path) -> Path:
+    """A run of one step without classes."""
+    assert main(["train", "digits", "--steps", "1", "--out", "plain", *TINY]) == 0
+    return Path("plain")
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every path below a folder, with the hash of what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in sorted(folder.rglob("*"))
+        if path.name != ".lock"
+    }
+
+
+def refused(
+    capfd: pytest.CaptureFixture[str], argv: list[str], *says: str, status: int = 2
+) -> None:
+    """One line on stderr that says all of `says`, the exit status, and nothing new on disk."""
+    before = snapshot(Path.cwd())
+    capfd.readouterr()
+    assert main(argv) == status
+    err = capfd.readouterr().err
+    assert re.fullmatch(r"unraze: error: [^\n]+\n", err), err
+    for words in says:
+        assert words in err, err
+    assert snapshot(Path.cwd()) == before
+
+
+def last_line(capfd: pytest.CaptureFixture[str]) -> str:
+    return capfd.readouterr().out.splitlines()[-1]
+
+
+# ------------------------------------------------------------------------------ help and usage
+
+
+def test_help_answers_without_the_heavy_packages() -> None:
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "unraze.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in told.stderr.splitlines()}
+    assert "unraze.cli" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "PIL", "matplotlib"}
+    for command in ("train", "resume", "sample", "destroy", "schedule", "data", "config", "runs"):
+        assert re.search(rf"^│ {command} ", told.stdout, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", ["train", "resume", "sample", "destroy", "schedule"])
+def test_each_command_helps_with_an_example(command: str, capsys) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"unraze {command} " in capsys.readouterr().out.split("Example")[1]
+
+
+def test_the_package_itself_is_light() -> None:
+    code = "import unraze, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_math_library_is_asked_for_the_same_bits() -> None:
+    code = "from unraze.cli import main; import os; main(['--version']); print(dict(os.environ))"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MKL", "OMP"))}
+    env["MKL_DYNAMIC"] = "TRUE"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert "'MKL_CBWR': 'AUTO,STRICT'" in told
+    assert "'OMP_DYNAMIC': 'FALSE'" in told
+    assert "'MKL_DYNAMIC': 'TRUE'" in told  # what the user chose stays
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["trian", "digits"], ['"trian"', 'Did you mean "train"']),
+        (["train", "digits", "--minuts", "3"], ["--minuts", "Did you mean --minutes"]),
+        (["train", "digits", "--lr", "fast"], ["--lr", "fast"]),
+        (["train", "digits", "more"], ["'more'"]),
+        (["train"], ["fashion-mnist", "digits"]),
+        (["train", "digits", "--preset", "fats"], ["'fats'", "did you mean 'fast'", "literal"]),
+        (["config", "litteral"], ["'litteral'", "did you mean 'literal'"]),
+        (["train", "digits", "--set", "train.lrr=1"], ["train.lrr", "did you mean 'train.lr'"]),
+        (["train", "digits", "--set", "train.lr"], ["train.lr", "KEY=VALUE"]),
+        (["train", "digits", "--set", "train.lr=[1]"], ["train.lr"]),
+        (["train", "digits", "--set", "train.lr=1", "--lr", "1"], ["train.lr", "give one"]),
+        (["train", "digits", "--lr", "-1"], ["train.lr", "-1", "greater than 0"]),
+        (["train", "digits", "--steps", "-3"], ["train.steps", "-3", "greater than"]),
+        (["train", "digits", "--batch", "0"], ["train.batch", "0", "greater than"]),
+        (["train", "digits", "--steps", "3", "--minutes", "1"], ["minutes and steps", "give one"]),
+        (["train", "digits", "--size", "big"], ["--size big", "32x48"]),
+        (["train", "digits", "--preset", "fast", "--config", "a.toml"], ["give one of them"]),
+        (["train", "digits", "--config", "a.toml"], ["a.toml", "cannot be read"]),
+        (["train", "digits", "--size", "30x31"], ["31"]),
+        (["train", "digits", "--device", "cuda:99"], ["cuda:99"]),
+        (
+            ["train", "digits", "--preset", "annotated-original"],
+            ["0.219", "rescaled = true", "--allow-signal"],
+        ),
+        (["sample", "nowhere"], ["nowhere", "no such run"]),
+        (["sample"], ["which run"]),
+        (["sample", "x", "--sampler", "gredy"], ['"gredy"', 'Did you mean "greedy"']),
+        (["sample", "--like", "x.png", "-n", "3"], ["--like", "leave -n out"]),
+        (["resume", "nowhere"], ["nowhere", "no such run"]),
+        (["runs", "nowhere"], ["nowhere", "no such folder"]),
+        (["schedule", "cosin"], ['"cosin"', 'Did you mean "cosine"']),
+        (["schedule", "--steps", "1"], ["--steps 1", "at least 2"]),
+        (["destroy", "none.png"], ["none.png"]),
+        (["destroy", "none.png", "--frames", "1"], ["--frames 1"]),
+        (["data", "get", "fashion-mnits"], ["fashion-mnits", "fashion-mnist"]),
+    ],
+)
+def test_a_wrong_word_or_value_is_named_with_its_remedy(
+    argv: list[str], says: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused(capfd, argv, *says)
+
+
+def test_a_config_of_the_wrong_type_or_with_an_unknown_key_names_it(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Path("a.toml").write_text('[train]\nlr = "quick"\n')
+    refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml", "train.lr", "'quick'")
+    Path("a.toml").write_text("[train]\nlearning = 1\n[sample]\nstep = 3\n")
+    refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml", "train.learning")
+    Path("a.toml").write_text("lr = \n")
+    refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml", "not TOML")
+
+
+# ------------------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_readable_and_prints_as_it_is(name: str, capsys) -> None:
+    assert main(["config", name]) == 0
+    printed = capsys.readouterr().out
+    assert printed == preset_text(name)
+    config = preset(name)
+    assert config.preset == name
+    assert config.about
+    budget = (config.train.minutes, config.train.steps, config.train.epochs)
+    assert sum(b is not None for b in budget) == 1
+    # what is printed in full is a config that says the same
+    assert main(["config", name, "--full"]) == 0
+    Path("full.toml").write_text(capsys.readouterr().out)
+    assert from_toml(Path("full.toml")) == config
+
+
+def test_the_presets_are_listed_with_what_they_are_about(capsys) -> None:
+    assert main(["config", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(preset_names())
+    assert lines[0].startswith("fast")
+
+
+def test_a_presets_every_key_is_explained_or_speaks_for_itself() -> None:
+    for name in preset_names():
+        assert tomllib.loads(preset_text(name))["preset"] == name
+        assert preset_text(name).startswith("# ")
+
+
+# ------------------------------------------------------------------------- training and resuming
+
+
+def test_training_prints_its_run_last_and_leaves_it_complete(
+    trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "digits", "--steps", "2", *TINY]) == 0
+    assert last_line(capfd) == "runs/00000-digits"
+    there = {p.name for p in Path("runs/00000-digits").iterdir()}
+    assert there >= {"config.toml", "env.json", "stats.jsonl", "reals.png", "loss.png"}
+    assert main(["train", "digits", "--steps", "1", *TINY]) == 0
+    assert last_line(capfd) == "runs/00001-digits"
+    assert main(["runs"]) == 0
+    table = capfd.readouterr().out
+    assert "00000-digits" in table
+    assert "done" in table
+
+
+def test_options_and_settings_reach_the_run() -> None:
+    options = ["--steps", "1", "--lr", "3e-4", "--seed", "7", "--out", "run", "--size", "8x12"]
+    extra = ["--set", "loss.distance=huber", "--set", "train.betas=[0.8, 0.9]"]
+    assert main(["train", "digits", *options, *TINY, *extra]) == 0
+    config = from_toml(Path("run/config.toml"))
+    assert config.train.lr == 3e-4
+    assert config.train.seed == 7
+    assert config.data.size == (8, 12)
+    assert config.loss.distance == "huber"  # a text needs no quotes
+    assert config.train.betas == (0.8, 0.9)
+
+
+def test_an_existing_folder_that_is_no_run_is_left_alone(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    command = ["train", "digits", "--steps", "1", *TINY]
+    refused(capfd, [*command, "--out", "mine"], "mine", "is not a run", "--out")
+    refused(capfd, [*command, "--out", "run"], "run", "unraze resume run")
+    refused(capfd, ["resume", "mine"], "mine", "not a run")
+
+
+def test_a_signal_saves_says_how_to_go_on_and_resume_ends_the_run() -> None:
+    options = ["--steps", "100000", "--out", "run", *TINY]
+    process = subprocess.Popen(
+        [*UNRAZE, "train", "digits", *options], stdout=subprocess.PIPE, text=True
+    )
+    stats = Path("run/stats.jsonl")
+    for _ in range(600):
+        if stats.exists() and stats.stat().st_size > 0:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: unraze resume run" in out
+    assert out.splitlines()[-1] == "run"
+    # few steps are left when the budget is made to end soon; it is the run's own, so by hand
+    step = json.loads(stats.read_text().splitlines()[-1])["step"]
+    config = Path("run/config.toml")
+    config.write_text(config.read_text().replace("steps = 100000", f"steps = {step + 2}"))
+    assert main(["resume", "run"]) == 0
+    assert json.loads(stats.read_text().splitlines()[-1])["step"] == step + 2
+
+
+def test_divergence_is_exit_status_3(capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--steps", "50", "--lr", "1e30", "--out", "run", "--set", "train.warmup=0"]
+    assert main(["train", "digits", *options, *TINY]) == 3
+    err = capfd.readouterr().err
+    assert err.startswith("unraze: error: run: diverged at step")
+    assert "learning rate" in err
+
+
+# -------------------------------------------------------------------------------------- sampling
+
+
+def test_sampling_writes_pictures_grid_film_and_array(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["sample", "run", "-n", "5", "--batch", "3", "--film", "--npy", "a.npy", "--out", "o"]
+    assert main(argv) == 0
+    assert last_line(capfd) == "o"
+    names = {p.name for p in Path("o").iterdir()}
+    assert names == {*(f"{k:05d}.png" for k in range(5)), "grid.png", "film.gif"}
+    array = np.load("a.npy")
+    assert array.shape == (5, 8, 8, 1)
+    assert array.dtype == np.uint8
+    for k in range(5):
+        with Image.open(f"o/{k:05d}.png") as picture:
+            assert np.array_equal(np.asarray(picture), array[k, :, :, 0])
+    with Image.open("o/film.gif") as film:
+        assert film.n_frames == 4  # one a step
+    drawn = generate.sample(generate.load("run"), 5, batch=3)
+    assert torch.equal(
+        ((drawn + 1) * 127.5).round().to(torch.uint8)[:, 0], torch.from_numpy(array[..., 0])
+    )
+
+
+def test_sampling_into_the_run_takes_a_fresh_folder(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "run", "-n", "1"]) == 0
+    assert last_line(capfd) == "run/samples-00000"
+    assert main(["sample", "run", "-n", "1", "--greedy"]) == 0
+    assert last_line(capfd) == "run/samples-00001"
+
+
+def test_an_array_alone_writes_no_pictures(run: Path) -> None:
+    before = snapshot(run)
+    assert main(["sample", "run", "-n", "2", "--npy", "a.npy"]) == 0
+    assert snapshot(run) == before
+    assert sorted(p.name for p in Path.cwd().iterdir()) == ["a.npy", "run"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--class", "5", "--guidance", "2", "--guidance-interval", "0.1", "0.9"],
+        ["--sigma", "beta_tilde", "--final-noise"],
+        ["--raw", "--seed", "3", "--eta", "0.5", "--clip", "dynamic"],
+        ["--greedy", "--steps", "7"],
+    ],
+)
+def test_a_picture_is_made_again_from_its_recipe(
+    run: Path, options: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "run", "-n", "5", "--batch", "3", "--film", "--out", "o", *options]) == 0
+    for name in ("00001.png", "00004.png", "grid.png", "film.gif"):
+        assert main(["sample", "--like", f"o/{name}"]) == 0
+        assert last_line(capfd) == f"o/again/{name}"
+        assert Path("o/again", name).read_bytes() == Path("o", name).read_bytes()
+
+
+def test_a_picture_of_another_run_or_of_none_is_not_made_again(
+    run: Path, plain: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "run", "-n", "1", "--out", "o"]) == 0
+    refused(capfd, ["sample", "plain", "--like", "o/00000.png"], "plain", "step 3")
+    shutil.rmtree(run)
+    refused(capfd, ["sample", "--like", "o/00000.png"], "run", "is not here")
+    Image.new("L", (8, 8)).save("mine.png")
+    refused(capfd, ["sample", "--like", "mine.png"], "mine.png", "recipe")
+    refused(capfd, ["sample", "--like", "none.png"], "none.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["-n", "-3"], ["n = -3", "at least 1"]),
+        (["-n", "0"], ["n = 0", "at least 1"]),
+        (["--batch", "0"], ["batch = 0"]),
+        (["--seed", "-1"], ["seed = -1"]),
+        (["--steps", "21"], ["steps = 21", "1 to 20"]),
+        (["--steps", "0"], ["steps", "0"]),
+        (["--class", "10"], ["class = 10", "10 classes", "0 to 9"]),
+        (["--class", "-1"], ["class = -1"]),
+        (["--class", "horse"], ["--class horse", "0, 1, 2"]),
+        (["--guidance", "-1"], ["guidance", "-1"]),
+        (["--guidance", "2", "--class", "none"], ["--guidance", "none"]),
+        (["--guidance-interval", "0", "1"], ["--guidance too"]),
+        (["--greedy", "--sigma", "beta"], ["--sigma beta", "greedy"]),
+        (["--greedy", "--eta", "0.5"], ["--eta 0.5", "ddim"]),
+        (["--greedy", "--sampler", "ddim"], ["give one of them"]),
+        (["--greedy", "--final-noise"], ["--final-noise", "random"]),
+        (["--sampler", "random", "--eta", "1"], ["--eta 1", "ddim"]),
+        (["--sampler", "ddim", "--sigma", "beta"], ["--sigma beta", "random"]),
+        (["--eta", "1.5"], ["eta", "1.5"]),
+        (["--checkpoint", "2"], ["step 2", "there is 3"]),
+        (["--npy", "a.png"], ["a.png", ".npy"]),
+        (["--threads", "0"], ["--threads 0"]),
+    ],
+)
+def test_what_a_run_cannot_draw_is_refused(
+    run: Path, options: list[str], says: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused(capfd, ["sample", "run", *options], *says)
+
+
+def test_a_run_without_classes_has_none_to_draw(
+    plain: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused(capfd, ["sample", "plain", "--class", "3"], "--class 3", "without classes")
+    refused(capfd, ["sample", "plain", "--guidance", "2"], "guidance", "without classes")
+
+
+def test_pictures_of_others_are_never_overwritten_or_mixed(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine").mkdir()
+    Path("mine/holiday.png").write_bytes(b"sea")
+    refused(capfd, ["sample", "run", "--out", "mine"], "mine", "holiday.png", "--out")
+    refused(capfd, ["sample", "run", "--out", "mine/holiday.png"], "not a folder")
+    assert main(["sample", "run", "-n", "3", "--out", "o"]) == 0
+    refused(capfd, ["sample", "run", "-n", "2", "--out", "o"], "o", "00002.png")
+    assert main(["sample", "run", "-n", "3", "--seed", "1", "--out", "o"]) == 0
+    Path("a.npy").write_bytes(b"numbers")
+    refused(capfd, ["sample", "run", "--npy", "a.npy"], "a.npy", "exists")
+
+
+# ------------------------------------------------------------------------------ damaged run folders
+
+
+def rewrite(run: Path, change) -> None:
+    """Changes the averaged weights of the newest checkpoint, with its checksum put right."""
+    folder = max((run / "checkpoints").iterdir())
+    tensors = safetensors.torch.load((folder / "ema.safetensors").read_bytes())
+    change(tensors)
+    data = safetensors.torch.save(tensors)
+    (folder / "ema.safetensors").write_bytes(data)
+    state = json.loads((folder / "state.json").read_text())
+    state["sha256"]["ema"] = hashlib.sha256(data).hexdigest()
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def test_a_run_without_a_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "checkpoints")
+    refused(capfd, ["sample", "run"], "run", "no checkpoint")
+
+
+def test_a_checkpoint_of_another_shape(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(iter(tensors))
+        tensors[name] = torch.zeros(3, 5, 7)
+
+    rewrite(run, widen)
+    refused(capfd, ["sample", "run"], "(3, 5, 7)", "config.toml")
+
+
+def test_a_checkpoint_with_missing_and_extra_tensors(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["stranger"] = tensors.pop(next(iter(tensors)))
+
+    rewrite(run, rename)
+    refused(capfd, ["sample", "run"], "lacks", "stranger")
+
+
+def test_a_checkpoint_that_is_a_pickle(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = max((run / "checkpoints").iterdir())
+    shutil.rmtree(folder)
+    folder.mkdir()
+    torch.save({}, folder / "model.pt")
+    refused(capfd, ["sample", "run"], "model.pt", "pickle", "safetensors")
+
+
+def test_a_damaged_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = max((run / "checkpoints").iterdir()) / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(capfd, ["sample", "run"], "ema.safetensors")
+
+
+def test_a_broken_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (run / "config.toml").write_text("[network]\nwidths = 3\n")
+    refused(capfd, ["sample", "run"], "config.toml", "widths")
+    refused(capfd, ["resume", "run"], "config.toml", "widths")
+
+
+# --------------------------------------------------------------------------------- damaged images
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with no pixels behind it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.fixture
+def folder(elsewhere: Path) -> Path:
+    """Twelve good images of 8 x 8, in colour."""
+    path = Path("photos")
+    path.mkdir()
+    generator = np.random.default_rng(0)
+    for k in range(12):
+        pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{k:02d}.png")
+    return path
+
+
+def damages() -> Iterator[tuple[str, bytes]]:
+    yield "corrupt", b"\x89PNG\r\n\x1a\n" + b"nonsense" * 40
+    yield "truncated", b""
+    yield "zero-byte", b""
+    yield "enormous", png(200_000, 200_000)
+
+
+@pytest.mark.parametrize(("kind", "content"), list(damages()))
+def test_an_unreadable_image_is_named_and_can_be_skipped(
+    folder: Path, kind: str, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "truncated":
+        good = (folder / "03.png").read_bytes()
+        content = good[: len(good) // 2]
+    (folder / "03.png").write_bytes(content)
+    command = ["train", "photos", "--steps", "1", "--out", "run", *TINY]
+    refused(capfd, command, "03.png", "--skip-bad")
+    assert main([*command, "--skip-bad"]) == 0
+    assert "1 left out" in capfd.readouterr().out
+
+
+def test_folders_that_hold_no_images_or_images_of_many_sizes(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    refused(capfd, ["train", "empty", "--steps", "1"], "empty")
+    refused(capfd, ["train", "nowhere", "--steps", "1"], "nowhere")
+    Image.new("RGB", (9, 8)).save(folder / "wide.png")
+    refused(capfd, ["train", "photos", "--steps", "1"], "photos", "--size")
+
+
+def test_a_size_that_the_network_cannot_divide(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "photos", "--steps", "1", *TINY]
+    refused(capfd, [*command, "--size", "10x9"], "10", "8", "12")
+
+
+def test_a_picture_that_is_not_square_and_in_colour_comes_all_the_way(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "photos", "--size", "8x12", "--steps", "1", "--out", "run", *TINY]
+    assert main(command) == 0
+    assert main(["sample", "run", "-n", "2", "--npy", "a.npy"]) == 0
+    assert np.load("a.npy").shape == (2, 8, 12, 3)
+
+
+# ------------------------------------------------------------------------------- the other commands
+
+
+def test_destroy_begins_with_the_picture_and_ends_in_noise(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["destroy", "photos/03.png", "--steps", "40", "--frames", "5", "--out", "d"]) == 0
+    assert last_line(capfd) == "d"
+    assert {p.name for p in Path("d").iterdir()} == {"film.gif", "strip.png"}
+    with Image.open("d/film.gif") as film:
+        assert film.n_frames == 5
+    (Path("d") / "mine.txt").write_text("mine")
+    refused(capfd, ["destroy", "photos/03.png", "--out", "d"], "d", "mine.txt")
+
+
+def test_schedule_draws_and_tells_where_the_picture_is_half_gone(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["schedule", "angle", "linear", "--steps", "300", "--out", "s.png"]) == 0
+    out = capfd.readouterr().out
+    # cos(π/2 · t/300) = 1/2 at t = 200
+    assert re.search(r"angle.* 200 ", out), out
+    assert re.search(r"linear.*0\.00635", out), out
+    with Image.open("s.png") as picture:
+        picture.verify()
+
+
+def test_data_commands_tell_and_find(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "03.png").write_bytes(b"")
+    shutil.copy(folder / "04.png", folder / "copy.png")
+    assert main(["data", "check", "photos"]) == 1
+    out = capfd.readouterr().out
+    assert "03.png" in out
+    assert "copy.png" in out
+    (folder / "03.png").unlink()
+    assert main(["data", "stats", "photos", "--out", "sheet.png"]) == 0
+    out = capfd.readouterr().out
+    assert "8" in out
+    with Image.open("sheet.png") as sheet:
+        sheet.verify()
+
+
+def test_digits_are_always_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "get", "digits"]) == 0
+    assert "1797" in capfd.readouterr().out.replace(",", "")
+
+
+def test_doctor_tells_versions_and_speeds(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capfd.readouterr().out
+    assert torch.__version__ in out
+    assert re.search(r"float32 +\d+ +\d+", out)
+
+
+def test_a_reader_who_leaves_is_no_traceback() -> None:
+    command = f"{sys.executable} -m unraze.cli config ddpm --full | head -1 >/dev/null"
+    told = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert told.stderr == ""

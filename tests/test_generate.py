@@ -1,0 +1,156 @@
+"""Sampling from a run: what the same seed gives, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unraze import checkpoint, generate, run as runs
+from unraze.config import Config, SampleConfig, updated
+from unraze.data import Images, to_uint8
+from unraze.errors import CheckpointError, InputError
+from unraze.generate import Model
+from unraze.train import fit
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "tiny"
+
+
+@pytest.fixture
+def model(model_path: Path, tiny_config: Config, tiny_images: Images) -> Model:
+    if not model_path.exists():
+        config = updated(tiny_config, {"train.classes": True, "train.steps": 60})
+        fit(tiny_images, config, out=model_path)
+    return generate.load(model_path)
+
+
+def settings(**changes: object) -> SampleConfig:
+    return SampleConfig.model_validate({"steps": 5, **changes})
+
+
+SAMPLERS = [
+    settings(sampler="greedy"),
+    settings(sampler="random"),
+    settings(sampler="random", sigma="beta_tilde", final_noise=True),
+    settings(sampler="ddim", eta=0.5),
+    settings(sampler="ddim", spacing="angle", clip="dynamic"),
+    settings(sampler="ddim", steps=None, clip="none", guidance=2.0),
+]
+
+
+@pytest.mark.parametrize("how", SAMPLERS, ids=lambda s: f"{s.sampler}-{s.spacing}-{s.clip}")
+def test_the_same_seed_gives_the_same_images_and_another_gives_others(
+    model: Model, how: SampleConfig
+) -> None:
+    a = generate.sample(model, 4, seed=3, settings=how)
+    assert torch.equal(a, generate.sample(model, 4, seed=3, settings=how))
+    assert not torch.equal(a, generate.sample(model, 4, seed=4, settings=how))
+    assert a.shape == (4, 1, 8, 8)
+    assert bool(torch.isfinite(a).all())
+
+
+@pytest.mark.parametrize("how", SAMPLERS, ids=lambda s: f"{s.sampler}-{s.spacing}-{s.clip}")
+def test_image_k_is_the_same_in_any_batch(model: Model, how: SampleConfig) -> None:
+    """At most one grey level on at most one pixel in a thousand: kernels differ with the shape."""
+    whole = to_uint8(generate.sample(model, 12, settings=how, batch=12)).astype(int)
+    parts = to_uint8(generate.sample(model, 12, settings=how, batch=5)).astype(int)
+    off = abs(whole - parts)
+    assert off.max() <= 1
+    assert (off > 0).mean() <= 1e-3
+
+
+def test_images_can_be_drawn_from_the_middle(model: Model) -> None:
+    last = [p for p in generate.generate(model, 3, first=4, batch=3) if p.finished]
+    assert [p.numbers for p in last] == [range(4, 7)]
+    whole = generate.sample(model, 7, batch=7)
+    torch.testing.assert_close(last[0].x.clamp(-1, 1), whole[4:7], atol=1e-5, rtol=0)
+
+
+def test_progress_counts_every_step(model: Model) -> None:
+    steps = list(generate.generate(model, 5, batch=2, settings=settings()))
+    assert [p.done for p in steps] == list(range(1, 16))
+    assert {p.total for p in steps} == {15}
+    assert [p.t for p in steps[:5]] == [40.0, 30.0, 20.0, 10.0, 0.0]
+
+
+def test_a_class_is_learned(model: Model) -> None:
+    """The two classes are bright above and bright below; guidance must separate them."""
+    above = generate.sample(model, 16, classes=0, settings=settings(guidance=1.5))
+    below = generate.sample(model, 16, classes=1, settings=settings(guidance=1.5))
+
+    def lean(x: torch.Tensor) -> float:
+        return float((x[:, :, :4] - x[:, :, 4:]).mean())
+
+    assert lean(above) > lean(below) + 0.1
+    in_turn = generate.sample(model, 4, classes="all", batch=4)
+    one = generate.sample(model, 4, classes=0, batch=4)
+    assert torch.equal(in_turn[::2], one[::2])
+    assert not torch.equal(in_turn[1::2], one[1::2])
+
+
+def test_no_label_is_neither_class(model: Model) -> None:
+    none = generate.sample(model, 2, classes="none")
+    assert not torch.equal(none, generate.sample(model, 2, classes="all"))
+
+
+def test_raw_weights_are_not_their_average(model: Model, model_path: Path) -> None:
+    raw = generate.load(model_path, raw=True)
+    assert raw.checkpoint != model.checkpoint
+    assert not torch.equal(generate.sample(raw, 2), generate.sample(model, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"n": 0}, "n = 0"),
+        ({"n": 1, "batch": 0}, "batch = 0"),
+        ({"n": 1, "seed": -1}, "seed = -1"),
+        ({"n": 1, "classes": 2}, "class = 2: this run knows 2 classes, 0 to 1"),
+        ({"n": 1, "classes": -1}, "class = -1"),
+        ({"n": 1, "settings": settings(steps=51)}, "steps = 51: the schedule has 50"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    model: Model, arguments: dict[str, object], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        next(generate.generate(model, **arguments))  # type: ignore[arg-type]
+
+
+def test_an_unconditional_run_has_no_classes_and_no_guidance(model: Model) -> None:
+    plain = replace(model, num_classes=0, class_names=())
+    with pytest.raises(InputError, match="trained without classes"):
+        next(generate.generate(plain, 1, classes=1))
+    with pytest.raises(InputError, match="nothing to guide towards"):
+        next(generate.generate(plain, 1, settings=settings(guidance=2.0)))
+
+
+def test_pure_noise_is_no_start_where_signal_is_left(model: Model) -> None:
+    from unraze.schedule import linear
+
+    left = replace(model, schedule=linear(50, rescaled=False))
+    with pytest.raises(InputError, match="ᾱ_T"):
+        next(generate.generate(left, 1))
+
+
+def test_a_run_that_cannot_be_loaded_says_why(
+    tmp_path: Path, model: Model, model_path: Path, tiny_config: Config
+) -> None:
+    with pytest.raises(CheckpointError, match="no such run"):
+        generate.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="is not a run"):
+        generate.load(tmp_path)
+    empty = runs.create(tiny_config, out=tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        generate.load(empty.path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; there is .*60"):
+        generate.load(model_path, step=7)
+    other = updated(model.config, {"network.widths": [8, 16]})
+    changed = runs.create(other, out=tmp_path / "changed")
+    newest = checkpoint.listing(model_path / "checkpoints")[-1]
+    (changed.checkpoints / newest.name).symlink_to(newest)
+    with pytest.raises(CheckpointError, match="shape"):
+        generate.load(changed.path)

@@ -1,0 +1,181 @@
+"""A run that was killed and resumed is the run that was never stopped, to the byte."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unraze import checkpoint, run as runs
+from unraze.config import Config, updated
+from unraze.data import Images
+from unraze.errors import CheckpointError, InputError
+from unraze.run import Run
+from unraze.train import prepare, train
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+torch.set_num_threads(1)
+from unraze.data import Images
+from unraze.run import Run
+from unraze.train import train
+pixels = np.load(sys.argv[2])
+images = Images.from_arrays(pixels, source="tiny")
+print("begun", flush=True)
+for report in train(Run(Path(sys.argv[1])), images):
+    pass
+print("done", flush=True)
+"""
+
+
+def start(config: Config, images: Images, out: Path) -> Run:
+    return runs.create(prepare(config, images), out=out)
+
+
+def finish(run: Run, images: Images) -> list[str]:
+    return [r.message for r in train(run, images) if r.message]
+
+
+def weights(run: Run) -> dict[str, bytes]:
+    last = checkpoint.listing(run.checkpoints)[-1]
+    return {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors"))}
+
+
+@pytest.fixture
+def whole(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> Run:
+    run = start(tiny_config, tiny_images, tmp_path / "whole")
+    finish(run, tiny_images)
+    return run
+
+
+def test_two_runs_are_the_same(
+    whole: Run, tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    again = start(tiny_config, tiny_images, tmp_path / "again")
+    finish(again, tiny_images)
+    assert weights(again) == weights(whole)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 11])
+def test_stopped_mid_epoch_and_resumed(
+    whole: Run, tiny_config: Config, tiny_images: Images, tmp_path: Path, stop_at: int
+) -> None:
+    run = start(tiny_config, tiny_images, tmp_path / "stopped")
+    asked = iter(range(1, 100))
+    reports = list(train(run, tiny_images, stop=lambda: next(asked) == stop_at))
+    assert reports[-1].phase == "stopped"
+    assert reports[-1].step == stop_at
+    assert any("continuing from step" in text for text in finish(run, tiny_images))
+    assert weights(run) == weights(whole)
+    assert [row["step"] for row in runs.read_stats(run)] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss.self_conditioning": True},
+        {"network.dropout": 0.2},
+        {"train.classes": True},
+        {"train.accumulate": 4},
+        {"data.flip": True},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_every_kind_of_randomness_resumes(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    config = updated(tiny_config, changes)
+    whole = start(config, tiny_images, tmp_path / "whole")
+    finish(whole, tiny_images)
+    run = start(config, tiny_images, tmp_path / "run")
+    asked = iter(range(1, 100))
+    list(train(run, tiny_images, stop=lambda: next(asked) == 7))
+    finish(run, tiny_images)
+    assert weights(run) == weights(whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
+    whole: Run, tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    config = updated(tiny_config, {"train.checkpoint_every": 3})
+    run = start(config, tiny_images, tmp_path / "damaged")
+    asked = iter(range(1, 100))
+    list(train(run, tiny_images, stop=lambda: next(asked) == 7))
+    newest = checkpoint.listing(run.checkpoints)[-1] / "ema.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
+    said = finish(run, tiny_images)
+    assert any("DAMAGED" in text and str(newest) in text for text in said)
+    assert any("continuing from step 6" in text for text in said)
+    assert weights(run) == weights(whole)
+
+
+def test_other_images_are_refused(whole: Run, tiny_images: Images) -> None:
+    other = Images.from_arrays(255 - tiny_images.pixels, source="other")
+    with pytest.raises(CheckpointError, match="images are not those"):
+        list(train(whole, other))
+
+
+def test_a_different_machine_is_said_out_loud(whole: Run, tiny_images: Images) -> None:
+    env = whole.path / "env.json"
+    env.write_text(env.read_text(encoding="utf-8").replace('"cores": ', '"cores": 9'))
+    said = finish(whole, tiny_images)
+    assert any("DIFFERENT" in text and "cores" in text for text in said)
+
+
+def test_two_trainers_of_one_run_are_refused(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    run = start(tiny_config, tiny_images, tmp_path / "run")
+    first = train(run, tiny_images)
+    next(first)
+    with pytest.raises(InputError, match="another process"):
+        next(train(run, tiny_images))
+    first.close()
+
+
+def test_killed_at_random_moments(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    """SIGKILL, mid-step and mid-write: saving at every step makes most moments a write."""
+    import numpy as np
+
+    changes = {"train.steps": 150, "train.checkpoint_every": 1, "train.preview_every": 50}
+    config = updated(tiny_config, changes)
+    images = Images.from_arrays(tiny_images.pixels, source="tiny")
+    np.save(tmp_path / "pixels.npy", images.pixels)
+    whole = start(config, images, tmp_path / "whole")
+    finish(whole, images)
+
+    run = start(config, images, tmp_path / "killed")
+    moments = random.Random(7)
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(run.path), str(tmp_path / "pixels.npy")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert process.stdout is not None
+        with process, process.stdout as out:
+            assert out.readline() == "begun\n"
+            if kills == 4:
+                assert out.readline() == "done\n"
+                process.wait()
+                break
+            time.sleep(moments.uniform(0.05, 0.5))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+            else:
+                break
+    assert kills >= 2, "the run was too quick to be killed"
+    assert weights(run) == weights(whole)
+    assert [row["step"] for row in runs.read_stats(run)] == list(range(1, 151))

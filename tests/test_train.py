@@ -1,0 +1,300 @@
+"""The loop: what it learns, what it refuses, and what it does when numbers blow up."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unraze import batches, checkpoint, ema, optim, run as runs, train as training
+from unraze.config import Config, DataConfig, TrainConfig, preset, updated
+from unraze.data import Images, load
+from unraze.errors import DivergedError, InputError
+from unraze.generate import generate
+from unraze.train import Report, fit, prepare, train
+
+
+def losses(path: Path) -> list[float]:
+    return [row["loss"] for row in runs.read_stats(runs.Run(path)) if "loss" in row]
+
+
+def test_a_small_real_training_learns(tmp_path: Path) -> None:
+    """Digits for 150 steps. The zero-initialised network of a v-loss starts at about the mean
+    square of v, near 1; the mean of the data alone (a constant picture) stays above 0.4."""
+    images = load(DataConfig(source="digits"))
+    config = updated(
+        preset("fast"),
+        {
+            "network.widths": (32, 64),
+            "network.blocks": 1,
+            "train.steps": 150,
+            "train.batch": 64,
+            "train.dtype": "float32",
+            "train.threads": 1,
+        },
+    )
+    seen: list[Report] = []
+    model = fit(images, config, out=tmp_path / "run", report=seen.append)
+    curve = losses(tmp_path / "run")
+    assert curve[0] > 0.6
+    assert np.mean(curve[-20:]) < 0.3
+    assert seen[-1].phase == "done"
+    for name in ("config.toml", "command.txt", "env.json", "log.txt", "reals.png", "loss.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert len(list((tmp_path / "run" / "samples").glob("step-*.png"))) == 8
+    final = [p.x for p in generate(model, 32, batch=32) if p.finished][0]
+    # the digits' ink: the mean picture of the samples is that of the data, not of noise
+    mean = torch.from_numpy(images.pixels.astype(np.float32) / 127.5 - 1).mean(0)
+    off = (final.clamp(-1, 1).mean(0) - mean).abs().mean()
+    assert off < 0.25
+
+
+def test_minutes_become_steps_once_and_are_recorded(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    config = updated(tiny_config, {"train.minutes": 0.02, "train.dtype": "auto"})
+    run = runs.create(prepare(config, tiny_images), out=tmp_path / "run")
+    assert runs.read_config(run).train.steps is None
+    list(train(run, tiny_images))
+    resolved = runs.read_config(run)
+    assert resolved.train.minutes is None
+    assert resolved.train.dtype in ("float32", "bfloat16")
+    assert runs.read_stats(run)[-1]["step"] == resolved.train.steps
+    assert "0.02 minutes" in (run.path / "config.toml").read_text(encoding="utf-8")
+
+
+def test_epochs_become_steps(tiny_config: Config, tiny_images: Images) -> None:
+    config = prepare(updated(tiny_config, {"train.epochs": 3}), tiny_images)
+    assert config.train.steps == 3 * 40 // 8
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_accumulated_gradients_are_the_whole_batch(
+    tiny_config: Config, tiny_images: Images, accumulate: int
+) -> None:
+    def gradient(parts: int) -> list[torch.Tensor]:
+        config = updated(tiny_config, {"train.accumulate": parts})
+        trainee = training._begin(prepare(config, tiny_images), tiny_images)
+        for p in trainee.network.parameters():
+            torch.manual_seed(p.numel())
+            torch.nn.init.normal_(p, std=0.1)
+        training._gradients(trainee, 1)
+        return [p.grad for p in trainee.network.parameters() if p.grad is not None]
+
+    for a, b in zip(gradient(1), gradient(accumulate), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss.objective": "reduced"},
+        {"loss.objective": "four-variable"},
+        {"loss.objective": "reduced", "loss.self_conditioning": True},
+    ],
+    ids=["reduced", "four-variable", "self-conditioned"],
+)
+def test_the_losses_of_the_text_train(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    text = {
+        "loss.parametrisation": "eps_step",
+        "loss.continuous": False,
+        "loss.times": "uniform",
+        "schedule.kind": "linear",
+        "train.steps": 150,
+        "train.decay": 0.0,
+    }
+    config = updated(tiny_config, text | changes)
+    fit(tiny_images, config, out=tmp_path / "run")
+    curve = losses(tmp_path / "run")
+    assert np.mean(curve[-30:]) < 0.8 * np.mean(curve[:10])
+
+
+class TestBlowUp:
+    """Loss or gradient that is not finite."""
+
+    @staticmethod
+    def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], once: bool = False) -> None:
+        honest = training._losses
+        left = set(bad)
+
+        def poisoned(trainee, x0, t, places, step, **rest):  # type: ignore[no-untyped-def]
+            values = honest(trainee, x0, t, places, step, **rest)
+            if step in (left if once else bad):
+                left.discard(step)
+                return values * float("nan")
+            return values
+
+        monkeypatch.setattr(training, "_losses", poisoned)
+
+    def test_one_bad_step_is_skipped(
+        self,
+        tiny_config: Config,
+        tiny_images: Images,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.poison(monkeypatch, {5})
+        model = fit(tiny_images, tiny_config, out=tmp_path / "run")
+        rows = runs.read_stats(runs.Run(tmp_path / "run"))
+        assert [row["step"] for row in rows if "skipped" in row] == [5]
+        assert all(bool(torch.isfinite(p).all()) for p in model.network.parameters())
+
+    def test_three_in_a_row_roll_back_once_with_a_lower_rate(
+        self,
+        tiny_config: Config,
+        tiny_images: Images,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.poison(monkeypatch, {6, 7, 8}, once=True)
+        config = updated(tiny_config, {"train.checkpoint_every": 4})
+        seen: list[Report] = []
+        fit(tiny_images, config, out=tmp_path / "run", report=seen.append)
+        assert any("back to step 4" in (r.message or "") for r in seen)
+        rows = runs.read_stats(runs.Run(tmp_path / "run"))
+        assert [row["step"] for row in rows] == list(range(1, 13))
+        resolved = runs.read_config(runs.Run(tmp_path / "run")).train
+        full = optim.learning_rate(7, 12, resolved)
+        assert rows[6]["lr"] == pytest.approx(full * training.LOWER_RATE)
+
+    def test_then_it_stops_and_says_where_and_why(
+        self,
+        tiny_config: Config,
+        tiny_images: Images,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.poison(monkeypatch, set(range(6, 13)))
+        config = updated(tiny_config, {"train.checkpoint_every": 4})
+        with pytest.raises(DivergedError) as caught:
+            fit(tiny_images, config, out=tmp_path / "run")
+        assert caught.value.exit_status == 3
+        text = str(caught.value)
+        expected, _ = batches.samples_of(config.train, 40, 8, flip=False)
+        assert "step 8" in text
+        assert ", ".join(map(str, expected.tolist())) in text
+        assert "learning rate" in text
+        found, problems = checkpoint.newest(tmp_path / "run" / "checkpoints")
+        assert found is not None
+        assert problems == []
+        assert found.step == 4
+        assert all(bool(torch.isfinite(v).all()) for v in found.ema.values())
+        assert runs.summaries(tmp_path)[0].state == "failed"
+
+    def test_a_rate_that_diverges_by_itself_never_saves_what_is_not_finite(
+        self, tiny_config: Config, tiny_images: Images, tmp_path: Path
+    ) -> None:
+        wild = {"train.lr": 1e30, "train.steps": 30, "train.checkpoint_every": 1, "train.warmup": 0}
+        with pytest.raises(DivergedError):
+            fit(tiny_images, updated(tiny_config, wild), out=tmp_path / "run")
+        for path in checkpoint.listing(tmp_path / "run" / "checkpoints"):
+            found = checkpoint.read(path)
+            assert all(bool(torch.isfinite(v).all()) for v in found.model.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train.steps": None}, "the budget is missing"),
+        ({"loss.parametrisation": "eps"}, "cannot be learned where ᾱ_T = 0"),
+        ({"train.device": "nonsense"}, "device = 'nonsense'"),
+        ({"network.widths": [8, 8, 8, 8, 8]}, "8x8|8×8"),
+        ({"schedule.kind": "linear", "schedule.rescaled": False}, "ᾱ_T = "),
+    ],
+)
+def test_what_would_fail_later_is_refused_first(
+    tiny_config: Config, tiny_images: Images, changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        prepare(updated(tiny_config, changes), tiny_images)
+
+
+def test_classes_need_labels(tiny_config: Config, tiny_images: Images) -> None:
+    bare = Images.from_arrays(tiny_images.pixels, source="bare")
+    with pytest.raises(InputError, match="no class labels"):
+        prepare(updated(tiny_config, {"train.classes": True}), bare)
+
+
+class TestBatches:
+    def test_an_epoch_sees_every_image_once(self) -> None:
+        config = TrainConfig(batch=8, seed=5)
+        seen = [batches.samples_of(config, 40, step, flip=False)[0] for step in range(1, 11)]
+        for epoch in (seen[:5], seen[5:]):
+            assert sorted(np.concatenate(epoch).tolist()) == list(range(40))
+        assert not np.array_equal(np.concatenate(seen[:5]), np.concatenate(seen[5:]))
+
+    def test_a_batch_larger_than_the_data_goes_round(self) -> None:
+        indices, _ = batches.samples_of(TrainConfig(batch=100), 30, 1, flip=False)
+        counts = np.bincount(indices, minlength=30)
+        assert counts.min() == 3
+        assert counts.max() == 4
+
+    def test_half_are_mirrored_and_the_same_ones_each_time(self) -> None:
+        config = TrainConfig(batch=2000)
+        _, flips = batches.samples_of(config, 2000, 1, flip=True)
+        _, again = batches.samples_of(config, 2000, 1, flip=True)
+        assert flips is not None
+        assert again is not None
+        assert np.array_equal(flips, again)
+        assert abs(flips.mean() - 0.5) < 5 * 0.5 / 2000**0.5
+
+    def test_labels_are_hidden_at_the_asked_rate(self) -> None:
+        config = TrainConfig(batch=5000, label_dropout=0.2)
+        drawn = batches.labels_of(config, np.zeros(5000, dtype=np.int64), 3, 1)
+        share = float((drawn == 3).double().mean())
+        assert set(drawn.tolist()) == {0, 3}
+        assert abs(share - 0.2) < 5 * 0.4 / 5000**0.5
+
+
+class TestAverageAndOptimiser:
+    def test_the_average_is_that_of_the_formula(self) -> None:
+        network = torch.nn.BatchNorm1d(3)  # has trained weights and buffers
+        average = ema.start(network)
+        expected = average["weight"].clone().double()
+        for n in range(5):
+            with torch.no_grad():
+                network.weight.add_(torch.randn(3))
+                network.running_mean.fill_(float(n))
+            d = ema.decay_at(n, 0.9, warmup=True)
+            assert d == min(0.9, (1 + n) / (10 + n))
+            expected = d * expected + (1 - d) * network.weight.detach().double()
+            ema.update(average, network, d)
+        torch.testing.assert_close(average["weight"].double(), expected, rtol=1e-5, atol=1e-6)
+        assert average["running_mean"].tolist() == [4.0] * 3, "buffers are copied, not averaged"
+
+    def test_the_rate_rises_stays_and_falls_to_almost_nothing(self) -> None:
+        config = TrainConfig(lr=1.0, warmup=10, decay=0.5)
+        rates = [optim.learning_rate(step, 200, config) for step in range(1, 201)]
+        assert rates[0] == pytest.approx(1 / 11)
+        assert max(rates) == 1.0
+        assert rates[10:100] == [1.0] * 90
+        assert all(a > b for a, b in zip(rates[101:], rates[102:], strict=False))
+        assert rates[-1] == pytest.approx(0.01)
+
+    def test_norms_and_biases_do_not_decay(self) -> None:
+        network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.GroupNorm(2, 4))
+        config = TrainConfig(weight_decay=0.5, lr=0.1)
+        optimizer = optim.build(network, config)
+        for p in network.parameters():
+            p.grad = torch.zeros_like(p)
+        before = [p.detach().clone() for p in network.parameters()]
+        optimizer.step()
+        factors = [
+            float((a.detach() / b).nanmean()) if b.abs().sum() > 0 else 1.0
+            for a, b in zip(network.parameters(), before, strict=True)
+        ]
+        assert factors == pytest.approx([0.95, 1.0, 1.0, 1.0])
+
+
+def test_the_state_file_says_what_the_weights_are_for(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    fit(tiny_images, updated(tiny_config, {"train.classes": True}), out=tmp_path / "run")
+    newest = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
+    about = json.loads((newest / "state.json").read_text(encoding="utf-8"))["model"]
+    assert about["shape"] == [1, 8, 8]
+    assert about["class_names"] == ["above", "below"]
+    assert about["num_classes"] == 2
