@@ -28,7 +28,8 @@ from unraze import ema, optim
 from unraze.config import Config, preset, updated
 from unraze.data import Images
 from unraze.nn import parameters_in
-from unraze.train import Trainee, _begin, _clip, _gradients, _reproducible, prepare
+from unraze.step import Trainee, begin, clip, gradients, reproducible
+from unraze.train import prepare
 
 NAMES = ("fast", "annotated", "diffusers")
 
@@ -78,7 +79,7 @@ def contender(name: str, arguments: argparse.Namespace) -> Contender:
         "train.threads": arguments.threads,
     }
     base: Config = preset("fast" if name == "diffusers" else name)
-    trainee = _begin(prepare(updated(base, changes), images), images)
+    trainee = begin(prepare(updated(base, changes), images), images)
     if name == "diffusers":
         network = FromDiffusers()
         trainee = replace(
@@ -89,7 +90,7 @@ def contender(name: str, arguments: argparse.Namespace) -> Contender:
         )
     counter = FlopCounterMode(display=False)
     with counter:
-        _gradients(trainee, 1)
+        gradients(trainee, 1)
     return Contender(name, trainee, counter.get_total_flops() / arguments.batch)
 
 
@@ -98,8 +99,8 @@ def train_steps(one: Contender, steps: int) -> float:
     began = time.perf_counter()
     for _ in range(steps):
         one.step += 1
-        _gradients(one.trainee, one.step)
-        _clip(one.trainee)
+        gradients(one.trainee, one.step)
+        clip(one.trainee)
         one.trainee.optimizer.step()
         ema.update(one.trainee.average, one.trainee.network, 0.995)
     return (time.perf_counter() - began) / steps
@@ -146,7 +147,7 @@ def main() -> None:
 
     if arguments.alone:
         one = contender(arguments.alone, arguments)
-        with _reproducible(one.trainee.config.train):
+        with reproducible(one.trainee.config.train):
             train_steps(one, arguments.steps)
         print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
         return
@@ -154,7 +155,7 @@ def main() -> None:
     everyone = [contender(name, arguments) for name in NAMES]
     rates: dict[str, list[float]] = {name: [] for name in NAMES}
     products, convolutions = [], []
-    with _reproducible(everyone[0].trainee.config.train):
+    with reproducible(everyone[0].trainee.config.train):
         for one in everyone:
             train_steps(one, 2)
         for _ in range(arguments.pairs):

@@ -140,9 +140,7 @@ def test_two_trainers_of_one_run_are_refused(
     first.close()
 
 
-def test_killed_at_random_moments(
-    tiny_config: Config, tiny_images: Images, tmp_path: Path
-) -> None:
+def test_killed_at_random_moments(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> None:
     """SIGKILL, mid-step and mid-write: saving at every step makes most moments a write."""
     import numpy as np
 

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from unraze.config import Config, preset
     from unraze.data import Images
-    from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
+    from unraze.denoiser import Denoiser, Prediction, clipped, guided
     from unraze.generate import Model, load, sample
     from unraze.pictures import to_pil
     from unraze.process import destroy, destroy_step, mu, posterior
@@ -46,7 +46,32 @@ _HOME = {
     "to_pil": "pictures",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "Config",
+    "Denoiser",
+    "Images",
+    "Model",
+    "Prediction",
+    "Schedule",
+    "__version__",
+    "clipped",
+    "cosine",
+    "ddim",
+    "destroy",
+    "destroy_step",
+    "even_times",
+    "fit",
+    "greedy",
+    "guided",
+    "linear",
+    "load",
+    "mu",
+    "posterior",
+    "preset",
+    "random",
+    "sample",
+    "to_pil",
+]
 
 
 def __getattr__(name: str) -> Any:

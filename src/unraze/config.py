@@ -182,7 +182,7 @@ class TrainConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup: Annotated[int, Field(ge=0)] = Field(50, description="steps of rising learning rate")
     decay: Unit = Field(0.7, description="last part of the budget in which lr falls to zero")
-    clip: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="gradient norm bound")
+    clip: Annotated[float, Field(ge=0.0)] = Field(1.0, description="gradient norm bound; 0: none")
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     ema_warmup: bool = Field(True, description="a shorter average while training is young")
     classes: bool = Field(False, description="condition on the class labels")
@@ -211,7 +211,7 @@ class SampleConfig(_Section):
     """How images are drawn from what was learned (`unraze.samplers`)."""
 
     sampler: SamplerName = "ddim"
-    steps: Positive | None = Field(50, description="network calls; absent: all T")
+    steps: Positive = Field(50, description="network calls, at most T")
     spacing: Literal["time", "angle"] = Field(
         "time", description="kept steps are even in t, or in arctan(β̄/ᾱ)"
     )

@@ -27,6 +27,6 @@ def update(average: dict[str, Tensor], network: nn.Module, decay: float) -> None
     """One update of `average`, in place."""
     for name, value in network.named_parameters():
         average[name].lerp_(value, 1 - decay)
-    for name, value in network.named_buffers():
+    for name, buffer in network.named_buffers():
         if name in average:
-            average[name].copy_(value)
+            average[name].copy_(buffer)

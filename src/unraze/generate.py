@@ -156,12 +156,12 @@ def class_of(model: Model, classes: Classes, number: int) -> int | None:
 
 def steps_of(model: Model, settings: SampleConfig) -> Schedule:
     """The sub-schedule that sampling walks; raises `InputError` for too many or too few steps."""
-    steps = model.schedule.steps if settings.steps is None else settings.steps
     match settings.spacing:
         case "time":
-            return even_times(model.schedule, steps, whole=not model.config.loss.continuous)
+            whole = not model.config.loss.continuous
+            return even_times(model.schedule, settings.steps, whole=whole)
         case "angle":
-            return even_angles(model.schedule, steps)
+            return even_angles(model.schedule, settings.steps)
         case _:
             assert_never(settings.spacing)
 

@@ -59,4 +59,7 @@ def read_state(
     optimizer.state.clear()
     for name, value in tensors.items():
         weight, key = name.rsplit("/", 1)
-        optimizer.state[parameters[weight]][key] = value.clone()
+        like = parameters[weight]
+        # the fused kernels walk a weight and its moments alike, so they must lie alike in memory
+        own = torch.empty_like(like) if value.shape == like.shape else torch.empty_like(value)
+        optimizer.state[like][key] = own.copy_(value)

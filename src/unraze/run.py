@@ -228,7 +228,7 @@ def summaries(folder: Path) -> list[Summary]:
 def _summary(run: Run) -> Summary:
     config = read_config(run)
     rows = [row for row in read_stats(run) if "loss" in row]
-    last = rows[-1] if rows else {"step": 0, "loss": float("nan")}
+    last: dict[str, Any] = rows[-1] if rows else {"step": 0, "loss": float("nan")}
     steps = config.train.steps or int(last.get("steps", 0))
     saved = checkpoint.listing(run.checkpoints)
     state: State

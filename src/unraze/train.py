@@ -5,43 +5,33 @@ and resumed makes the same steps as one that was not. Training is a generator of
 terminal, `stats.jsonl` and the studio are readers of it.
 """
 
-import copy
 import math
-import os
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from unraze import checkpoint, ema, nn as networks, optim, pictures, plots, rng, run as runs
-from unraze import schedule as schedules
-from unraze.batches import labels_of, looks_twice, samples_of, seed_dropout, times_of
-from unraze.config import Config, TrainConfig, preset, updated
-from unraze.data import Images, batch as pixels_of, to_uint8
-from unraze.denoiser import predict, raw_output
+from unraze import checkpoint, ema, optim, plots, run as runs, schedule as schedules
+from unraze.batches import samples_of
+from unraze.config import Config, preset, updated
+from unraze.data import Images
 from unraze.errors import CheckpointError, DivergedError, InputError
-from unraze.generate import Model, changed, load, sample
-from unraze.loss import four_variable, reduced, weighted
-from unraze.process import destroy_at
+from unraze.generate import Model, load
+from unraze.measure import Pace, measured, told
+from unraze.preview import every as preview_every, preview, write_reals
 from unraze.run import Run
-from unraze.schedule import Schedule
+from unraze.step import Trainee, begin, clip, gradients, network_of, reproducible
 
 __all__ = ["Report", "fit", "prepare", "train"]
 
 BAD_STEPS_IN_A_ROW = 3
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with, once, after a rollback."""
-SAVE_SECONDS = 60.0
-PREVIEW_SHARE = 0.04
-"""The most of the training time that previews may take."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +52,6 @@ class Report:
     seconds_left: float = math.nan
     memory: int = 0
     message: str | None = None
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """What a training step works on: the network, its optimiser and average, and the data."""
-
-    config: Config
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: dict[str, Tensor]
-    schedule: Schedule
-    images: Images
-    num_classes: int
 
 
 def never() -> bool:
@@ -111,7 +88,7 @@ def prepare(config: Config, images: Images) -> Config:
             f"schedule.kind = '{config.schedule.kind}': take 'v', 'x0' or 'edm', or a schedule "
             "with ᾱ_T > 0"
         )
-    if config.sample.steps is not None and config.sample.steps > schedule.steps:
+    if config.sample.steps > schedule.steps:
         config = updated(config, {"sample.steps": schedule.steps})
     changes: dict[str, Any] = {
         "data.size": (height, width),
@@ -122,7 +99,7 @@ def prepare(config: Config, images: Images) -> Config:
     if train.epochs is not None:
         changes["train.steps"] = max(1, round(train.epochs * count / train.batch))
     config = updated(config, changes)
-    _network(config, num_classes=len(images.class_names) if train.classes else 0)
+    network_of(config, num_classes=len(images.class_names) if train.classes else 0)
     return config
 
 
@@ -135,8 +112,8 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
     cannot be continued, `UnrazeError` where the disk is full.
     """
     config = runs.read_config(run)
-    with runs.locked(run), _reproducible(config.train):
-        trainee = _begin(config, images)
+    with runs.locked(run), reproducible(config.train):
+        trainee = begin(config, images)
         (run.path / "failed.txt").unlink(missing_ok=True)
         saved, problems = checkpoint.newest(run.checkpoints)
         for text in problems:
@@ -146,14 +123,16 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
 
         # where to begin: at a checkpoint, or with the measurement that fixes steps and dtype
         if saved is None:
-            if config.train.steps is None or config.train.dtype == "auto":
+            if None in (config.train.steps, config.train.checkpoint_every) or (
+                config.train.dtype == "auto"
+            ):
                 yield Report("measuring", 0, 0, message="measuring the speed of this machine")
-                config = _measured(trainee, run)
-                yield _said(run, _budget(config, len(images.pixels)))
-            trainee = _begin(config, images)
+                config = measured(trainee, run)
+                yield _said(run, told(config, len(images.pixels)))
+            trainee = begin(config, images)
             checkpoint.write_atomically(run.stats, "")
-            _write_reals(run, images)
-            state = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
+            write_reals(run, images)
+            state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
             start = 0
         else:
             for text in _differences(run, saved, images):
@@ -162,16 +141,17 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
             runs.truncate_stats(run, start)
             yield _said(run, f"continuing from step {start} of {config.train.steps}")
 
-        steps = config.train.steps
+        steps, every = config.train.steps, config.train.checkpoint_every
         assert steps is not None
-        step, pace, said_last, last_save = start, _Pace(config.train.batch), "", time.monotonic()
+        assert every is not None
+        step, pace, last_saved = start, Pace(config.train.batch), ""
         while step < steps:
             step += 1
             lr = state["lr_factor"] * optim.learning_rate(step, steps, config.train)
             for group in trainee.optimizer.param_groups:
                 group["lr"] = lr
-            loss = _gradients(trainee, step)
-            norm = _clip(trainee)
+            loss = gradients(trainee, step)
+            norm = clip(trainee)
             good = math.isfinite(loss) and math.isfinite(norm)
             row: dict[str, Any] = {"step": step, "steps": steps, "loss": loss, "lr": lr}
             if good:
@@ -202,7 +182,6 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 continue
 
             stopping = step < steps and stop()
-            now = time.monotonic()
             report = Report(
                 "training",
                 step,
@@ -215,15 +194,13 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 _peak_memory(),
             )
             yield report
-            every = config.train.checkpoint_every
-            due = step % every == 0 if every else now - last_save > SAVE_SECONDS
-            if due or stopping or step == steps:
-                last_save = now
+            if step % every == 0 or stopping or step == steps:
                 path = _save(trainee, run, step, state)
                 yield replace(report, phase="saved", message=None)
-                said_last = path.name
-            if step % _preview_every(config) == 0 or step == steps:
-                _preview(trainee, run, step, said_last, pace)
+                last_saved = path.name
+            if step % preview_every(config) == 0 or step == steps:
+                preview(trainee, run, step, last_saved)
+                pace.restart()
             if stopping:
                 runs.log(run, f"stopped at step {step}")
                 yield replace(report, phase="stopped", message=f"saved at step {step} of {steps}")
@@ -260,141 +237,7 @@ def fit(
     return load(run.path)
 
 
-# ---------------------------------------------------------------------------- one training step
-
-
-def _gradients(trainee: Trainee, step: int) -> float:
-    """Leaves the gradient of step `step` in the network and returns its mean loss."""
-    config = trainee.config
-    whole = config.train.batch
-    part = whole // config.train.accumulate
-    images, count = trainee.images, len(trainee.images.pixels)
-    indices, flips = samples_of(config.train, count, step, flip=config.data.flip)
-    t = times_of(config.train, config.loss, trainee.schedule, step)
-    second_look = config.loss.self_conditioning and looks_twice(config.train, step)
-    labels = None
-    if trainee.num_classes and images.labels is not None:
-        labels = labels_of(config.train, images.labels[indices], trainee.num_classes, step)
-    trainee.network.train()
-    trainee.optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for start in range(0, whole, part):
-        places = range(start, start + part)
-        window = slice(start, start + part)
-        x0 = pixels_of(images, indices[window], None if flips is None else flips[window])
-        if config.network.dropout > 0:
-            seed_dropout(config.train, step, start)
-        losses = _losses(
-            trainee,
-            x0.to(config.train.device),
-            t[window],
-            places,
-            step,
-            classes=None if labels is None else labels[window].to(config.train.device),
-            second_look=second_look,
-        )
-        loss = losses.sum() / whole
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return total
-
-
-def _losses(
-    trainee: Trainee,
-    x0: Tensor,
-    t: Tensor,
-    places: Sequence[int],
-    step: int,
-    *,
-    classes: Tensor | None,
-    second_look: bool,
-) -> Tensor:
-    """One number an image: the objective of the configuration, per value."""
-    config, schedule = trainee.config, trainee.schedule
-    sigma_data = config.loss.sigma_data or 1.0
-    parametrisation = config.loss.parametrisation
-    seed, shape, values = config.train.seed, x0.shape[1:], x0[0].numel()
-    eps = rng.normal(seed, "noise", places, step, shape).to(x0.device)
-
-    def emit(x_t: Tensor, times: Tensor, previous: Tensor | None = None) -> Tensor:
-        with _autocast(config):
-            return raw_output(
-                trainee.network,
-                schedule,
-                parametrisation,
-                x_t,
-                times,
-                sigma_data=sigma_data,
-                classes=classes,
-                previous=previous,
-            )
-
-    def estimate(x_t: Tensor, times: Tensor) -> Tensor:
-        if not second_look:
-            return emit(x_t, times)
-        with torch.no_grad():
-            raw = emit(x_t, times)
-            first = predict(parametrisation, raw, x_t, schedule, times, sigma_data=sigma_data)
-        return emit(x_t, times, first.x0)
-
-    match config.loss.objective:
-        case "four-variable":
-            eps_step = rng.normal(seed, "step noise", places, step, shape).to(x0.device)
-            return four_variable(estimate, schedule, x0, t.long(), eps, eps_step) / values
-        case "reduced":
-            return reduced(estimate, schedule, x0, t.long(), eps) / values
-        case "weighted":
-            x_t = destroy_at(*schedule.at(t), x0, eps)
-            raw = estimate(x_t, t)
-            prediction = predict(parametrisation, raw, x_t, schedule, t, sigma_data=sigma_data)
-            return weighted(prediction, x0, eps, schedule, t, config.loss, sigma_data=sigma_data)
-
-
-def _autocast(config: Config) -> Any:
-    if config.train.dtype != "bfloat16":
-        return nullcontext()
-    return torch.autocast(torch.device(config.train.device).type, dtype=torch.bfloat16)
-
-
-def _clip(trainee: Trainee) -> float:
-    bound = trainee.config.train.clip
-    parameters = list(trainee.network.parameters())
-    if bound is None:
-        grads = [p.grad for p in parameters if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
-    return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
-
-
 # ------------------------------------------------------------------- beginning, saving, going on
-
-
-def _network(config: Config, num_classes: int) -> nn.Module:
-    assert config.data.size is not None
-    assert config.data.channels is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.torch_seed(config.train.seed, "weights"))
-        return networks.build(
-            config.network,
-            channels=config.data.channels,
-            size=config.data.size,
-            num_classes=num_classes,
-            self_conditioning=config.loss.self_conditioning,
-        )
-
-
-def _begin(config: Config, images: Images) -> Trainee:
-    """Everything as it is before the first step."""
-    num_classes = len(images.class_names) if config.train.classes else 0
-    network = _network(config, num_classes).to(config.train.device)
-    return Trainee(
-        config=config,
-        network=network,
-        optimizer=optim.build(network, config.train),
-        average=ema.start(network),
-        schedule=schedules.from_config(config.schedule),
-        images=images,
-        num_classes=num_classes,
-    )
 
 
 def _save(trainee: Trainee, run: Run, step: int, state: dict[str, Any]) -> Path:
@@ -418,9 +261,8 @@ def _save(trainee: Trainee, run: Run, step: int, state: dict[str, Any]) -> Path:
 
 def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
     checkpoint.fill(trainee.network, saved.model, saved.path)
-    device = trainee.config.train.device
-    for name, value in saved.ema.items():
-        trainee.average[name] = value.to(device)
+    for name, value in trainee.average.items():
+        value.copy_(saved.ema[name])
     optim.read_state(trainee.network, trainee.optimizer, saved.optim)
     return {key: saved.state[key] for key in ("updates", "bad", "lr_factor", "rolled_back")}
 
@@ -429,7 +271,7 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     """Back to the newest checkpoint, or the beginning, with a lower learning rate; the step."""
     saved, _ = checkpoint.newest(run.checkpoints)
     if saved is None:
-        fresh = _begin(trainee.config, trainee.images)
+        fresh = begin(trainee.config, trainee.images)
         trainee.network.load_state_dict(fresh.network.state_dict())
         trainee.average.update(fresh.average)
         trainee.optimizer.state.clear()
@@ -470,153 +312,6 @@ def _differences(run: Run, saved: checkpoint.Checkpoint, images: Images) -> Iter
                 f"DIFFERENT from when the run began: {key} is {now.get(key)!r}, was "
                 f"{before.get(key)!r}; it goes on, but not to the same bits"
             )
-
-
-@contextmanager
-def _reproducible(config: TrainConfig) -> Iterator[None]:
-    """Deterministic algorithms, the run's threads, no denormals; all as before afterwards."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    threads = torch.get_num_threads()
-    strict = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.set_num_threads(config.threads or threads)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-        torch.set_flush_denormal(False)
-
-
-# --------------------------------------------------------------------- measuring and showing
-
-
-def _measured(trainee: Trainee, run: Run) -> Config:
-    """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run."""
-    config = trainee.config
-    kind = torch.device(config.train.device).type
-    dtypes = ["float32", "bfloat16"] if _has_bfloat16(kind) else ["float32"]
-    if config.train.dtype != "auto":
-        dtypes = [config.train.dtype]
-    budget = 60 * config.train.minutes if config.train.minutes else math.inf
-    seconds = {d: _seconds_a_step(trainee, d, min(5.0, 0.03 * budget)) for d in dtypes}
-    best = min(dtypes, key=lambda d: seconds[d] * (1.1 if d == "bfloat16" else 1.0))
-    changes: dict[str, Any] = {"train.dtype": best}
-    if config.train.minutes is not None:
-        usable = budget * (1 - PREVIEW_SHARE)
-        changes["train.steps"] = max(1, round(usable / seconds[best]))
-    speed = ", ".join(f"{config.train.batch / s:.0f} images/s in {d}" for d, s in seconds.items())
-    asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""
-    config = updated(config, changes)
-    runs.write_config(run, config, note=f"measured: {speed}{asked}: {config.train.steps} steps")
-    return config
-
-
-def _seconds_a_step(trainee: Trainee, dtype: str, at_least: float) -> float:
-    """The median time of a step in this dtype, on a copy of everything."""
-    config = updated(trainee.config, {"train.dtype": dtype})
-    scratch = _begin(config, trainee.images)
-    times: list[float] = []
-    started = time.monotonic()
-    step = 0
-    while step < 5 or (time.monotonic() - started < at_least and step < 200):
-        step += 1
-        before = time.perf_counter()
-        _gradients(scratch, step)
-        _clip(scratch)
-        scratch.optimizer.step()
-        ema.update(scratch.average, scratch.network, 0.9)
-        times.append(time.perf_counter() - before)
-    return float(np.median(times[2:]))
-
-
-def _has_bfloat16(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-
-
-def _budget(config: Config, count: int) -> str:
-    steps, batch = config.train.steps or 0, config.train.batch
-    return f"{steps} steps of {batch} images, {steps * batch / count:.1f} epochs, {config.train.dtype}"
-
-
-class _Pace:
-    """Images a second, smoothed over the last steps."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch, self.seconds, self.last = batch, 0.0, time.perf_counter()
-
-    def tick(self) -> None:
-        now = time.perf_counter()
-        took, self.last = now - self.last, now
-        self.seconds = took if self.seconds == 0 else 0.95 * self.seconds + 0.05 * took
-
-    @property
-    def images(self) -> float:
-        return self.batch / self.seconds if self.seconds else math.nan
-
-    def left(self, steps: int) -> float:
-        return steps * self.seconds
-
-
-def _preview_every(config: Config) -> int:
-    assert config.train.steps is not None
-    return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
-
-
-def _preview(trainee: Trainee, run: Run, step: int, saved: str, pace: _Pace) -> None:
-    """Images from fixed noise at this step: as trained on the left, averaged on the right."""
-    config = trainee.config
-    calls = min(25, trainee.schedule.steps)
-    # a forward pass takes about a third of a training step
-    affordable = PREVIEW_SHARE * _preview_every(config) * config.train.batch * 3 / (2 * calls)
-    count = max(1, min(32, int(affordable)))
-    wanted = {"sampler": "ddim", "steps": calls, "eta": 0.0, "clip": "clip", "guidance": 1.0}
-    settings = changed(config.sample, wanted)
-    averaged = copy.deepcopy(trainee.network)
-    averaged.load_state_dict(trainee.average)
-    sides = []
-    for network in (trainee.network, averaged):
-        channels, height, width = trainee.images.pixels.shape[1:]
-        model = Model(
-            config=config,
-            network=network.eval(),
-            schedule=trainee.schedule,
-            shape=(channels, height, width),
-            class_names=tuple(trainee.images.class_names),
-            num_classes=trainee.num_classes,
-            sigma_data=config.loss.sigma_data or 1.0,
-        )
-        drawn = sample(model, count, seed=config.train.seed, settings=settings)
-        sides.append(pictures.grid(to_uint8(drawn), columns=math.ceil(math.sqrt(count))))
-    pictures.write_png(
-        pictures.beside(sides),
-        run.samples / f"step-{step:08d}.png",
-        {
-            "kind": "preview",
-            "run": run.path.name,
-            "step": step,
-            "checkpoint": saved,
-            "left": "weights as trained",
-            "right": "their average",
-            "seed": config.train.seed,
-            "settings": settings.model_dump(mode="json"),
-        },
-    )
-    pace.last = time.perf_counter()
-
-
-def _write_reals(run: Run, images: Images) -> None:
-    order = rng.permutation(0, "reals", len(images.pixels))[:64]
-    shown = np.asarray(images.pixels[np.sort(order)]).transpose(0, 2, 3, 1)
-    picture = pictures.grid(shown, columns=8)
-    pictures.write_png(picture, run.path / "reals.png", {"kind": "reals", "source": images.source})
 
 
 def _said(run: Run, message: str) -> Report:

@@ -72,7 +72,7 @@ def destroy(
     import numpy as np
 
     from unraze import __version__, pictures, rng
-    from unraze.data import to_float, to_uint8
+    from unraze.data import to_float
     from unraze.process import destroy_step
     from unraze.schedule import SCHEDULES
 
@@ -85,9 +85,10 @@ def destroy(
         if t > 0:
             x = destroy_step(walk, x, t, rng.normal(seed, "destroy", [0], t, x.shape[1:]))
         if t in filmed:
-            film.append(to_uint8(x)[0].transpose(1, 2, 0))
+            picture = pictures.grid(pictures.pixels_of(x))
+            film.append(pictures.captioned(picture, f"t = {t} of {steps}", share=t / steps))
         if t in stripped:
-            strip.append(to_uint8(x)[0].transpose(1, 2, 0))
+            strip.append(pictures.pixels_of(x))
     recipe = {
         "unraze": __version__,
         "of": image.name,
@@ -97,8 +98,8 @@ def destroy(
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        pictures.write_gif(film, folder / "film.gif", recipe | {"kind": "destroy film"})
-        row = pictures.grid(np.stack(strip), columns=len(strip))
+        pictures.write_film(film, folder / "film.gif", recipe | {"kind": "destroy film"})
+        row = pictures.grid(np.concatenate(strip), columns=len(strip))
         pictures.write_png(row, folder / "strip.png", recipe | {"kind": "destroy strip"})
     print(folder)
     return 0
@@ -139,9 +140,9 @@ def schedule(
 
     from unraze import plots
     from unraze.cli.drawing import writing
-    from unraze.schedule import MAX_TERMINAL_SIGNAL, SCHEDULES
+    from unraze.schedule import MAX_TERMINAL_SIGNAL, SCHEDULES, Schedule
 
-    chosen = {
+    chosen: dict[str, Schedule] = {
         kind: SCHEDULES[kind](steps, rescaled=not unscaled) for kind in kinds or SCHEDULE_KINDS
     }
     table = Table("schedule", "T", "β_1", "β_T", "ᾱ = 0.5 at t =", "ᾱ_T", "")
@@ -167,12 +168,13 @@ def schedule(
 
 def _opened(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     """A picture (C, H, W) uint8, on white; no side above 256 where no size is given."""
+    from unraze.data.reading import quiet_decoders
     from unraze.data.shape import UnreadableError, decode, fitted, is_grey
     from unraze.errors import DataError
 
     white = (255, 255, 255)
     try:
-        with path.open("rb") as stream:
+        with quiet_decoders(), path.open("rb") as stream:
             picture = decode(stream)
             if size is None:
                 scale = min(1.0, LARGEST_SIDE / max(picture.size))

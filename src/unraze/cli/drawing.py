@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from unraze.errors import CheckpointError, InputError, UnrazeError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from unraze.config import SampleConfig
     from unraze.generate import Classes, Model
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Order", "again", "draw", "fresh_folder", "require_new", "require_ours", "writing"]
 
 GRID_AT_MOST = 400
-FILM_AT_MOST = 64
+FILM_AT_MOST = 36
 FILM_FRAMES = 100
+FILM_SIDE = 360
+"""About the film's width in pixels: noise does not compress, so a larger one weighs too much."""
 PICTURES = re.compile(r"(\d{5,})\.png|grid\.png|film\.gif")
 """The names that sampling gives to what it writes into a folder."""
 
@@ -41,6 +43,20 @@ class Order:
     first: int = 0
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The first images (N, H, W, C) of a batch after `step` of `steps`."""
+
+    step: int
+    steps: int
+    pixels: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """How much of the way is gone, 0 to 1."""
+        return self.step / self.steps
+
+
 def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> None:
     """Draws, and writes 00000.png …, grid.png and film.gif into `folder`, the array into `npy`.
 
@@ -51,7 +67,7 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
     from unraze import pictures
 
     grid: list[np.ndarray] = []
-    frames: list[np.ndarray] = []
+    frames: list[Frame] = []
     array: np.ndarray | None = None
     partial = None if npy is None else npy.with_name(npy.name + ".part")
     for batch in _batches(order, frames_of=order.first if film else None, frames=frames):
@@ -59,7 +75,7 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
         with writing(folder or npy):
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                for number, picture in zip(numbers, pixels, strict=True):
+                for number, picture in zip(numbers, pictures.to_pil(pixels), strict=True):
                     recipe = _recipe(order, numbers) | {"kind": "image", "image": number}
                     pictures.write_png(picture, folder / f"{number:05d}.png", recipe)
                 if sum(map(len, grid)) < GRID_AT_MOST:
@@ -131,7 +147,7 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
         raw=recipe["raw"],
         first=first,
     )
-    frames: list[np.ndarray] = []
+    frames: list[Frame] = []
     film = recipe["kind"] == "film"
     made = [
         pixels for _, pixels in _batches(order, frames_of=first if film else None, frames=frames)
@@ -140,7 +156,9 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         match recipe["kind"]:
             case "image":
-                pictures.write_png(made[0][recipe["image"] - first], target, recipe)
+                pictures.write_png(
+                    pictures.to_pil(made[0])[recipe["image"] - first], target, recipe
+                )
             case "grid":
                 shown, _ = _grid(order, np.concatenate(made))
                 pictures.write_png(shown, target, recipe)
@@ -204,14 +222,14 @@ def writing(path: Path | None) -> Iterator[None]:
 
 
 def _batches(
-    order: Order, *, frames_of: int | None, frames: list[np.ndarray]
+    order: Order, *, frames_of: int | None, frames: list[Frame]
 ) -> Iterator[tuple[range, np.ndarray]]:
     """The numbers and pixels (B, H, W, C) of each batch; the states of one go into `frames`."""
     from rich.console import Console
 
     from unraze import generate
     from unraze.cli.show import follow_drawing
-    from unraze.data import to_uint8
+    from unraze.pictures import pixels_of
 
     moments = generate.generate(
         order.model,
@@ -222,16 +240,14 @@ def _batches(
         batch=order.batch,
         first=order.first,
     )
-    kept: frozenset[int] = frozenset()
-    if frames_of is not None:
-        steps = generate.steps_of(order.model, order.settings).steps
-        count = min(steps, FILM_FRAMES)
-        kept = frozenset(round((k + 1) * steps / count) for k in range(count))
+    steps = generate.steps_of(order.model, order.settings).steps
+    count = min(steps, FILM_FRAMES)
+    kept = frozenset(round((k + 1) * steps / count) for k in range(count))
     for moment in follow_drawing(moments, Console()):
         if moment.numbers.start == frames_of and moment.done in kept:
-            frames.append(to_uint8(moment.x[:FILM_AT_MOST]).transpose(0, 2, 3, 1))
+            frames.append(Frame(moment.done, steps, pixels_of(moment.x[:FILM_AT_MOST])))
         if moment.finished:
-            yield moment.numbers, to_uint8(moment.x).transpose(0, 2, 3, 1)
+            yield moment.numbers, pixels_of(moment.x)
 
 
 def _recipe(order: Order, numbers: range) -> dict[str, Any]:
@@ -247,7 +263,7 @@ def _recipe(order: Order, numbers: range) -> dict[str, Any]:
     )
 
 
-def _grid(order: Order, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+def _grid(order: Order, pixels: np.ndarray) -> tuple[Image.Image, dict[str, Any]]:
     """The first pictures side by side, and the recipe of that."""
     from unraze import pictures
 
@@ -255,21 +271,33 @@ def _grid(order: Order, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]
     recipe = _recipe(order, range(order.first, order.first + order.batch)) | {
         "kind": "grid",
         "images": [order.first, len(shown)],
-        "drawn": min(order.count, math.ceil(len(shown) / order.batch) * order.batch),
+        "drawn": min(order.count, -(-len(shown) // order.batch) * order.batch),
     }
-    return pictures.grid(shown, columns=math.ceil(math.sqrt(len(shown)))), recipe
+    return pictures.grid(shown), recipe
 
 
 def _write_film(
-    order: Order, frames: list[np.ndarray], path: Path, recipe: dict[str, Any] | None = None
+    order: Order, frames: list[Frame], path: Path, recipe: dict[str, Any] | None = None
 ) -> None:
     from unraze import pictures
 
-    shown = len(frames[0])
-    size = min(order.batch, order.count)
-    recipe = recipe or _recipe(order, range(order.first, order.first + size)) | {
+    recipe = recipe or _recipe(order, range(order.first, order.first + _size(order))) | {
         "kind": "film",
-        "images": [order.first, shown],
+        "images": [order.first, len(frames[0].pixels)],
     }
-    columns = math.ceil(math.sqrt(shown))
-    pictures.write_gif([pictures.grid(frame, columns=columns) for frame in frames], path, recipe)
+    images = frames[0].pixels
+    upscale = max(1, FILM_SIDE // (pictures.square(len(images)) * images.shape[2]))
+    shown = [
+        pictures.captioned(
+            pictures.grid(frame.pixels, upscale=upscale),
+            f"step {frame.step} of {frame.steps}",
+            share=frame.share,
+        )
+        for frame in frames
+    ]
+    pictures.write_film(shown, path, recipe)
+
+
+def _size(order: Order) -> int:
+    """How many images the first batch has."""
+    return min(order.batch, order.count)

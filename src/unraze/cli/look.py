@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from unraze.cli.app import DATA, LOOK, OUTPUT, Device, app, parse_size
+from unraze.errors import InputError
 
 if TYPE_CHECKING:
     from unraze.config import DataConfig
@@ -33,18 +34,48 @@ Size = Annotated[str | None, Parameter(group=DATA, help="32, or height x width: 
 Channels = Annotated[Literal[1, 3] | None, Parameter(group=DATA, help="1 grey, 3 colour.")]
 
 
+NAMED_AT_MOST = 20
+
+
 @data.command
-def check(source: Source, /, *, size: Size = None) -> int:
+def check(
+    source: Source,
+    /,
+    *,
+    size: Size = None,
+    channels: Channels = None,
+    all_: Annotated[
+        bool,
+        Parameter(
+            name="--all",
+            negative="",
+            show_default=False,
+            group=OUTPUT,
+            help="Name every image concerned, not the first 20 of each kind.",
+        ),
+    ] = False,
+) -> int:
     """Find what would spoil a training: unreadable files, duplicates, odd sizes, rare classes.
 
-    Each finding is a line; exit status 1 where files can't be read, else 0.
+    Exit status 1 where something would stop a run, else 0. Nothing is changed.
     """
-    from unraze.data import check as checks
+    from rich.console import Console
 
-    report = checks.check(_wanted(source, size, None))
-    for line in report.lines():
-        print(line)
-    return 1 if report.unreadable else 0
+    from unraze import data as images
+    from unraze.cli.show import follow_reading
+
+    progress = follow_reading(Console(stderr=True))
+    findings = images.check(_wanted(source, size, channels), progress=progress)
+    for each in findings:
+        print(f"{each.severity}: {each.what}; {each.remedy}")
+        shown = each.names if all_ else each.names[:NAMED_AT_MOST]
+        for name in shown:
+            print(f"  {name}")
+        if len(shown) < len(each.names):
+            print(f"  and {len(each.names) - len(shown)} more: --all names them")
+    if not findings:
+        print(f"{source}: nothing wrong with it")
+    return 1 if any(each.severity == "error" for each in findings) else 0
 
 
 @data.command
@@ -58,13 +89,51 @@ def stats(
         Path, Parameter(group=OUTPUT, help="The contact sheet, a PNG; an older one is replaced.")
     ] = Path("contact-sheet.png"),
 ) -> int:
-    """Tell size, channels, mean and spread, and lay out a contact sheet."""
+    """Tell size, channels, mean and spread, and lay out a contact sheet.
+
+    Mean and spread are of the values that the network sees, from -1 (black) to 1 (white).
+    """
+    if out.suffix != ".png":
+        raise InputError(f"--out {out}: give a name that ends in .png")
+    from rich.console import Console
+
+    from unraze import data as images, pictures
+    from unraze.cli.show import follow_reading
+
+    progress = follow_reading(Console(stderr=True))
+    loaded = images.load(_wanted(source, size, channels), progress=progress)
+    told = images.stats(loaded)
+    print(f"images     {told.count}")
+    print(f"size       {told.size[0]} x {told.size[1]}")
+    print(f"channels   {told.channels} ({'grey' if told.channels == 1 else 'RGB'})")
+    print(f"mean       {'  '.join(f'{m:.4f}' for m in told.mean)}")
+    print(f"spread     {'  '.join(f'{s:.4f}' for s in told.spread)}")
+    print(f"sigma_data {told.sigma_data:.4f}")
+    for name, count in told.classes.items():
+        print(f"class      {name}: {count}")
+    if told.skipped:
+        print(f"left out   {told.skipped} unreadable")
+    pictures.write_png(
+        pictures.to_pil(images.contact_sheet(loaded)[None])[0],
+        out,
+        {"kind": "contact sheet", "source": loaded.source},
+    )
+    print(out)
     return 0
 
 
 @data.command
 def get(name: Annotated[str, Parameter(help="A known name: fashion-mnist or digits.")], /) -> int:
-    """Have a known data set ready: from the cache, the system's data sets, or a download."""
+    """Have a known data set ready: from the cache, the system's data sets, or a download.
+
+    Where it lies is the last line printed.
+    """
+    from rich.console import Console
+
+    from unraze.cli.show import follow_reading
+    from unraze.data import get as got
+
+    print(got(name, progress=follow_reading(Console(stderr=True))))
     return 0
 
 

@@ -162,9 +162,7 @@ def train(
     if not wanted.data.source:
         raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
 
-    from unraze import run as runs
-    from unraze import schedule as schedules
-    from unraze import train as training
+    from unraze import run as runs, schedule as schedules, train as training
 
     schedules.from_config(wanted.schedule)  # refused before the images are read
     images = _read(wanted)
@@ -203,7 +201,12 @@ def _configuration(
     if preset is not None and file is not None:
         raise InputError(f"--preset {preset} and --config {file}: give one of them")
     begun = configs.from_toml(file) if file else configs.preset(preset or "fast")
-    changes = dict(_setting(text) for text in settings)
+    pairs = [_setting(text) for text in settings]
+    changes = dict(pairs)
+    if len(changes) < len(pairs):
+        keys = [key for key, _ in pairs]
+        again = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"--set {again}: is given twice; give one value")
     twice = sorted(changes.keys() & options.keys())
     if twice:
         raise InputError(f"--set {twice[0]}: is given as an option of its own too; give one")

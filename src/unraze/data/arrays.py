@@ -1,4 +1,4 @@
-"""Images saved as numpy arrays: `.npy`, and `.npz` with labels. Pickles in them are never loaded."""
+"""Images saved as numpy arrays: `.npy`, and `.npz` with labels; never a pickle in them."""
 
 import zipfile
 from pathlib import Path
@@ -90,11 +90,13 @@ def _check_header(stream: IO[bytes], where: str) -> None:
             f"{where}: is not a numpy array (a pickle, which can run code when it is loaded, is "
             "not read); save it with np.save, or give a folder of images"
         )
-    version = (stream.read(1)[0], stream.read(1)[0])
+    version = tuple(stream.read(2))
     if version == (1, 0):
         _, _, dtype = np.lib.format.read_array_header_1_0(stream)
     elif version == (2, 0):
         _, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    elif len(version) < 2:
+        raise EOFError("its header ends too soon")
     else:
         raise DataError(f"{where}: is a numpy array of version {version}; save plain numbers")
     if dtype.hasobject:

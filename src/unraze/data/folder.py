@@ -4,7 +4,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from unraze.data.found import Opener, Pictures, by_class, is_hidden, is_image, natural, shown
+from unraze.data.found import Opener, Pictures, by_class, is_hidden, is_image, natural
 from unraze.errors import DataError
 
 __all__ = ["read"]
@@ -83,7 +83,7 @@ def _identity(path: Path) -> tuple[int, int]:
         stat = path.stat()
     except OSError as error:
         raise DataError(
-            f"{shown(str(path))}: cannot be read ({error.strerror or error}); change its permissions"
+            f"{path}: cannot be read ({error.strerror or error}); check its permissions"
         ) from error
     return stat.st_dev, stat.st_ino
 

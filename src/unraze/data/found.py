@@ -28,8 +28,10 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .gif .webp .avif .tif .tiff "
-    ".pbm .pgm .ppm .pnm .tga .jp2 .ico".split()
+    (
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp"),
+        *(".avif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico"),
+    )
 )
 """The endings of the files that are taken for images."""
 

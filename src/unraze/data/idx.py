@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def read_array(path: Path, *, dimensions: int) -> np.ndarray[Any, Any]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _parse(stream: IO[bytes], path: Path, dimensions: int) -> np.ndarray[Any, Any]:
+def _parse(stream: BinaryIO | gzip.GzipFile, path: Path, dimensions: int) -> np.ndarray[Any, Any]:
     header = stream.read(4 + 4 * dimensions)
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(

@@ -1,6 +1,6 @@
 """The images as the rest of the package sees them: bytes, and their way to floats and back.
 
-    x = p / 127.5 - 1,   p in 0 … 255,   x in [-1, 1]
+x = p / 127.5 - 1,   p in 0 … 255,   x in [-1, 1]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unraze.errors import DataError
 
-__all__ = ["Images", "batch", "fingerprint", "to_float", "to_uint8"]
+__all__ = ["Images", "batch", "classes", "fingerprint", "to_float", "to_uint8"]
 
 _CHUNK = 1024
 
@@ -66,6 +66,27 @@ def fingerprint(
     whole.update(f"shape {tuple(int(n) for n in shape)} labels ".encode())
     whole.update(b"none" if labels is None else labels.astype("<i8").tobytes())
     return whole.hexdigest()
+
+
+def classes(
+    labels: np.ndarray[Any, Any], class_names: Sequence[str], count: int, source: str
+) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+    """Labels as int64 (count,), and a name for each class; numbers are names where none are given.
+
+    Raises `DataError` where labels are not one integer an image, or have no name.
+    """
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{source}: labels are {labels.dtype} {labels.shape}; give one integer for each of the "
+            f"{count} images"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    known = len(class_names) or 65_536
+    if low < 0 or high >= known:
+        raise DataError(
+            f"{source}: labels run from {low} to {high}; number the classes from 0 to {known - 1}"
+        )
+    return labels.astype(np.int64), tuple(class_names or [str(i) for i in range(high + 1)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +140,10 @@ class Images:
         if names is not None and len(names) != count:
             raise DataError(f"{source}: {len(names)} names for {count} images; give one for each")
         if labels is not None:
-            labels, class_names = _classes(labels, class_names, count, source)
+            labels, class_names = classes(labels, class_names, count, source)
         digest = hashlib.sha256()
         for first in range(0, count, _CHUNK):
-            digest.update(np.ascontiguousarray(pixels[first : first + _CHUNK]))
+            digest.update(np.ascontiguousarray(pixels[first : first + _CHUNK]).data)
         return Images(
             pixels=pixels,
             labels=labels,
@@ -137,20 +158,3 @@ class Images:
 def _need_bytes(pixels: np.ndarray[Any, Any]) -> None:
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels are {pixels.dtype}; give uint8, 0 … 255")
-
-
-def _classes(
-    labels: np.ndarray[Any, Any], class_names: Sequence[str], count: int, source: str
-) -> tuple[np.ndarray[Any, Any], Sequence[str]]:
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{source}: labels are {labels.dtype} {labels.shape}; give one integer for each of the "
-            f"{count} images"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    known = len(class_names) or 65_536
-    if low < 0 or high >= known:
-        raise DataError(
-            f"{source}: labels run from {low} to {high}; number the classes from 0 to {known - 1}"
-        )
-    return labels.astype(np.int64), class_names or [str(i) for i in range(high + 1)]

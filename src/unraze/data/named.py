@@ -11,6 +11,7 @@ see.
 10,000 grey images of 28 x 28.
 """
 
+import difflib
 import hashlib
 import http.client
 import os
@@ -26,7 +27,7 @@ import numpy as np
 
 from unraze.data import idx
 from unraze.data.cache import cache_folder
-from unraze.data.found import Arrays
+from unraze.data.found import Arrays, shown
 from unraze.errors import DataError, InputError
 
 __all__ = ["FASHION_CLASS_NAMES", "NAMES", "get", "read"]
@@ -175,7 +176,11 @@ def _download_file(
 
 
 def _unknown(name: str) -> InputError:
-    return InputError(f"{name}: is no known data set; the names are {', '.join(NAMES)}")
+    close = difflib.get_close_matches(name.lower(), NAMES, n=1)
+    meant = f", did you mean '{close[0]}'?" if close else ""
+    return InputError(
+        f"{shown(name)}: is no known data set{meant}; the names are {', '.join(NAMES)}"
+    )
 
 
 class _WrongFile(Exception):

@@ -5,10 +5,11 @@ background (before resizing, so that hidden colours cannot bleed into the edges)
 asked channels, resize.
 """
 
+from functools import lru_cache
 from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from unraze.errors import InputError
 
@@ -29,7 +30,7 @@ MAX_PIXELS = 100_000_000
 """The most pixels that a picture may declare; checked before any is decoded."""
 
 FORMATS = (
-    *("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "TGA"),
+    *("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "TGA"),
     *("JPEG2000", "ICO"),
 )
 """The decoders that are let near a file: those of plain pictures, none that runs a program."""
@@ -48,10 +49,11 @@ class UnreadableError(Exception):
 
 def colour(name: str) -> Rgb:
     """Red, green and blue (0 … 255) of a colour's name or #rrggbb; raises `InputError`."""
+    rgb: tuple[int, ...]
     try:
         rgb = ImageColor.getrgb(name)
     except ValueError:
-        rgb = ()
+        rgb = ()  # of no length that is a colour
     if len(rgb) == 4 and rgb[3] == 255:
         rgb = rgb[:3]
     if len(rgb) != 3:
@@ -72,12 +74,12 @@ def look(stream: IO[bytes]) -> Image.Image:
         raise UnreadableError("is empty, 0 bytes")
     stream.seek(0)
     try:
-        picture = Image.open(stream, formats=FORMATS)
+        picture = Image.open(stream, formats=_formats())
     except Image.DecompressionBombError:
         raise UnreadableError(_too_many()) from None
     except MemoryError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableError("is in no image format that can be read") from None
     except Exception as error:  # what decoders raise on damaged headers is not a closed set
         raise UnreadableError(_reason(error)) from error
@@ -135,7 +137,7 @@ def flatten(
     if pixels.shape[-1] == 1 and len(set(background)) == 1:
         ground = ground[:1]
     a = alpha.astype(np.uint32)
-    return ((pixels * a + ground * (255 - a) + 127) // 255).astype(np.uint8)
+    return np.asarray((pixels * a + ground * (255 - a) + 127) // 255, dtype=np.uint8)
 
 
 def fitted(
@@ -164,9 +166,7 @@ def fitted(
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _resized(
-    picture: Image.Image, size: tuple[int, int], fit: Fit, background: Rgb
-) -> Image.Image:
+def _resized(picture: Image.Image, size: tuple[int, int], fit: Fit, background: Rgb) -> Image.Image:
     height, width = size
     lanczos, bicubic = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC
     smaller = height < picture.height or width < picture.width
@@ -229,6 +229,13 @@ def _eight_bits(picture: Image.Image, background: Rgb) -> Image.Image:
         alpha = np.where(values == clear, 0, 255).astype(np.uint8)[..., None]
         flat = flatten(flat, alpha, background)
     return Image.fromarray(flat[..., 0] if flat.shape[-1] == 1 else flat)
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _too_many() -> str:

@@ -1,0 +1,146 @@
+"""Decoded images on disk, for sets that do not fit in memory: mapped, not read.
+
+One folder per set under `cache_folder()/images`, named by a hash of all that the pixels depend on:
+the source's path, its files' names, sizes and times of change, and the data options.
+
+    pixels      uint8, N x C x H x W, nothing else
+    about.json  the shape, labels, names, and the fingerprint that all of it is checked by
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from unraze.data.images import Images, fingerprint
+from unraze.errors import UnrazeError
+
+__all__ = ["cache_folder", "describe", "kept", "key", "making"]
+
+_VERSION = 1
+_BLOCK = 2**24
+_STALE_SECONDS = 24 * 3600.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_folder() -> Path:
+    """Where decoded and downloaded data is kept: $UNRAZE_CACHE, or the system's place for it."""
+    return Path(os.environ.get("UNRAZE_CACHE") or platformdirs.user_cache_dir("unraze"))
+
+
+def key(*what: object) -> str:
+    """A name, 32 hex digits, for a set of images made from `what` (plain values)."""
+    text = json.dumps([_VERSION, *what], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def kept(name: str, source: str, *, verify: bool = True) -> Images | None:
+    """The set of that key, mapped from disk; None where there is none, or it is damaged.
+
+    All its bytes are read once and compared with the fingerprint, unless `verify` is false.
+    """
+    folder = _place(name)
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="ascii"))
+        shape = tuple(int(n) for n in about["shape"])
+        numbers = about["labels"]
+        labels = None if numbers is None else np.array(numbers, dtype=np.int64)
+        pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r", shape=shape)
+        images = Images(
+            pixels=pixels,
+            labels=labels,
+            class_names=tuple(about["class_names"]),
+            names=tuple(about["names"]),
+            source=source,
+            fingerprint=about["fingerprint"],
+            skipped=tuple(about["skipped"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # not there, cut off, or another's
+        return None
+    whole = (folder / "pixels").stat().st_size == pixels.size
+    if not whole or (verify and _fingerprint_of(folder / "pixels", images) != images.fingerprint):
+        return None
+    return images
+
+
+@contextmanager
+def making(name: str, size: int) -> Iterator[Path]:
+    """A temporary folder to make a set in, which takes the key's place when the block ends well.
+
+    `size` is the bytes to come. Whatever goes wrong, nothing half-made stays. Raises `UnrazeError`
+    where the disk is full or the cache cannot be written.
+    """
+    place = _place(name)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(place.parent)
+        free = shutil.disk_usage(place.parent).free
+        if free < size:
+            raise OSError(errno.ENOSPC, f"{free / 2**30:.1f} GiB are free")
+        folder = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+    except OSError as error:
+        raise _refused(place.parent, size, error) from error
+    try:
+        yield folder
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(folder, place)
+    except OSError as error:
+        raise _refused(place.parent, size, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(folder: Path, images: Images) -> None:
+    """Writes, beside the pixels, all else there is to know."""
+    about: dict[str, Any] = {
+        "version": _VERSION,
+        "shape": list(images.pixels.shape),
+        "labels": None if images.labels is None else images.labels.tolist(),
+        "class_names": list(images.class_names),
+        "names": list(images.names),
+        "skipped": list(images.skipped),
+        "fingerprint": images.fingerprint,
+    }
+    (folder / "about.json").write_text(json.dumps(about), encoding="ascii")
+
+
+def _place(name: str) -> Path:
+    return cache_folder() / "images" / name
+
+
+def _fingerprint_of(file: Path, images: Images) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return fingerprint(digest, images.pixels.shape, images.labels)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes what processes that were killed while making a set have left."""
+    for left in folder.glob(".making-*"):
+        if time.time() - max(left.stat().st_mtime, _changed(left / "pixels")) > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _changed(file: Path) -> float:
+    return file.stat().st_mtime if file.exists() else 0.0
+
+
+def _refused(folder: Path, size: int, error: OSError) -> UnrazeError:
+    why = "the disk is full" if error.errno in _FULL else "cannot be written"
+    return UnrazeError(
+        f"{folder}: {why} ({error.strerror or error}); the decoded images take "
+        f"{size / 2**30:.2f} GiB: make room, or set UNRAZE_CACHE to a folder on another disk"
+    )

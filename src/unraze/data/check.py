@@ -1,0 +1,267 @@
+"""What is wrong with a set of images, found before an hour is spent on it."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from unraze.config import DataConfig
+from unraze.data.found import Arrays, Pictures
+from unraze.data.images import classes
+from unraze.data.reading import find, opaque_bytes, quiet_decoders, read_one
+from unraze.data.shape import UnreadableError, colour, fitted
+
+__all__ = ["FEW_IMAGES", "MOST_IMBALANCE", "Finding", "check"]
+
+FEW_IMAGES = 1000
+"""Of fewer images than this a network soon learns copies by heart."""
+
+MOST_IMBALANCE = 10
+"""How many times larger than the smallest class the largest may be."""
+
+Kind = Literal["unreadable", "duplicates", "sizes", "small", "modes", "balance", "few", "left out"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing about a set of images.
+
+    Arguments:
+        kind: which check found it.
+        what: it, in a sentence.
+        names: the images, classes or files that it is about, all of them.
+        count: how many those are.
+        severity: "error" stops a run, "warning" spoils one, "note" is only said.
+        remedy: what to do.
+    """
+
+    kind: Kind
+    what: str
+    names: tuple[str, ...]
+    count: int
+    severity: Literal["error", "warning", "note"]
+    remedy: str
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One image that could be decoded: its name, size (H, W), kind of colours, and pixels' hash."""
+
+    number: int
+    name: str
+    size: tuple[int, int]
+    mode: str
+    digest: bytes
+
+
+def check(
+    config: DataConfig, *, progress: Callable[[int, int], None] | None = None
+) -> list[Finding]:
+    """Decodes every image and says what is wrong with the set, the worst first; [] if nothing is.
+
+    It looks for unreadable files, images of the same pixels, odd sizes, sizes below the asked one,
+    odd colour modes, classes out of balance, too few images, and files that are no images. Changes
+    nothing. Raises `DataError` where there are no images to check.
+    """
+    colour(config.background)
+    found = find(config.source)
+    bad: dict[str, str] = {}
+    seen: list[_Seen] = []
+    with quiet_decoders():
+        for one in _each(found, config, progress):
+            if isinstance(one, _Seen):
+                seen.append(one)
+            else:
+                bad[one[0]] = one[1]
+    findings = [
+        *_unreadable(bad, len(seen) + len(bad)),
+        *_sizes(seen, config),
+        *_duplicates(seen),
+        *_modes(seen, config),
+        *_balance(found, seen),
+        *_few(seen),
+        *_left_out(found),
+    ]
+    order = {"error": 0, "warning": 1, "note": 2}
+    return sorted(findings, key=lambda finding: order[finding.severity])
+
+
+def _each(
+    found: Pictures | Arrays, config: DataConfig, progress: Callable[[int, int], None] | None
+) -> Iterator["_Seen | tuple[str, str]"]:
+    background = colour(config.background)
+    arrays = isinstance(found, Arrays)
+    count = len(found.pixels) if isinstance(found, Arrays) else len(found.names)
+    with nullcontext() if isinstance(found, Arrays) else found.opened() as opener:
+        for number in range(count):
+            name = f"number {number}" if isinstance(found, Arrays) else found.names[number]
+            try:
+                if isinstance(found, Arrays):
+                    flat = opaque_bytes(found.pixels[number : number + 1], background)[0]
+                    picture = Image.fromarray(flat[..., 0] if flat.shape[-1] == 1 else flat)
+                else:
+                    assert opener is not None
+                    picture = read_one(opener, number)
+                pixels = fitted(picture, size=None, fit="crop", channels=3, background=background)
+                mode = "array" if arrays else _kind_of_colours(picture)
+                yield _Seen(number, name, pixels.shape[1:], mode, _digest(pixels))
+            except UnreadableError as error:
+                yield name, str(error)
+            if progress is not None:
+                progress(number + 1, count)
+
+
+def _digest(pixels: np.ndarray[Any, Any]) -> bytes:
+    digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()
+
+
+def _kind_of_colours(picture: Image.Image) -> str:
+    match picture.mode:
+        case "1" | "L" | "LA" | "La":
+            kind = "grey"
+        case "I" | "F" | "I;16" | "I;16B" | "I;16L" | "I;16N":
+            kind = "grey of 16 bits"
+        case "CMYK":
+            kind = "CMYK"
+        case _:
+            kind = "colour"
+    return f"{kind} with transparency" if picture.has_transparency_data else kind
+
+
+def _unreadable(bad: dict[str, str], count: int) -> Iterator[Finding]:
+    if bad:
+        yield Finding(
+            kind="unreadable",
+            what=f"{len(bad)} of {count} images cannot be read",
+            names=tuple(f"{name} ({reason})" for name, reason in bad.items()),
+            count=len(bad),
+            severity="error",
+            remedy="mend or remove them, or leave them out by --skip-bad",
+        )
+
+
+def _sizes(seen: list[_Seen], config: DataConfig) -> Iterator[Finding]:
+    sizes = Counter(one.size for one in seen)
+    if len(sizes) > 1:
+        (height, width), count = sizes.most_common(1)[0]
+        odd = [f"{o.name} ({o.size[0]} x {o.size[1]})" for o in seen if o.size != (height, width)]
+        yield Finding(
+            kind="sizes",
+            what=f"{len(sizes)} sizes: {count} images are {height} x {width}, the others are not",
+            names=tuple(odd),
+            count=len(odd),
+            severity="error" if config.size is None else "note",
+            remedy=f"bring all to one size, --size {height}x{width} for example"
+            if config.size is None
+            else f"none needed: they are brought to one size ({config.fit})",
+        )
+    if config.size is not None:
+        height, width = config.size
+        small = [o for o in seen if o.size[0] < height or o.size[1] < width]
+        if small:
+            yield Finding(
+                kind="small",
+                what=f"{len(small)} images are smaller than {height} x {width}, so are enlarged",
+                names=tuple(f"{o.name} ({o.size[0]} x {o.size[1]})" for o in small),
+                count=len(small),
+                severity="warning",
+                remedy="give a smaller --size, or larger images",
+            )
+
+
+def _duplicates(seen: list[_Seen]) -> Iterator[Finding]:
+    first: dict[bytes, str] = {}
+    copies: list[str] = []
+    for one in seen:
+        if one.digest in first:
+            copies.append(f"{one.name} (the same as {first[one.digest]})")
+        else:
+            first[one.digest] = one.name
+    if copies:
+        yield Finding(
+            kind="duplicates",
+            what=f"{len(copies)} images have the same pixels as one before them",
+            names=tuple(copies),
+            count=len(copies),
+            severity="warning",
+            remedy="remove them: images that come often are learned by heart",
+        )
+
+
+def _modes(seen: list[_Seen], config: DataConfig) -> Iterator[Finding]:
+    modes: dict[str, list[str]] = defaultdict(list)
+    for one in seen:
+        modes[one.mode].append(one.name)
+    if len(modes) > 1:
+        common = max(modes, key=lambda mode: len(modes[mode]))
+        odd = [
+            f"{name} ({mode})" for mode, names in modes.items() if mode != common for name in names
+        ]
+        yield Finding(
+            kind="modes",
+            what=f"{len(modes)} kinds of colours: {len(modes[common])} images are {common}, the "
+            "others are not",
+            names=tuple(odd),
+            count=len(odd),
+            severity="note",
+            remedy=f"see whether they belong; all become {_channels(config)}, and transparency "
+            f"becomes {config.background}",
+        )
+
+
+def _channels(config: DataConfig) -> str:
+    names = {1: "grey", 3: "RGB", None: "RGB unless all are grey"}
+    return names[config.channels]
+
+
+def _balance(found: Pictures | Arrays, seen: list[_Seen]) -> Iterator[Finding]:
+    if found.labels is None or not seen:
+        return
+    count = len(found.labels)
+    labels, names = classes(found.labels, found.class_names, count, found.source)
+    sizes = np.bincount(labels[[one.number for one in seen]], minlength=len(names))
+    small = [i for i in np.argsort(sizes, kind="stable") if sizes[i] * MOST_IMBALANCE < sizes.max()]
+    if small:
+        largest = int(sizes.argmax())
+        yield Finding(
+            kind="balance",
+            what=f"{len(small)} classes have less than a {MOST_IMBALANCE}th of the images of the "
+            f"largest, {names[largest]} ({sizes[largest]})",
+            names=tuple(f"{names[i]} ({sizes[i]})" for i in small),
+            count=len(small),
+            severity="warning",
+            remedy="add images to them, or leave them out: rare classes come out worse",
+        )
+
+
+def _few(seen: list[_Seen]) -> Iterator[Finding]:
+    different = len({one.digest for one in seen})
+    if different < FEW_IMAGES:
+        yield Finding(
+            kind="few",
+            what=f"{different} different images are few: below {FEW_IMAGES} a network soon "
+            "learns them by heart",
+            names=(),
+            count=different,
+            severity="warning",
+            remedy="add images, train for a shorter time, and look for copies among the samples",
+        )
+
+
+def _left_out(found: Pictures | Arrays) -> Iterator[Finding]:
+    if isinstance(found, Pictures) and found.left_out:
+        yield Finding(
+            kind="left out",
+            what=f"{len(found.left_out)} files are hidden or no images by their names",
+            names=found.left_out,
+            count=len(found.left_out),
+            severity="note",
+            remedy="none needed: they are left out",
+        )

@@ -1,0 +1,408 @@
+"""From a data configuration to images of one shape: find, look, decode, fit, keep."""
+
+import difflib
+import hashlib
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from unraze.config import DataConfig
+from unraze.data import archive, arrays, cache, cifar, folder, idx, named
+from unraze.data.found import Arrays, Opener, Pictures, is_image, no_test_part, shown
+from unraze.data.images import Images, classes, fingerprint
+from unraze.data.shape import (
+    MAX_PIXELS,
+    Rgb,
+    UnreadableError,
+    colour,
+    decode,
+    fitted,
+    flatten,
+    is_grey,
+    look,
+    size_of,
+)
+from unraze.errors import DataError, InputError
+
+__all__ = ["MEMORY_BYTES", "find", "load", "opaque_bytes", "quiet_decoders", "read_one"]
+
+MEMORY_BYTES = 2**30
+"""The most bytes of pixels that stay in memory; larger sets are mapped from the cache."""
+
+_CHUNK = 256
+
+Progress = Callable[[int, int], None]
+Split = Literal["train", "test"]
+Shape = tuple[int, int, int]
+
+
+def load(
+    config: DataConfig,
+    *,
+    split: Split = "train",
+    progress: Progress | None = None,
+    memory: int = MEMORY_BYTES,
+) -> Images:
+    """The images of `config.source`, all of one shape, in natural order of their names.
+
+    Arguments:
+        config: where they are and how they are brought to one shape.
+        split: "train", or "test" for a source that has a test part (IDX, CIFAR-10, `.npz` with
+            x_test, the data sets known by name).
+        progress: told how many images of how many are read.
+        memory: sets of more bytes than this are decoded once into a memory-mapped cache.
+
+    Raises `DataError` where images are missing, unreadable or of several sizes, `InputError` for
+    an option that will not do, `UnrazeError` where the cache cannot be written.
+    """
+    background = colour(config.background)
+    if config.size is not None and math.prod(config.size) > MAX_PIXELS:
+        raise InputError(
+            f"size = {config.size[0]} x {config.size[1]}: is more than "
+            f"{MAX_PIXELS // 1_000_000} million pixels; give a smaller size"
+        )
+    found = find(config.source, split)
+    name = _key(found, config)
+    images = cache.kept(name, found.source)
+    if images is not None:
+        return images
+    with quiet_decoders():
+        shape = _shape(found, config, background)
+        size = _count(found) * math.prod(shape)
+        chunks = _chunks(found, config, shape, background, progress)
+        if size <= memory:
+            return _in_memory(found, config, shape, chunks)
+        with cache.making(name, size) as made:
+            _on_disk(found, config, shape, chunks, made)
+    images = cache.kept(name, found.source, verify=False)
+    if images is None:
+        raise DataError(
+            f"{cache.cache_folder()}: what was just written there cannot be read back; check that "
+            "disk, or set UNRAZE_CACHE to a folder on another"
+        )
+    return images
+
+
+def find(source: str, split: Split = "train") -> Pictures | Arrays:
+    """What a source is and holds: a name of `NAMES`, or else a path. Raises `DataError`.
+
+    A folder called as a data set is meant by ./digits.
+    """
+    if source in named.NAMES:
+        return named.read(source, split)
+    path = Path(source).expanduser()
+    if not source or not os.path.exists(path):
+        raise _nothing(source)
+    try:
+        if path.is_dir():
+            if idx.is_set(path):
+                return idx.read(path, split)
+            if cifar.is_set(path):
+                return cifar.read(path, split)
+            return _undivided(folder.read, path, split)
+        return _find_file(path, split)
+    except OSError as error:
+        raise DataError(
+            f"{shown(source)}: cannot be read ({error.strerror or error}); check its permissions"
+        ) from error
+
+
+def read_one(opener: Opener, number: int) -> Image.Image:
+    """Picture `number`, decoded; raises `UnreadableError` with the reason."""
+    try:
+        with opener(number) as stream:
+            return decode(stream)
+    except OSError as error:
+        raise UnreadableError(f"cannot be opened: {error.strerror or error}") from error
+
+
+def opaque_bytes(pixels: np.ndarray[Any, Any], background: Rgb) -> np.ndarray[Any, Any]:
+    """Images (n, H, W, C) of `Arrays` as opaque uint8 (n, H, W, 1 or 3), floats times 255."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels.astype(np.float64) * 255.0).astype(np.uint8)
+    if pixels.shape[-1] == 4:
+        return flatten(pixels[..., :3], pixels[..., 3:], background)
+    return np.asarray(pixels)
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keeps Pillow's warnings off the terminal; sizes are checked by `look`, damage raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some images in a row: those that could be read, and why the others could not."""
+
+    pixels: np.ndarray[Any, Any]
+    numbers: list[int]
+    bad: list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What has gone by: the numbers of the images read, the others' reasons, the pixels' hash."""
+
+    numbers: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    def take(self, chunk: _Chunk) -> None:
+        self.numbers.extend(chunk.numbers)
+        self.bad.extend(chunk.bad)
+        self.digest.update(np.ascontiguousarray(chunk.pixels).data)
+
+
+def _in_memory(
+    found: Pictures | Arrays, config: DataConfig, shape: Shape, chunks: Iterator[_Chunk]
+) -> Images:
+    pixels = np.empty((_count(found), *shape), dtype=np.uint8)
+    taken = _Taken()
+    for chunk in chunks:
+        first = len(taken.numbers)
+        pixels[first : first + len(chunk.numbers)] = chunk.pixels
+        taken.take(chunk)
+    _refuse_bad(found, taken, config)
+    whole = len(taken.numbers) == len(pixels)
+    return _images(found, pixels if whole else pixels[: len(taken.numbers)].copy(), taken)
+
+
+def _on_disk(
+    found: Pictures | Arrays,
+    config: DataConfig,
+    shape: Shape,
+    chunks: Iterator[_Chunk],
+    made: Path,
+) -> None:
+    taken = _Taken()
+    with (made / "pixels").open("wb") as out:
+        for chunk in chunks:
+            out.write(np.ascontiguousarray(chunk.pixels).data)
+            taken.take(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    _refuse_bad(found, taken, config)
+    whole = (len(taken.numbers), *shape)
+    pixels = np.memmap(made / "pixels", dtype=np.uint8, mode="r", shape=whole)
+    cache.describe(made, _images(found, pixels, taken))
+
+
+def _images(found: Pictures | Arrays, pixels: np.ndarray[Any, Any], taken: _Taken) -> Images:
+    labels, class_names = found.labels, found.class_names
+    if labels is not None:
+        labels, class_names = classes(labels, class_names, _count(found), found.source)
+        labels = labels[taken.numbers]
+    return Images(
+        pixels=pixels,
+        labels=labels,
+        class_names=class_names,
+        names=[_name(found, number) for number in taken.numbers],
+        source=found.source,
+        fingerprint=fingerprint(taken.digest, pixels.shape, labels),
+        skipped=tuple(_name(found, number) for number, _ in taken.bad),
+    )
+
+
+def _chunks(
+    found: Pictures | Arrays,
+    config: DataConfig,
+    shape: Shape,
+    background: Rgb,
+    progress: Progress | None,
+) -> Iterator[_Chunk]:
+    count = _count(found)
+    chunks = (
+        _array_chunks(found, config, shape, background)
+        if isinstance(found, Arrays)
+        else _picture_chunks(found, config, shape, background)
+    )
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk.numbers) + len(chunk.bad)
+        if progress is not None:
+            progress(done, count)
+
+
+def _array_chunks(
+    found: Arrays, config: DataConfig, shape: Shape, background: Rgb
+) -> Iterator[_Chunk]:
+    channels, height, width = shape
+    for first in range(0, len(found.pixels), _CHUNK):
+        flat = opaque_bytes(found.pixels[first : first + _CHUNK], background)
+        if flat.shape[1:] == (height, width, channels):
+            pixels = flat.transpose(0, 3, 1, 2)
+        else:
+            pixels = np.empty((len(flat), *shape), dtype=np.uint8)
+            for out, one in zip(pixels, flat, strict=True):
+                picture = Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one)
+                out[...] = fitted(
+                    picture,
+                    size=(height, width),
+                    fit=config.fit,
+                    channels=channels,
+                    background=background,
+                )
+        yield _Chunk(pixels, list(range(first, first + len(flat))), [])
+
+
+def _picture_chunks(
+    found: Pictures, config: DataConfig, shape: Shape, background: Rgb
+) -> Iterator[_Chunk]:
+    channels, height, width = shape
+    count = len(found.names)
+    with found.opened() as opener:
+        for first in range(0, count, _CHUNK):
+            read: dict[int, np.ndarray[Any, Any]] = {}
+            bad: list[tuple[int, str]] = []
+            for number in range(first, min(first + _CHUNK, count)):
+                try:
+                    picture = read_one(opener, number)
+                    pixels = fitted(
+                        picture,
+                        size=config.size,
+                        fit=config.fit,
+                        channels=channels,
+                        background=background,
+                    )
+                    if pixels.shape != shape:  # its data is not of the size its header declares
+                        raise UnreadableError(
+                            f"decodes to {pixels.shape[1]} x {pixels.shape[2]}, "
+                            f"not {height} x {width}"
+                        )
+                    read[number] = pixels
+                except UnreadableError as error:
+                    bad.append((number, str(error)))
+            stacked = np.stack(list(read.values())) if read else np.empty((0, *shape), np.uint8)
+            yield _Chunk(stacked, list(read), bad)
+
+
+def _shape(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:
+    """(C, H, W) that the images are brought to: what the configuration asks, or their own."""
+    if isinstance(found, Arrays):
+        height, width = config.size or found.pixels.shape[1:3]
+        return config.channels or (1 if found.pixels.shape[-1] == 1 else 3), height, width
+    if config.size is not None and config.channels is not None:
+        return config.channels, *config.size
+    sizes: Counter[tuple[int, int]] = Counter()
+    grey = True
+    bad: list[tuple[int, str]] = []
+    with found.opened() as opener:
+        for number in range(len(found.names)):
+            try:
+                with opener(number) as stream, look(stream) as picture:
+                    grey = grey and is_grey(picture, background)
+                    size = config.size or size_of(picture)
+                sizes[size] += 1
+            except OSError as error:
+                bad.append((number, f"cannot be opened: {error.strerror or error}"))
+            except UnreadableError as error:
+                bad.append((number, str(error)))
+    if not sizes:
+        raise _unreadable(found, bad)
+    if config.size is None and len(sizes) > 1:
+        raise _mixed(found.source, sizes)
+    height, width = config.size or next(iter(sizes))
+    return config.channels or (1 if grey else 3), height, width
+
+
+def _refuse_bad(found: Pictures | Arrays, taken: _Taken, config: DataConfig) -> None:
+    if taken.bad and not (config.skip_bad and taken.numbers):
+        raise _unreadable(found, taken.bad)
+
+
+def _unreadable(found: Pictures | Arrays, bad: list[tuple[int, str]]) -> DataError:
+    reasons = [f"{shown(_name(found, number))} {reason}" for number, reason in bad[:3]]
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    remedy = "mend or remove them (`unraze data check` names all), or leave them out by --skip-bad"
+    if len(bad) == _count(found):
+        remedy = "give other images"
+    return DataError(
+        f"{found.source}: {len(bad)} of {_count(found)} images cannot be read: "
+        f"{'; '.join(reasons)}{more}; {remedy}"
+    )
+
+
+def _mixed(source: str, sizes: Counter[tuple[int, int]]) -> DataError:
+    common = sizes.most_common()
+    some = ", ".join(f"{h} x {w} ({n})" for (h, w), n in common[:4])
+    more = f" and {len(common) - 4} more" if len(common) > 4 else ""
+    height, width = common[0][0]
+    return DataError(
+        f"{source}: holds images of {len(common)} sizes, height x width: {some}{more}; say which "
+        f"to bring them to, --size {height}x{width} for example"
+    )
+
+
+def _find_file(path: Path, split: Split) -> Pictures | Arrays:
+    name = path.name.lower()
+    if name.endswith(".zip"):
+        return _undivided(archive.read, path, split)
+    if name.endswith((".npy", ".npz")):
+        return arrays.read(path, split)
+    if idx.is_images(path.name):
+        return idx.read(path, split)
+    if name.endswith(".bin") or cifar.is_pickled(path.name):
+        return cifar.read(path, split)
+    if name.endswith((".pkl", ".pickle", ".pt", ".pth")):
+        raise DataError(
+            f"{path}: is a pickle, which can run code when it is loaded, so it is not opened; "
+            "save the images as .png files or with np.save"
+        )
+    if name.endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")):
+        raise DataError(f"{path}: is an archive that is not read in place; unpack it, or use a zip")
+    if is_image(path.name):
+        raise DataError(f"{path}: is a single image; give the folder of the images to learn from")
+    raise DataError(
+        f"{path}: is no kind of file that is read; give a folder of images, a .zip, .npy or .npz, "
+        "an IDX file (…-images-idx3-ubyte.gz), or a CIFAR-10 batch (.bin)"
+    )
+
+
+def _undivided(reader: Callable[[Path], Pictures], path: Path, split: Split) -> Pictures:
+    if split == "test":
+        raise no_test_part(str(path))
+    return reader(path)
+
+
+def _nothing(source: str) -> DataError:
+    known = " and ".join(named.NAMES)
+    if not source:
+        return DataError(f"no data is given; give a folder of images, or one of the names {known}")
+    close = difflib.get_close_matches(source.lower(), named.NAMES, n=1)
+    meant = f", did you mean '{close[0]}'?" if close else ""
+    return DataError(
+        f"{shown(source)}: there is no such file or folder, nor a data set of that name{meant}; "
+        f"check the path (the names are {known})"
+    )
+
+
+def _key(found: Pictures | Arrays, config: DataConfig) -> str:
+    path = str(Path(found.source).absolute())
+    stamps = [list(stamp) for stamp in found.stamps]
+    names = list(found.names) if isinstance(found, Pictures) else []
+    options = config.model_dump(
+        mode="json", include={"size", "fit", "channels", "background", "skip_bad"}
+    )
+    return cache.key(path, names, stamps, options)
+
+
+def _count(found: Pictures | Arrays) -> int:
+    return len(found.names) if isinstance(found, Pictures) else len(found.pixels)
+
+
+def _name(found: Pictures | Arrays, number: int) -> str:
+    return found.names[number] if isinstance(found, Pictures) else f"number {number}"

@@ -1,0 +1,105 @@
+"""Fixing what depends on the machine's speed: the dtype, the steps that the minutes hold, and how
+often to save.
+
+Done once, before the first step, and written into the run: from there on nothing depends on time.
+"""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from unraze import ema, run as runs
+from unraze.config import Config, updated
+from unraze.preview import SHARE
+from unraze.run import Run
+from unraze.step import Trainee, begin, clip, gradients
+
+__all__ = ["Pace", "measured", "told"]
+
+SAVE_SECONDS = 60.0
+
+
+def measured(trainee: Trainee, run: Run) -> Config:
+    """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run."""
+    config = trainee.config
+    kind = torch.device(config.train.device).type
+    dtypes = ["float32", "bfloat16"] if _has_bfloat16(kind) else ["float32"]
+    if config.train.dtype != "auto":
+        dtypes = [config.train.dtype]
+    budget = 60 * config.train.minutes if config.train.minutes else math.inf
+    most = config.train.steps // 20 if config.train.steps else 200
+    seconds = {d: _seconds_a_step(trainee, d, min(5.0, 0.03 * budget), most) for d in dtypes}
+    best = min(dtypes, key=lambda d: seconds[d] * (1.1 if d == "bfloat16" else 1.0))
+    changes: dict[str, Any] = {"train.dtype": best}
+    if config.train.checkpoint_every is None:
+        changes["train.checkpoint_every"] = max(1, round(SAVE_SECONDS / seconds[best]))
+    if config.train.minutes is not None:
+        usable = budget * (1 - SHARE)
+        changes["train.steps"] = max(1, round(usable / seconds[best]))
+    speed = ", ".join(f"{config.train.batch / s:.0f} images/s in {d}" for d, s in seconds.items())
+    asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""
+    config = updated(config, changes)
+    runs.write_config(run, config, note=f"measured: {speed}{asked}: {config.train.steps} steps")
+    return config
+
+
+def told(config: Config, count: int) -> str:
+    steps, batch = config.train.steps or 0, config.train.batch
+    return (
+        f"{steps} steps of {batch} images, {steps * batch / count:.1f} epochs, {config.train.dtype}"
+    )
+
+
+class Pace:
+    """Images a second of `batch` a step, smoothed over the last 20 steps or so."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.seconds = batch, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """The next step begins now: what was done since the last one is not counted."""
+        self.last = time.perf_counter()
+
+    def tick(self) -> None:
+        """A step is done."""
+        now = time.perf_counter()
+        took, self.last = now - self.last, now
+        self.seconds = took if self.seconds == 0 else 0.95 * self.seconds + 0.05 * took
+
+    @property
+    def images(self) -> float:
+        """Images a second; NaN before the first step."""
+        return self.batch / self.seconds if self.seconds else math.nan
+
+    def left(self, steps: int) -> float:
+        """Seconds that this many steps will take."""
+        return steps * self.seconds
+
+
+def _seconds_a_step(trainee: Trainee, dtype: str, seconds: float, most: int) -> float:
+    """The median time of a step in this dtype, on a copy of everything: at least 5 steps."""
+    config = updated(trainee.config, {"train.dtype": dtype})
+    scratch = begin(config, trainee.images)
+    times: list[float] = []
+    started = time.monotonic()
+    step = 0
+    while step < 5 or (step < most and time.monotonic() - started < seconds):
+        step += 1
+        before = time.perf_counter()
+        gradients(scratch, step)
+        clip(scratch)
+        scratch.optimizer.step()
+        ema.update(scratch.average, scratch.network, 0.9)
+        times.append(time.perf_counter() - before)
+    return float(np.median(times[2:]))
+
+
+def _has_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

@@ -1,0 +1,75 @@
+"""The pictures that a training run leaves on its way."""
+
+import copy
+import math
+
+import numpy as np
+import torch
+
+from unraze import pictures, rng, run as runs
+from unraze.config import Config
+from unraze.data import Images
+from unraze.generate import Model, changed, sample
+from unraze.run import Run
+from unraze.step import Trainee
+
+__all__ = ["SHARE", "every", "preview", "write_reals"]
+
+SHARE = 0.04
+"""The most of the training time that previews may take."""
+
+
+def every(config: Config) -> int:
+    assert config.train.steps is not None
+    return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
+
+
+def preview(trainee: Trainee, run: Run, step: int, saved: str) -> None:
+    """Images from fixed noise at this step: as trained on the left, averaged on the right."""
+    config = trainee.config
+    calls = min(25, trainee.schedule.steps)
+    # a forward pass takes about a third of a training step
+    affordable = SHARE * every(config) * config.train.batch * 3 / (2 * calls)
+    count = max(1, min(32, int(affordable)))
+    wanted = {"sampler": "ddim", "steps": calls, "eta": 0.0, "clip": "clip", "guidance": 1.0}
+    settings = changed(config.sample, wanted)
+    averaged = copy.deepcopy(trainee.network)
+    averaged.load_state_dict(trainee.average)
+    sides = []
+    for network in (trainee.network, averaged):
+        channels, height, width = trainee.images.pixels.shape[1:]
+        model = Model(
+            config=config,
+            network=network.eval(),
+            schedule=trainee.schedule,
+            shape=(channels, height, width),
+            class_names=tuple(trainee.images.class_names),
+            num_classes=trainee.num_classes,
+            sigma_data=config.loss.sigma_data or 1.0,
+        )
+        drawn = sample(model, count, seed=config.train.seed, settings=settings)
+        if not bool(torch.isfinite(drawn).all()):
+            runs.log(run, f"no preview at step {step}: the images drawn are not finite")
+            return
+        sides.append(pictures.grid(pictures.pixels_of(drawn)))
+    pictures.write_png(
+        pictures.beside(sides),
+        run.samples / f"step-{step:08d}.png",
+        {
+            "kind": "preview",
+            "run": run.path.name,
+            "step": step,
+            "checkpoint": saved,
+            "left": "weights as trained",
+            "right": "their average",
+            "seed": config.train.seed,
+            "settings": settings.model_dump(mode="json"),
+        },
+    )
+
+
+def write_reals(run: Run, images: Images) -> None:
+    order = rng.permutation(0, "reals", len(images.pixels))[:64]
+    shown = np.asarray(images.pixels[np.sort(order)]).transpose(0, 2, 3, 1)
+    picture = pictures.grid(shown)
+    pictures.write_png(picture, run.path / "reals.png", {"kind": "reals", "source": images.source})

@@ -1,0 +1,188 @@
+"""One step of training: the gradient of the configured loss on the batch of step n.
+
+Everything drawn is a function of (seed, n, place in the batch), see `unraze.batches`.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unraze import ema, nn as networks, optim, rng, schedule as schedules
+from unraze.batches import labels_of, looks_twice, samples_of, seed_dropout, times_of
+from unraze.config import Config, TrainConfig
+from unraze.data import Images, batch as assemble
+from unraze.denoiser import predict, raw_output
+from unraze.loss import four_variable, reduced, weighted
+from unraze.process import destroy_at
+from unraze.schedule import Schedule
+
+__all__ = ["Trainee", "begin", "clip", "gradients", "network_of", "reproducible"]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What a training step works on: the network, its optimiser and average, and the data."""
+
+    config: Config
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    schedule: Schedule
+    images: Images
+    num_classes: int
+
+
+def network_of(config: Config, num_classes: int) -> nn.Module:
+    assert config.data.size is not None
+    assert config.data.channels is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.torch_seed(config.train.seed, "weights"))
+        return networks.build(
+            config.network,
+            channels=config.data.channels,
+            size=config.data.size,
+            num_classes=num_classes,
+            self_conditioning=config.loss.self_conditioning,
+        )
+
+
+def begin(config: Config, images: Images) -> Trainee:
+    """Everything as it is before the first step."""
+    num_classes = len(images.class_names) if config.train.classes else 0
+    network = network_of(config, num_classes).to(config.train.device)
+    return Trainee(
+        config=config,
+        network=network,
+        optimizer=optim.build(network, config.train),
+        average=ema.start(network),
+        schedule=schedules.from_config(config.schedule),
+        images=images,
+        num_classes=num_classes,
+    )
+
+
+def gradients(trainee: Trainee, step: int) -> float:
+    """Leaves the gradient of step `step` in the network and returns its mean loss."""
+    config = trainee.config
+    whole = config.train.batch
+    part = whole // config.train.accumulate
+    images, count = trainee.images, len(trainee.images.pixels)
+    indices, flips = samples_of(config.train, count, step, flip=config.data.flip)
+    t = times_of(config.train, config.loss, trainee.schedule, step)
+    second_look = config.loss.self_conditioning and looks_twice(config.train, step)
+    labels = None
+    if trainee.num_classes and images.labels is not None:
+        labels = labels_of(config.train, images.labels[indices], trainee.num_classes, step)
+    trainee.network.train()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for start in range(0, whole, part):
+        places = range(start, start + part)
+        window = slice(start, start + part)
+        x0 = assemble(images, indices[window], None if flips is None else flips[window])
+        if config.network.dropout > 0:
+            seed_dropout(config.train, step, start)
+        losses = _losses(
+            trainee,
+            x0.to(config.train.device),
+            t[window],
+            places,
+            step,
+            classes=None if labels is None else labels[window].to(config.train.device),
+            second_look=second_look,
+        )
+        loss = losses.sum() / whole
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def _losses(
+    trainee: Trainee,
+    x0: Tensor,
+    t: Tensor,
+    places: Sequence[int],
+    step: int,
+    *,
+    classes: Tensor | None,
+    second_look: bool,
+) -> Tensor:
+    """One number an image: the objective of the configuration, per value."""
+    config, schedule = trainee.config, trainee.schedule
+    sigma_data = config.loss.sigma_data or 1.0
+    parametrisation = config.loss.parametrisation
+    seed, shape, values = config.train.seed, x0.shape[1:], x0[0].numel()
+    eps = rng.normal(seed, "noise", places, step, shape).to(x0.device)
+
+    def emit(x_t: Tensor, times: Tensor, previous: Tensor | None = None) -> Tensor:
+        with _autocast(config):
+            return raw_output(
+                trainee.network,
+                schedule,
+                parametrisation,
+                x_t,
+                times,
+                sigma_data=sigma_data,
+                classes=classes,
+                previous=previous,
+            )
+
+    def estimate(x_t: Tensor, times: Tensor) -> Tensor:
+        if not second_look:
+            return emit(x_t, times)
+        with torch.no_grad():
+            raw = emit(x_t, times)
+            first = predict(parametrisation, raw, x_t, schedule, times, sigma_data=sigma_data)
+        return emit(x_t, times, first.x0)
+
+    match config.loss.objective:
+        case "four-variable":
+            eps_step = rng.normal(seed, "step noise", places, step, shape).to(x0.device)
+            return four_variable(estimate, schedule, x0, t.long(), eps, eps_step) / values
+        case "reduced":
+            return reduced(estimate, schedule, x0, t.long(), eps) / values
+        case "weighted":
+            x_t = destroy_at(*schedule.at(t), x0, eps)
+            raw = estimate(x_t, t)
+            prediction = predict(parametrisation, raw, x_t, schedule, t, sigma_data=sigma_data)
+            return weighted(prediction, x0, eps, schedule, t, config.loss, sigma_data=sigma_data)
+
+
+def clip(trainee: Trainee) -> float:
+    bound = trainee.config.train.clip
+    parameters = list(trainee.network.parameters())
+    if bound == 0:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+    return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+
+
+def _autocast(config: Config) -> Any:
+    if config.train.dtype != "bfloat16":
+        return nullcontext()
+    return torch.autocast(torch.device(config.train.device).type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def reproducible(config: TrainConfig) -> Iterator[None]:
+    """Deterministic algorithms, the run's threads, no denormals; all as before afterwards."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.set_num_threads(config.threads or threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.set_flush_denormal(False)

@@ -1,0 +1,300 @@
+"""What every network owes its callers, and the counts that its authors published."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+from unraze.config import LeanConfig, UNetConfig
+from unraze.errors import InputError
+from unraze.nn import build, parameters_in
+
+Network = LeanConfig | UNetConfig
+
+SMALL: dict[str, Network] = {
+    "lean": LeanConfig(widths=(8, 16), blocks=1, heads=2, groups=4),
+    "lean, three levels": LeanConfig(fold=1, widths=(8, 16, 8), blocks=2, groups=4, dropout=0.1),
+    "lean, one level": LeanConfig(fold=4, widths=(8,), blocks=2, groups=4),
+    "annotated": UNetConfig(dim=8, head_dim=4),
+    "convnext": UNetConfig(dim=8, multipliers=(1, 2), block="convnext", head_dim=4),
+    "shift only": UNetConfig(
+        dim=8,
+        multipliers=(1, 2),
+        attention=(1,),
+        linear_attention=False,
+        heads=1,
+        scale_shift=False,
+        dropout=0.1,
+    ),
+    "convnext, shift only": UNetConfig(
+        dim=6, multipliers=(2, 1), block="convnext", blocks=1, groups=2, heads=2, scale_shift=False
+    ),
+}
+HO = UNetConfig(
+    dim=128,
+    multipliers=(1, 2, 2, 2),
+    blocks=2,
+    attention=(1,),
+    linear_attention=False,
+    heads=1,
+    head_dim=None,
+    groups=32,
+    scale_shift=False,
+    dropout=0.1,
+)
+every = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
+
+
+def _perturbed(config: Network, **options: int | bool) -> nn.Module:
+    """A network for 3x8x16 whose zeros are replaced, so that every part has a say."""
+    torch.manual_seed(0)
+    network = build(config, channels=3, size=(8, 16), **options)
+    for weight in network.parameters():
+        if not weight.any():
+            nn.init.normal_(weight, std=0.1)
+    return network
+
+
+def _inputs(batch: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 3, 8, 16, generator=generator)
+    return x, torch.rand(batch, generator=generator) * 1000
+
+
+@every
+def test_starts_at_zero_with_the_input_shape(config: Network) -> None:
+    network = build(config, channels=3, size=(8, 16))
+    x, t = _inputs(2)
+    out = network(x, t)
+    assert out.shape == x.shape
+    assert not out.any()
+
+
+@every
+def test_gradient_reaches_every_parameter(config: Network) -> None:
+    network = _perturbed(config, num_classes=4, self_conditioning=True)
+    x, t = _inputs(4)
+    network(x, t, classes=torch.tensor([0, 1, 3, 4]), previous=x.flip(0)).square().mean().backward()
+    for name, weight in network.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.abs().max() > 0, name
+
+
+@every
+def test_a_sample_does_not_depend_on_the_others(config: Network) -> None:
+    network = _perturbed(config).eval()
+    x, t = _inputs(3)
+    together = network(x, t)
+    for k in range(3):
+        alone = network(x[k : k + 1], t[k : k + 1])[0]
+        torch.testing.assert_close(together[k], alone, rtol=0, atol=1e-5)
+
+
+@every
+def test_time_may_lie_between_the_integers(config: Network) -> None:
+    network = _perturbed(config).eval()
+    x, _ = _inputs(1)
+    a, b, c = (network(x, torch.tensor([t])) for t in (3.0, 3.5, 4.0))
+    assert (a - b).abs().max() > 1e-5
+    assert (b - c).abs().max() > 1e-5
+
+
+@every
+def test_no_class_is_the_null_class(config: Network) -> None:
+    network = _perturbed(config, num_classes=4).eval()
+    x, t = _inputs(2)
+    without = network(x, t)
+    assert torch.equal(without, network(x, t, classes=torch.tensor([4, 4])))
+    assert not torch.equal(without, network(x, t, classes=torch.tensor([0, 1])))
+
+
+@every
+def test_no_previous_is_a_previous_of_zeros(config: Network) -> None:
+    network = _perturbed(config, self_conditioning=True).eval()
+    x, t = _inputs(2)
+    without = network(x, t)
+    assert torch.equal(without, network(x, t, previous=torch.zeros_like(x)))
+    assert not torch.equal(without, network(x, t, previous=torch.ones_like(x)))
+
+
+@every
+def test_nothing_given_is_ignored(config: Network) -> None:
+    network = build(config, channels=3, size=(8, 16))
+    x, t = _inputs(2)
+    with pytest.raises(ValueError, match="classes"):
+        network(x, t, classes=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="previous"):
+        network(x, t, previous=x)
+
+
+@every
+def test_the_same_seed_gives_the_same_weights(config: Network) -> None:
+    first, again = (_perturbed(config).state_dict() for _ in range(2))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@every
+def test_another_size_than_the_one_built_for(config: Network) -> None:
+    """Fully convolutional: any size that divides is accepted, any other named when it is met."""
+    network = _perturbed(config)
+    assert network(torch.zeros(1, 3, 16, 8), torch.zeros(1)).shape == (1, 3, 16, 8)
+    bad = torch.zeros(1, 3, 9, 15)
+    if config == SMALL["lean, three levels"]:
+        with pytest.raises(InputError, match="8x12 and 12x16"):
+            network(bad, torch.zeros(1))
+    else:
+        with pytest.raises(InputError, match="size 9x15"):
+            network(bad, torch.zeros(1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    config=st.sampled_from(list(SMALL.values())),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+)
+def test_a_bad_size_is_answered_with_sizes_that_build(
+    config: Network, height: int, width: int
+) -> None:
+    match config:
+        case LeanConfig():
+            multiple = config.fold * 2 ** (len(config.widths) - 1)
+        case UNetConfig():
+            multiple = 2 ** (len(config.multipliers) - 1)
+    if height % multiple == 0 and width % multiple == 0:
+        build(config, channels=1, size=(height, width))
+        return
+    with pytest.raises(InputError) as caught:
+        build(config, channels=1, size=(height, width))
+    assert "\n" not in str(caught.value)
+    for named in str(caught.value).rpartition("nearest that fit: ")[2].split(" and "):
+        h, w = (int(side) for side in named.split("x"))
+        out = build(config, channels=1, size=(h, w))(torch.zeros(1, 1, h, w), torch.zeros(1))
+        assert out.shape == (1, 1, h, w)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (UNetConfig(attention=(3,)), "no level 3; the 3 multipliers make levels 0 to 2"),
+        (UNetConfig(dim=30), "groups = 4 does not divide a width of 30"),
+        (UNetConfig(dim=12, heads=5), "heads = 5 does not divide the 12 channels"),
+        (LeanConfig(widths=(12,)), "groups = 8 does not divide a width of 12"),
+        (LeanConfig(heads=3), "heads = 3 does not divide the 128 channels"),
+    ],
+)
+def test_a_network_that_cannot_be_is_named(config: Network, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        build(config, channels=1, size=(32, 32))
+
+
+def test_the_lean_default_has_about_2_4_million_weights() -> None:
+    assert 2.2e6 < parameters_in(build(LeanConfig(), channels=1, size=(28, 28))) < 2.6e6
+
+
+def test_the_lean_network_computes_channels_last() -> None:
+    network = _perturbed(SMALL["lean"])
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen.append(inputs[0])
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    network(*_inputs(2))
+    assert len(seen) > 8
+    assert all(h.is_contiguous(memory_format=torch.channels_last) for h in seen)
+
+
+def _theirs(widths: tuple[int, ...], groups: int) -> UNet2DModel:
+    """diffusers' network as the configuration of google/ddpm-cifar10-32 has it."""
+    return UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=widths,
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        attention_head_dim=None,
+        norm_eps=1e-6,
+        norm_num_groups=groups,
+    )
+
+
+def test_the_network_of_ho_et_al_has_its_35_7_million_weights() -> None:
+    with torch.device("meta"):
+        ours = build(HO, channels=3, size=(32, 32))
+        theirs = _theirs((128, 256, 256, 256), 32)
+    assert parameters_in(ours) == 35_746_307 == sum(p.numel() for p in theirs.parameters())
+
+
+def _copy(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> None:
+    for mine, other in names.items():
+        source = theirs.get_submodule(other).state_dict()
+        ours.get_submodule(mine).load_state_dict(
+            {
+                k: v.reshape(ours.get_submodule(mine).state_dict()[k].shape)
+                for k, v in source.items()
+            }
+        )
+
+
+def _copy_stage(ours: nn.Module, theirs: nn.Module, mine: str, other: str, number: int) -> None:
+    block, resnet = ours.get_submodule(f"{mine}.block"), f"{other}.resnets.{number}"
+    _copy_block(block, theirs.get_submodule(resnet))
+    attentions = getattr(theirs.get_submodule(other), "attentions", None)
+    if attentions is not None:
+        attention, source = ours.get_submodule(f"{mine}.attention"), attentions[number]
+        _copy(attention, source, {"norm": "group_norm", "inner.out": "to_out.0"})
+        qkv = attention.get_submodule("inner.qkv")
+        for name in ("weight", "bias"):
+            rows = [getattr(m, name) for m in (source.to_q, source.to_k, source.to_v)]
+            mine_now = getattr(qkv, name)
+            mine_now.data = torch.cat(rows).reshape(mine_now.shape).detach().clone()
+
+
+def _copy_block(ours: nn.Module, theirs: nn.Module) -> None:
+    names = {n: n for n in ("norm1", "conv1", "norm2", "conv2")} | {"time": "time_emb_proj"}
+    if not isinstance(ours.get_submodule("skip"), nn.Identity):
+        names["skip"] = "conv_shortcut"
+    _copy(ours, theirs, names)
+
+
+def test_it_computes_what_diffusers_computes_with_the_same_weights() -> None:
+    torch.manual_seed(5)
+    theirs = _theirs((16, 32, 32, 32), 4).double().eval()
+    ours = build(HO.model_copy(update={"dim": 16, "groups": 4}), channels=3, size=(16, 24))
+    ours = ours.double().eval()
+    simple = {
+        "conditioning.inner": "time_embedding.linear_1",
+        "conditioning.outer": "time_embedding.linear_2",
+        "stem": "conv_in",
+        "norm": "conv_norm_out",
+        "out": "conv_out",
+    }
+    for level in range(3):
+        simple[f"downs.{level}.conv"] = f"down_blocks.{level}.downsamplers.0.conv"
+        simple[f"ups.{level}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+    _copy(ours, theirs, simple)
+    for level in range(4):
+        for i in range(2):
+            _copy_stage(ours, theirs, f"down_levels.{level}.{i}", f"down_blocks.{level}", i)
+        for i in range(3):
+            _copy_stage(ours, theirs, f"up_levels.{level}.{i}", f"up_blocks.{level}", i)
+    _copy_stage(ours, theirs, "middle", "mid_block", 0)
+    _copy_block(ours.get_submodule("middle_last"), theirs.mid_block.resnets[1])
+
+    x, t = torch.randn(2, 3, 16, 24).double(), torch.tensor([3.0, 871.0]).double()
+    with torch.no_grad():
+        want = theirs(x, t.float()).sample
+        got = ours(x, t)
+    assert want.std() > 0.01
+    # diffusers' sines are of single precision
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * float(want.std()))

@@ -1,0 +1,84 @@
+"""Curves: what is drawn is what was given, and the file is the same each time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unraze import pictures, plots
+from unraze.schedule import SCHEDULES, Schedule
+
+
+def rows(count: int) -> list[dict[str, float]]:
+    return [{"step": k, "loss": 2.0 / k + 0.1, "lr": 1e-3 * k} for k in range(1, count + 1)]
+
+
+def test_the_running_mean_is_the_two_sided_exponential_one() -> None:
+    v = np.random.default_rng(0).standard_normal(40)
+    places = np.arange(40)
+    weights = 0.8 ** np.abs(places[:, None] - places)
+    expected = weights @ v / weights.sum(1)
+    np.testing.assert_allclose(plots.smoothed(v, keep=0.8), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(plots.smoothed(v, keep=0.0), v, atol=1e-15)
+    with pytest.raises(ValueError, match="keep = 1"):
+        plots.smoothed(v, keep=1)
+
+
+def test_the_panels_show_the_schedules_own_numbers() -> None:
+    schedule = SCHEDULES["linear"](50)
+    panels = plots.schedule_figure({"linear": schedule}).axes
+    expected = (
+        schedule.alpha_bar,
+        schedule.beta_bar,
+        schedule.beta[1:],  # none at t = 0
+        schedule.log_snr[1:],  # infinite at t = 0
+    )
+    for axes, values in zip(panels, expected, strict=True):
+        (line,) = axes.lines
+        assert np.array_equal(line.get_ydata(), values.numpy())
+        assert line.get_xdata()[-1] == 1
+
+
+def test_what_is_infinite_is_left_out(tmp_path: Path) -> None:
+    figure = plots.schedule_figure({"to zero": Schedule([1.0, 0.6, 0.0])})
+    assert len(figure.axes[3].lines[0].get_ydata()) == 1
+    plots.save(figure, tmp_path / "s.png", {})
+    with pytest.raises(ValueError, match="no schedule"):
+        plots.schedule_figure({})
+
+
+def test_losses_that_are_not_finite_are_marked_and_not_drawn() -> None:
+    given = [*rows(5), {"step": 6, "skipped": "nan"}, {"step": 7, "loss": float("nan"), "lr": 1.0}]
+    raw, mean, skipped = plots.loss_figure(given).axes[0].lines
+    assert list(raw.get_xdata()) == list(mean.get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(skipped.get_xdata()) == [6, 7]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 300])
+def test_any_number_of_steps_is_drawn_without_a_warning(count: int, tmp_path: Path) -> None:
+    plots.save(plots.loss_figure(rows(count)), tmp_path / "loss.png", {"steps": count})
+    with Image.open(tmp_path / "loss.png") as picture:
+        picture.load()
+        assert 800 <= picture.width <= 1100
+
+
+@pytest.mark.parametrize(("losses", "scale"), [([1, 9], "log"), ([2, 3], "linear")])
+def test_the_axis_is_logarithmic_where_losses_span_much(losses: list[float], scale: str) -> None:
+    given = [{"step": k, "loss": loss, "lr": 0.0} for k, loss in enumerate(losses)]
+    assert plots.loss_figure(given).axes[0].get_yscale() == scale
+
+
+def test_a_figures_file_is_the_same_each_time_and_holds_its_recipe(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        plots.save(plots.loss_figure(rows(30)), tmp_path / name, {"run": "r", "steps": 30})
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert pictures.read_recipe(tmp_path / "a.png") == {"run": "r", "steps": 30}
+    assert b"Matplotlib" not in (tmp_path / "a.png").read_bytes()
+
+
+def test_matplotlib_is_imported_only_to_draw() -> None:
+    code = "import sys, unraze.plots; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
