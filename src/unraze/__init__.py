@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from unraze.config import Config, preset
-    from unraze.data import Images
-    from unraze.denoiser import Denoiser, Prediction, clipped, guided
+    from unraze.config import Config, DataConfig, SampleConfig, preset
+    from unraze.data import Images, load_images
+    from unraze.denoiser import Denoiser, Prediction, clipped, denoiser as as_denoiser, guided
     from unraze.generate import Model, load, sample
     from unraze.pictures import to_pil
     from unraze.process import destroy, destroy_step, mu, posterior
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Config": "config",
+    "DataConfig": "config",
     "Denoiser": "denoiser",
     "Images": "data",
     "Model": "generate",
     "Prediction": "denoiser",
+    "SampleConfig": "config",
     "Schedule": "schedule",
+    "as_denoiser": "denoiser:denoiser",
     "clipped": "denoiser",
     "cosine": "schedule",
     "ddim": "samplers",
@@ -38,6 +41,7 @@ _HOME = {
     "guided": "denoiser",
     "linear": "schedule",
     "load": "generate",
+    "load_images": "data",
     "mu": "process",
     "posterior": "process",
     "preset": "config",
@@ -48,12 +52,15 @@ _HOME = {
 
 __all__ = [
     "Config",
+    "DataConfig",
     "Denoiser",
     "Images",
     "Model",
     "Prediction",
+    "SampleConfig",
     "Schedule",
     "__version__",
+    "as_denoiser",
     "clipped",
     "cosine",
     "ddim",
@@ -65,6 +72,7 @@ __all__ = [
     "guided",
     "linear",
     "load",
+    "load_images",
     "mu",
     "posterior",
     "preset",
@@ -77,4 +85,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'unraze' has no attribute '{name}'")
-    return getattr(import_module(f"unraze.{_HOME[name]}"), name)
+    module, _, there = _HOME[name].partition(":")
+    return getattr(import_module(f"unraze.{module}"), there or name)

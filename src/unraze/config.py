@@ -275,7 +275,7 @@ def from_toml(path: Path) -> Config:
 def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
     """Checks nested plain values; raises one `InputError` naming place, value and remedy."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_tuples(values), strict=True)
     except ValidationError as error:
         raise InputError(f"{where}: {_sentence(error)}") from error
 
@@ -313,6 +313,17 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 
+def _tuples(value: Any) -> Any:
+    """Lists, all that TOML has, as the tuples that the sections hold; nothing else is converted."""
+    match value:
+        case dict():
+            return {k: _tuples(v) for k, v in value.items()}
+        case list() | tuple():
+            return tuple(_tuples(v) for v in value)
+        case _:
+            return value
+
+
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
@@ -342,8 +353,10 @@ def _sentence(error: ValidationError) -> str:
     path = [str(p) for p in first["loc"] if p not in ("lean", "unet")]
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = tuple(_leaves(Config().model_dump())) + tuple(
-            f"network.{k}" for k in UNetConfig.model_fields
+        known = (
+            *Config.model_fields,
+            *_leaves(Config().model_dump()),
+            *(f"network.{k}" for k in UNetConfig.model_fields),
         )
         return f"there is no key '{place}'{_nearest(place, known)}"
     message = first["msg"].removeprefix("Value error, ")

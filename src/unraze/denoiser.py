@@ -219,12 +219,14 @@ def guided(
 
     def denoise(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         with_class = conditional(x_t, t, previous=previous)
-        if scale == 1 or not interval[0] <= float(t.max()) <= interval[1]:
+        acts = (interval[0] <= t) & (t <= interval[1])
+        if scale == 1 or not bool(acts.any()):
             return with_class
         without = unconditional(x_t, t, previous=previous)
+        w = like(torch.where(acts, torch.tensor(scale, dtype=torch.float64), 1.0), x_t)
         return Prediction(
-            torch.lerp(without.x0, with_class.x0, scale),
-            torch.lerp(without.eps, with_class.eps, scale),
+            torch.lerp(without.x0, with_class.x0, w),
+            torch.lerp(without.eps, with_class.eps, w),
             with_class.log_var,
         )
 

@@ -19,7 +19,7 @@ from typing_extensions import assert_never
 
 from unraze.config import LossConfig
 from unraze.denoiser import Prediction, emission
-from unraze.process import destroy, like
+from unraze.process import check_steps, destroy, like
 from unraze.schedule import Schedule
 
 __all__ = [
@@ -50,6 +50,7 @@ def four_variable(
     `eps_bar_before` is ε̄_{t-1}, the noise in x_{t-1}; `eps_step` is ε_t, what step t adds; both
     standard normal of x_0's shape; t (B,) int64 from 1 to T. Source: Su 2022, "Reconstruct".
     """
+    check_steps(schedule, t)
     x_t = (
         like(schedule.alpha_bar[t], x0) * x0
         + like(schedule.alpha[t] * schedule.beta_bar[t - 1], x0) * eps_bar_before
@@ -66,6 +67,7 @@ def reduced(eps_theta: StepNoise, schedule: Schedule, x0: Tensor, t: Tensor, eps
     E[four_variable] = (β_t/β̄_t)² E[reduced] + (α_t β̄_{t-1}/β̄_t)² d at fixed x_0, t and θ.
     Source: Su 2022, "Lowering the variance".
     """
+    check_steps(schedule, t)
     x_t = destroy(schedule, x0, t, eps)
     ratio = like(schedule.beta_bar[t] / schedule.beta[t], x0)
     return (eps - ratio * eps_theta(x_t, t)).square().flatten(1).sum(1)

@@ -1,14 +1,16 @@
 """Destroy and Reconstruct: the forward process, its posterior, and the text's μ.
 
 Notation and schedule: `unraze.schedule`. Noise is always an argument. `t` indexes the schedule: an
-int, or an int64 tensor (B,), of steps from 1 to T; x is (B, C, H, W), or any (B, …).
+int, or an int64 tensor (B,), of steps from 1 to T; x is (B, C, H, W), or any (B, …). A step outside
+raises `ValueError`.
 """
 
+import torch
 from torch import Tensor
 
 from unraze.schedule import Schedule
 
-__all__ = ["destroy", "destroy_at", "destroy_step", "like", "mu", "posterior"]
+__all__ = ["check_steps", "destroy", "destroy_at", "destroy_step", "like", "mu", "posterior"]
 
 
 def destroy_step(schedule: Schedule, x_before: Tensor, t: Tensor | int, eps_step: Tensor) -> Tensor:
@@ -16,6 +18,7 @@ def destroy_step(schedule: Schedule, x_before: Tensor, t: Tensor | int, eps_step
 
     Source: Su 2022, "Destroy"; Ho et al. 2020, eq. 2.
     """
+    t = check_steps(schedule, t)
     alpha, beta = like(schedule.alpha[t], x_before), like(schedule.beta[t], x_before)
     return alpha * x_before + beta * eps_step
 
@@ -25,6 +28,7 @@ def destroy(schedule: Schedule, x0: Tensor, t: Tensor | int, eps: Tensor) -> Ten
 
     Source: Su 2022, "Destroy"; Ho et al. 2020, eq. 4.
     """
+    t = check_steps(schedule, t, first=0)
     return destroy_at(schedule.alpha_bar[t], schedule.beta_bar[t], x0, eps)
 
 
@@ -40,6 +44,7 @@ def mu(schedule: Schedule, x_t: Tensor, t: Tensor | int, eps_step: Tensor) -> Te
     `posterior`. Raises `ValueError` where α_t = 0.
     Source: Su 2022, "Reconstruct"; Ho et al. 2020, eq. 11.
     """
+    t = check_steps(schedule, t)
     alpha, beta = schedule.alpha[t], schedule.beta[t]
     if bool((alpha == 0).any()):
         raise ValueError("α_t = 0 at the last step: x_T holds nothing to divide by; use posterior")
@@ -55,6 +60,7 @@ def posterior(
 
     Finite at every step, ᾱ_T = 0 included. Source: Ho et al. 2020, eqs. 6 and 7.
     """
+    t = check_steps(schedule, t)
     alpha, beta = schedule.alpha[t], schedule.beta[t]
     beta_bar, beta_bar_before = schedule.beta_bar[t], schedule.beta_bar[t - 1]
     of_x0 = schedule.alpha_bar[t - 1] * (beta / beta_bar) ** 2
@@ -67,3 +73,16 @@ def like(values: Tensor, x: Tensor) -> Tensor:
     """values (B,) or () as (B, 1, …) of x's dtype and device, to be multiplied with x (B, …)."""
     values = values.to(device=x.device, dtype=x.dtype)
     return values if values.ndim == 0 else values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def check_steps(schedule: Schedule, t: Tensor | int, *, first: int = 1) -> Tensor | int:
+    """t itself, where it lies in first … T; an index below 0 would read the schedule's other end.
+
+    Raises `ValueError` that names the step.
+    """
+    least, most = (t, t) if isinstance(t, int) else (int(v) for v in torch.aminmax(t))
+    if least < first or most > schedule.steps:
+        raise ValueError(
+            f"t = {least if least < first else most}: steps go from {first} to {schedule.steps}"
+        )
+    return t

@@ -18,8 +18,8 @@ __all__ = ["generator", "normal", "permutation", "torch_seed", "uniform"]
 def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """The stream of (seed, purpose, index), from its beginning.
 
-    `index` is at most two non-negative integers below 2⁶⁴ (an image and a step, say); raises
-    `ValueError` otherwise. Different arguments give statistically independent streams.
+    `index` is at most two non-negative integers below 2⁶⁴ (an image and a step, say), one left out
+    is 0; raises `ValueError` otherwise. Different arguments give statistically independent streams.
     """
     if len(index) > 2 or any(not 0 <= i < 2**64 for i in index):
         raise ValueError(f"index = {index}: at most two integers from 0 to 2⁶⁴ - 1")

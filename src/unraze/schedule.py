@@ -238,7 +238,10 @@ def from_variances(variances: Tensor | Sequence[float]) -> Schedule:
 
 def from_alphas_cumprod(alphas_cumprod: Tensor | Sequence[float]) -> Schedule:
     r"""From Ho et al.'s \bar α_1 … \bar α_T (diffusers' `alphas_cumprod`), our ᾱ_t²."""
-    return Schedule(_prepend_one(torch.as_tensor(alphas_cumprod, dtype=torch.float64).sqrt()))
+    a = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+    if a.ndim != 1:
+        raise ValueError(f"alphas_cumprod: one number per step, got shape {tuple(a.shape)}")
+    return Schedule(_prepend_one(a.sqrt()))
 
 
 def zero_terminal(schedule: Schedule) -> Schedule:

@@ -231,6 +231,8 @@ def fit(
         config = updated(config, {"train.minutes": minutes})
     if steps is not None:
         config = updated(config, {"train.steps": steps})
+    if not config.data.source:
+        config = updated(config, {"data.source": images.source})
     run = runs.create(prepare(config, images), out=Path(out), command=sys.argv)
     for moment in train(run, images):
         report(moment)

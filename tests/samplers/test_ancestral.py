@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from oracle import (
     assert_moments,
     chain,
@@ -12,8 +14,6 @@ from oracle import (
     generic_covariance,
     normals,
 )
-from torch import Tensor
-
 from unraze.denoiser import Denoiser, Prediction, clipped
 from unraze.process import mu
 from unraze.samplers import Step, even_angles, even_times, greedy, last, random
@@ -43,9 +43,11 @@ SIGMAS: dict[str, tuple[Callable[[Schedule], object], Callable[[Schedule], Tenso
     # what the sampler is given, and the σ_t that it stands for, from ᾱ alone
     "beta": (
         lambda s: "beta",
-        lambda s: torch.cat([torch.zeros(1), (1 - (s.alpha_bar[1:] / s.alpha_bar[:-1]) ** 2)])
-        .clamp(min=0)
-        .sqrt(),
+        lambda s: (
+            torch.cat([torch.zeros(1), (1 - (s.alpha_bar[1:] / s.alpha_bar[:-1]) ** 2)])
+            .clamp(min=0)
+            .sqrt()
+        ),
     ),
     "beta_tilde": (
         lambda s: "beta_tilde",
@@ -305,7 +307,9 @@ def test_a_schedule_that_ends_at_nothing_forgets_its_start() -> None:
 def test_a_sigma_that_will_not_do_is_refused(sigma: object, says: str) -> None:
     schedule = linear(10)
     denoise = gaussian(schedule, MEAN, COVARIANCE)
-    steps = random(denoise, normals(0, 1, 3), schedule, noise=lambda t: normals(t, 1, 3), sigma=sigma)
+    steps = random(
+        denoise, normals(0, 1, 3), schedule, noise=lambda t: normals(t, 1, 3), sigma=sigma
+    )
     with pytest.raises(ValueError, match=says):
         last(steps)
 

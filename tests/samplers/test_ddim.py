@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
-from oracle import finite_set, flow, gaussian, generic_covariance, normals
+from hypothesis import given, reject, settings, strategies as st
 from torch import Tensor
 
+from oracle import finite_set, flow, gaussian, generic_covariance, normals
 from unraze.denoiser import clipped
 from unraze.samplers import ddim, even_angles, even_times, last, random
 from unraze.schedule import Schedule, angle, cosine, linear, zero_terminal
@@ -120,12 +120,16 @@ def test_gaussian_data_come_out_with_their_own_spread(spread: float) -> None:
     schedule = even_angles(linear(), 500)
     covariance = spread**2 * torch.eye(2).double()
     samples = last(
-        ddim(gaussian(schedule, torch.zeros(2).double(), covariance), normals(2, 20_000, 2), schedule)
+        ddim(
+            gaussian(schedule, torch.zeros(2).double(), covariance), normals(2, 20_000, 2), schedule
+        )
     )
     n = samples.numel()
-    assert abs(float(samples.std()) / spread - 1) <= 5 / math.sqrt(2 * n) + 0.005
+    discrete = math.pi / 1000 / 2 * (spread + 1 / spread) * 2  # of order one in the step's angle
+    assert abs(float(samples.std()) / spread - 1) <= 5 / math.sqrt(2 * n) + discrete
 
 
+@settings(deadline=None)
 @given(
     late=st.floats(0.001, 1000.0),
     early=st.floats(1e-9, 1.0),
@@ -137,16 +141,32 @@ def test_no_step_however_long_or_short_is_not_a_number(
 ) -> None:
     schedule = {"linear": linear(), "angle": angle()}[name]
     times = [0.0, early * late, late, 1000.0] if late < 1000 else [0.0, early * late, 1000.0]
-    if len(set(times)) < len(times):
-        return
     try:
         sub = schedule.keep(times)
-    except ValueError as error:  # two times so near that ᾱ is the same number
-        assert "strictly" in str(error)
-        return
+    except ValueError:  # two times so near that ᾱ is the same number
+        reject()
     denoise = finite_set(sub, torch.tensor([[1.0], [-0.5]], dtype=torch.float64))
     steps = ddim(denoise, normals(0, 4, 1), sub, noise=lambda t: normals(t, 4, 1), eta=eta)
     assert torch.isfinite(last(steps)).all()
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        (2.3504618166764387e-05, 892.0),
+        (2.05893601514301e-05, 978.0),
+        (2.3313311921168983e-05, 963.0),
+        (7.19469374553963e-05, 909.0),
+    ],
+)
+def test_rounding_in_a_very_short_first_step_is_not_a_number_either(
+    early: float, late: float
+) -> None:
+    # here β̃_t exceeds β̄_{t-1} by a rounding error, so that β̄² - β̃² comes out below zero
+    sub = linear().keep([0.0, early, late])
+    denoise = finite_set(sub, torch.zeros(1, 1).double())
+    x = last(ddim(denoise, normals(0, 2, 1), sub, noise=lambda t: normals(t, 2, 1), eta=1.0))
+    assert torch.isfinite(x).all()
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])

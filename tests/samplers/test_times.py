@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from unraze.errors import InputError
 from unraze.samplers import even_angles, even_times
 from unraze.schedule import angle, cosine, linear
 
 
+@settings(deadline=None)
 @given(total=st.integers(2, 1200), data=st.data())
 def test_even_times_rise_from_0_to_the_end_in_whole_steps(total: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, total))
@@ -47,6 +48,7 @@ def test_even_angles_are_even(schedule, steps: int) -> None:
     torch.testing.assert_close(theta, ideal, rtol=0, atol=1e-8)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1000))
 def test_any_number_of_angles_is_a_schedule(steps: int) -> None:
     for schedule in (linear(), cosine()):

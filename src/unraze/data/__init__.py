@@ -7,7 +7,7 @@
 from unraze.data.check import Finding, check
 from unraze.data.images import Images, batch, to_float, to_uint8
 from unraze.data.named import NAMES, get
-from unraze.data.reading import load
+from unraze.data.reading import load, load_images
 from unraze.data.stats import Stats, contact_sheet, stats
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "contact_sheet",
     "get",
     "load",
+    "load_images",
     "stats",
     "to_float",
     "to_uint8",

@@ -33,7 +33,15 @@ from unraze.data.shape import (
 )
 from unraze.errors import DataError, InputError
 
-__all__ = ["MEMORY_BYTES", "find", "load", "opaque_bytes", "quiet_decoders", "read_one"]
+__all__ = [
+    "MEMORY_BYTES",
+    "find",
+    "load",
+    "load_images",
+    "opaque_bytes",
+    "quiet_decoders",
+    "read_one",
+]
 
 MEMORY_BYTES = 2**30
 """The most bytes of pixels that stay in memory; larger sets are mapped from the cache."""
@@ -43,6 +51,21 @@ _CHUNK = 256
 Progress = Callable[[int, int], None]
 Split = Literal["train", "test"]
 Shape = tuple[int, int, int]
+
+
+def load_images(
+    source: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: Literal[1, 3] | None = None,
+) -> Images:
+    """The images of a folder, zip, array file or known name: `load` with the usual options.
+
+    `size` is height and width, one number for squares; absent, it is the images' own, which they
+    must share. `channels` is 1 for grey, 3 for RGB; absent, it is theirs. Raises as `load` does.
+    """
+    square = (size, size) if isinstance(size, int) else size
+    return load(DataConfig(source=str(source), size=square, channels=channels))
 
 
 def load(

@@ -241,6 +241,11 @@ class ConvNeXtBlock(nn.Module):
         return out
 
 
+SHORT = 256
+"""Up to so many positions a CPU is quicker with the formula than with the fused kernel: 6 times
+forward and backward in bfloat16, 1.5 times in float32 (128 images, 49 positions, 2 threads)."""
+
+
 class Attention(nn.Module):
     """Every position looks at every other: softmax(qᵀk/√d) v per head, (B, C, H, W) -> the same.
 
@@ -259,7 +264,11 @@ class Attention(nn.Module):
         # positions before channels: a view where x is channels-last
         rows = self.qkv(x).permute(0, 2, 3, 1).reshape(b, height * width, 3, self.heads, -1)
         q, k, v = rows.permute(2, 0, 3, 1, 4).unbind(0)
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        if x.device.type == "cpu" and height * width <= SHORT:
+            seen = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
+        else:
+            seen = F.scaled_dot_product_attention(q, k, v)
+        seen = seen.transpose(1, 2)
         out: Tensor = self.out(seen.reshape(b, height, width, -1).permute(0, 3, 1, 2))
         return out
 

@@ -33,7 +33,8 @@ def ddim(
     for t in range(schedule.steps, 0, -1):
         prediction = denoise(x, schedule.times[t], previous=previous)
         sigma = eta * schedule.beta_tilde[t]
-        kept = ((schedule.beta_bar[t - 1] - sigma) * (schedule.beta_bar[t - 1] + sigma)).sqrt()
+        left = schedule.beta_bar[t - 1] - sigma  # rounded, it may fall below zero where η = 1
+        kept = (left.clamp(min=0) * (schedule.beta_bar[t - 1] + sigma)).sqrt()
         x = like(schedule.alpha_bar[t - 1], x) * prediction.x0 + like(kept, x) * prediction.eps
         if noise is not None and sigma > 0:
             x = x + like(sigma, x) * noise(t)
