@@ -1,6 +1,7 @@
 """Checkpoints are whole or not at all, and carry no code."""
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -12,6 +13,17 @@ from torch import nn
 
 from unraze import checkpoint
 from unraze.errors import CheckpointError, UnrazeError
+
+STATE = {
+    "model": {},
+    "data": "",
+    "config": {},
+    "updates": 0,
+    "bad": 0,
+    "lr_factor": 1.0,
+    "rolled_back": False,
+    "periodic": True,
+}
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -26,7 +38,7 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
         model=tensors(step),
         ema=tensors(step + 1000),
         optim={"weight/exp_avg": torch.ones(3, 4)},
-        state={"updates": step},
+        state=STATE | {"updates": step},
         keep=keep,
     )
 
@@ -84,6 +96,16 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         checkpoint.read(path)
 
 
+@pytest.mark.parametrize("key", STATE)
+def test_a_state_without_what_a_resume_needs_is_named(tmp_path: Path, key: str) -> None:
+    file = save(tmp_path, 1) / "state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    del state[key]
+    file.write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=key):
+        checkpoint.read(file.parent)
+
+
 def test_a_save_that_was_cut_off_is_not_a_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 1)
     half = tmp_path / ".step-00000002.123.part"
@@ -134,7 +156,7 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pickle"):
         checkpoint.read(folder)
     shutil.copy(folder / "model.pt", folder / "model.safetensors")
-    (folder / "state.json").write_text('{"step": 1, "sha256": {}}', encoding="utf-8")
+    (folder / "state.json").write_text(json.dumps(STATE | {"step": 1, "sha256": {}}))
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         checkpoint.read(folder)
     assert not (tmp_path / "ran").exists()

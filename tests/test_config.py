@@ -28,7 +28,7 @@ from unraze.schedule import from_config
 def _read_back(config: Config, folder: Path) -> Config:
     path = folder / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
-    return from_toml(path)
+    return from_toml(path, complete=True)
 
 
 @st.composite
@@ -59,7 +59,7 @@ def configs(draw: st.DrawFn) -> Config:
         "train.betas": draw(st.tuples(st.floats(0, 0.999), st.floats(0, 0.999))),
         "train.threads": draw(st.none() | st.integers(1, 64)),
         "sample.steps": draw(st.integers(1, 1000)),
-        "sample.guidance_interval": draw(st.tuples(st.floats(0, 1), st.floats(0, 1))),
+        "sample.guidance_interval": draw(st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted)),
     }
     return updated(Config(), changes)
 
@@ -276,3 +276,44 @@ def test_every_choice_of_the_configuration_can_be_chosen() -> None:
                 walk(field.annotation, f"{prefix}{name}.")
 
     walk(Config, "")
+
+
+@pytest.mark.parametrize("kind", [None, "vit"])
+def test_a_network_of_no_known_kind_is_told_the_kinds(kind: str | None) -> None:
+    network = {"blocks": 1} if kind is None else {"kind": kind}
+    with pytest.raises(InputError, match=r"network\.kind.*'lean'.*'unet'"):
+        from_dict({"network": network})
+
+
+def test_a_file_is_laid_over_the_preset_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "literal"\n[train]\nsteps = 7\nlr = 0.5\n', encoding="utf-8")
+    mine, literal = from_toml(path), preset("literal")
+    assert (mine.loss, mine.network, mine.schedule) == (
+        literal.loss,
+        literal.network,
+        literal.schedule,
+    )
+    assert (mine.train.steps, mine.train.minutes, mine.train.lr) == (7, None, 0.5)
+    assert mine.train.batch == literal.train.batch
+    path.write_text('[network]\nkind = "unet"\ndim = 8\n', encoding="utf-8")
+    assert from_toml(path).network == UNetConfig(dim=8)
+    assert from_toml(path).loss == preset("fast").loss
+    path.write_text('preset = "litteral"\n', encoding="utf-8")
+    with pytest.raises(InputError, match="did you mean 'literal'"):
+        from_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"loss.weighting": "min-snr"}, "leave out weighting"),
+        ({"loss.target": "x0"}, "leave out target"),
+        ({"loss.distance": "l1"}, "squared norm"),
+        ({"loss.continuous": True}, "whole steps"),
+        ({"loss.parametrisation": "eps"}, "step noise"),
+    ],
+)
+def test_the_losses_of_the_text_ignore_no_option(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        updated(preset("literal"), changes)

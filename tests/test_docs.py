@@ -104,7 +104,7 @@ def test_the_derivation_links_every_function_of_the_forward_process_and_the_samp
     for module in ("process", "samplers.ancestral", "samplers.ddim", "samplers.times"):
         public = importlib.import_module(f"unraze.{module}").__all__
         functions = {name for name in public if name[0].islower()}
-        assert functions - named <= {"destroy_at", "like"}
+        assert functions - named <= {"destroy_at", "like", "check_steps"}
     assert {"four_variable", "reduced", "weighted", "predict", "guided"} <= named
 
 

@@ -1,5 +1,7 @@
 """A run that was killed and resumed is the run that was never stopped, to the byte."""
 
+import hashlib
+import json
 import os
 import random
 import signal
@@ -9,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from unraze import checkpoint, run as runs
 from unraze.config import Config, updated
@@ -113,6 +117,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
     said = finish(run, tiny_images)
     assert any("DAMAGED" in text and str(newest) in text for text in said)
     assert any("continuing from step 6" in text for text in said)
+    assert [p.name for p in run.checkpoints.glob("damaged-*")] == ["damaged-step-00000007"]
     assert weights(run) == weights(whole)
 
 
@@ -127,6 +132,71 @@ def test_a_different_machine_is_said_out_loud(whole: Run, tiny_images: Images) -
     env.write_text(env.read_text(encoding="utf-8").replace('"cores": ', '"cores": 9'))
     said = finish(whole, tiny_images)
     assert any("DIFFERENT" in text and "cores" in text for text in said)
+
+
+def test_the_same_machine_is_not_called_different(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads() + 1
+    config = updated(tiny_config, {"train.threads": threads})
+    run = start(config, tiny_images, tmp_path / "run")
+    asked = iter(range(1, 100))
+    list(train(run, tiny_images, stop=lambda: next(asked) == 3))
+    assert not any("DIFFERENT" in text for text in finish(run, tiny_images))
+
+
+def stopped(config: Config, images: Images, out: Path) -> Run:
+    run = start(config, images, out)
+    asked = iter(range(1, 100))
+    list(train(run, images, stop=lambda: next(asked) == 5))
+    return run
+
+
+def test_an_edited_setting_is_said_out_loud(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    run = stopped(tiny_config, tiny_images, tmp_path / "run")
+    file = run.path / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("lr = 0.002", "lr = 0.004"), encoding="utf-8")
+    said = finish(run, tiny_images)
+    assert any("DIFFERENT" in t and "train.lr = 0.004, was 0.002" in t for t in said)
+
+
+def test_an_edited_schedule_is_refused(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    run = stopped(tiny_config, tiny_images, tmp_path / "run")
+    file = run.path / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('kind = "angle"', 'kind = "cosine"'), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"schedule\.kind was 'angle'"):
+        finish(run, tiny_images)
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "optim"])
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_tensors_that_do_not_fit_are_named_and_nothing_is_broadcast(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path, part: str, change: str
+) -> None:
+    run = stopped(tiny_config, tiny_images, tmp_path / "run")
+    folder = checkpoint.listing(run.checkpoints)[-1]
+    tensors = safetensors.torch.load_file(folder / f"{part}.safetensors")
+    name = next(n for n in tensors if "stem.bias" in n and not n.endswith("/step"))
+    match change:
+        case "missing":
+            del tensors[name]
+        case "extra":
+            tensors["zzz"] = torch.zeros(2)
+        case "shape":
+            tensors[name] = torch.zeros(1)
+    data = safetensors.torch.save(tensors)
+    (folder / f"{part}.safetensors").write_bytes(data)
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state["sha256"][part] = hashlib.sha256(data).hexdigest()
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="zzz" if change == "extra" else name):
+        finish(run, tiny_images)
 
 
 def test_two_trainers_of_one_run_are_refused(

@@ -182,6 +182,19 @@ class TestBlowUp:
         full = optim.learning_rate(7, 12, resolved)
         assert rows[6]["lr"] == pytest.approx(full * training.LOWER_RATE)
 
+    def test_what_a_bad_step_left_is_not_what_is_rolled_back_to(
+        self,
+        tiny_config: Config,
+        tiny_images: Images,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.poison(monkeypatch, {6, 7, 8}, once=True)
+        config = updated(tiny_config, {"train.checkpoint_every": 1})
+        seen: list[Report] = []
+        fit(tiny_images, config, out=tmp_path / "run", report=seen.append)
+        assert any("back to step 5" in (r.message or "") for r in seen)
+
     def test_then_it_stops_and_says_where_and_why(
         self,
         tiny_config: Config,
@@ -320,3 +333,11 @@ def test_the_state_file_says_what_the_weights_are_for(
     assert about["shape"] == [1, 8, 8]
     assert about["class_names"] == ["above", "below"]
     assert about["num_classes"] == 2
+
+
+def test_a_tensor_is_trained_on_as_its_bytes_are(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    from_bytes = fit(tiny_images, tiny_config, out=tmp_path / "bytes")
+    from_tensor = fit(to_float(tiny_images.pixels), tiny_config, out=tmp_path / "tensor")
+    assert from_tensor.checkpoint == from_bytes.checkpoint

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,21 @@ from torch import Tensor, nn
 
 from unraze.errors import CheckpointError, UnrazeError
 
-__all__ = ["Checkpoint", "fill", "listing", "newest", "read", "save", "write_atomically"]
+__all__ = [
+    "Checkpoint",
+    "fill",
+    "listing",
+    "newest",
+    "read",
+    "require_fit",
+    "save",
+    "set_aside",
+    "write_atomically",
+]
 
 PARTS = ("model", "ema", "optim")
+STATE = ("model", "data", "config", "updates", "bad", "lr_factor", "rolled_back", "periodic")
+"""What `state.json` holds besides step and checksums: all that a resume goes on with."""
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 
@@ -105,10 +118,20 @@ def read(path: Path) -> Checkpoint:
     try:
         state = json.loads(state_file.read_text(encoding="utf-8"))
         hashes, step = dict(state["sha256"]), int(state["step"])
+        for key in STATE:
+            state[key]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{state_file}: is damaged ({error})") from error
+        raise CheckpointError(f"{state_file}: is damaged ({error!r})") from error
     tensors = {part: _read_part(path / f"{part}.safetensors", hashes.get(part)) for part in PARTS}
     return Checkpoint(path, step, tensors["model"], tensors["ema"], tensors["optim"], state)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is neither found nor counted again."""
+    aside = path.with_name(f"damaged-{path.name}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    return path.rename(aside)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -124,7 +147,14 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Loads weights into a network; raises `CheckpointError` that names what does not fit."""
-    wanted = network.state_dict()
+    require_fit({k: v.shape for k, v in network.state_dict().items()}, tensors, where)
+    network.load_state_dict(tensors)
+
+
+def require_fit(
+    wanted: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], where: Path
+) -> None:
+    """Raises `CheckpointError` unless the tensors have exactly these names and shapes."""
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         says = [f"lacks {_some(missing)}"] if missing else []
@@ -133,13 +163,12 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
             f"{where}: is of another network: it {' and '.join(says)}; "
             "was config.toml changed since?"
         )
-    for name, value in wanted.items():
-        if tensors[name].shape != value.shape:
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != tuple(shape):
             raise CheckpointError(
                 f"{where}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"the network of config.toml needs {tuple(value.shape)}"
+                f"the network of config.toml needs {tuple(shape)}"
             )
-    network.load_state_dict(tensors)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -148,6 +177,7 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         _write_and_flush(temporary, text.encode())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UnrazeError(_cannot_write(path, error)) from error

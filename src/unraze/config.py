@@ -33,6 +33,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainConfig",
     "UNetConfig",
+    "explained",
     "from_dict",
     "from_toml",
     "preset",
@@ -46,6 +47,9 @@ Parametrisation = Literal["eps_step", "eps", "x0", "v", "edm"]
 SamplerName = Literal["greedy", "random", "ddim"]
 Positive = Annotated[int, Field(ge=1)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+
+BUDGET = ("minutes", "steps", "epochs")
+"""The keys of `train` of which one says for how long."""
 
 
 class _Section(BaseModel):
@@ -72,7 +76,9 @@ class ScheduleConfig(_Section):
     """ᾱ_t, the signal amplitude after t steps (`unraze.schedule`)."""
 
     kind: Literal["linear", "quadratic", "sigmoid", "cosine", "angle"] = "angle"
-    steps: Annotated[int, Field(ge=2)] = Field(1000, description="T, the number of steps")
+    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
+        1000, description="T, the number of steps"
+    )
     rescaled: bool = Field(
         True,
         description="stretch the 1,000-step curve over T steps and down to ᾱ_T = 0.01; "
@@ -126,9 +132,11 @@ class LossConfig(_Section):
         "weighted",
         description="weighted: w(log-SNR) ‖x₀−x̂₀‖²; the other two are the text's, for eps_step",
     )
-    weighting: Literal["eps", "x0", "v", "min-snr", "p2", "edm"] = "v"
-    target: Literal["eps_step", "eps", "x0", "v", "edm"] = Field(
-        "v", description="the space in which the distance is taken"
+    weighting: Literal["eps", "x0", "v", "min-snr", "p2", "edm"] | None = Field(
+        None, description="w(log-SNR); absent: the plain distance in the target space"
+    )
+    target: Parametrisation | None = Field(
+        None, description="the space of the distance; absent: that of the parametrisation"
     )
     distance: Literal["l2", "l1", "huber"] = "l2"
     huber_delta: Annotated[float, Field(gt=0.0)] = 1.0
@@ -156,6 +164,12 @@ class LossConfig(_Section):
             if self.continuous:
                 raise ValueError(
                     f'objective = "{self.objective}" needs whole steps: set continuous = false'
+                )
+            given = [k for k in ("weighting", "target") if getattr(self, k) is not None]
+            if given:
+                raise ValueError(
+                    f'objective = "{self.objective}" has its own weights and target: '
+                    f"leave out {' and '.join(given)}"
                 )
             if self.distance != "l2":
                 raise ValueError(
@@ -186,17 +200,21 @@ class TrainConfig(_Section):
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     ema_warmup: bool = Field(True, description="a shorter average while training is young")
     classes: bool = Field(False, description="condition on the class labels")
-    label_dropout: Unit = Field(0.1, description="share of labels hidden, for guidance")
+    label_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="share of labels hidden, for guidance"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
-    threads: Positive | None = Field(None, description="absent: all cores")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="absent: all cores"
+    )
     preview_every: Positive | None = Field(None, description="steps; absent: eight in the budget")
     checkpoint_every: Positive | None = Field(None, description="steps; absent: each minute or so")
     keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainConfig:
-        given = [k for k in ("minutes", "steps", "epochs") if getattr(self, k) is not None]
+        given = [k for k in BUDGET if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"the budget is given twice ({' and '.join(given)}): give one")
         if self.batch % self.accumulate:
@@ -224,6 +242,13 @@ class SampleConfig(_Section):
     guidance_interval: tuple[Unit, Unit] = Field(
         (0.0, 1.0), description="part of the time t/T in which guidance acts"
     )
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> SampleConfig:
+        low, high = self.guidance_interval
+        if low > high:
+            raise ValueError(f"guidance_interval = {low:g}, {high:g}: give the lower end first")
+        return self
 
 
 class Config(_Section):
@@ -261,15 +286,36 @@ def preset(name: str) -> Config:
     return from_dict(tomllib.loads(preset_text(name)), where=f"preset {name}")
 
 
-def from_toml(path: Path) -> Config:
-    """Reads a configuration file; raises `InputError` that names the file and the key."""
+def from_toml(path: Path, *, complete: bool = False) -> Config:
+    """Reads a configuration file: what it leaves out is as in the preset it names, or in `fast`.
+
+    A `complete` one, as a run keeps, stands by itself. Raises `InputError` that names the file and
+    the key.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not TOML ({error})") from error
+    if not complete:
+        values = _laid_over(preset(str(values.get("preset", "fast"))), values)
     return from_dict(values, where=str(path))
+
+
+def _laid_over(base: Config, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's values with these in place of them; a budget or another network replaces its."""
+    out = base.model_dump()
+    for name, section in values.items():
+        if not (isinstance(section, Mapping) and isinstance(out.get(name), dict)):
+            out[name] = section
+            continue
+        if name == "train" and any(key in section for key in BUDGET):
+            out[name] |= dict.fromkeys(BUDGET)
+        if name == "network" and section.get("kind", out[name]["kind"]) != out[name]["kind"]:
+            out[name] = {}
+        out[name] = out[name] | dict(section)
+    return out
 
 
 def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
@@ -277,7 +323,7 @@ def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
     try:
         return Config.model_validate(_tuples(values), strict=True)
     except ValidationError as error:
-        raise InputError(f"{where}: {_sentence(error)}") from error
+        raise InputError(f"{where}: {explained(error)}") from error
 
 
 def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option") -> Config:
@@ -286,10 +332,8 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option"
     Giving one of `train.minutes`, `train.steps`, `train.epochs` replaces the budget.
     """
     values = config.model_dump()
-    budget = {"train.minutes", "train.steps", "train.epochs"}
-    if budget & changes.keys():
-        for key in budget:
-            values["train"][key.removeprefix("train.")] = None
+    if any(f"train.{name}" in changes for name in BUDGET):
+        values["train"] |= dict.fromkeys(BUDGET)
     if changes.get("network.kind", values["network"]["kind"]) != values["network"]["kind"]:
         kind = {"lean": LeanConfig, "unet": UNetConfig}.get(changes["network.kind"])
         values["network"] = kind().model_dump() if kind else values["network"]
@@ -347,7 +391,8 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-def _sentence(error: ValidationError) -> str:
+def explained(error: ValidationError) -> str:
+    """The first thing wrong, in one sentence: the key, its value, what would do."""
     first = error.errors()[0]
     # the discriminator of a union appears in pydantic's path, but not in the file
     path = [str(p) for p in first["loc"] if p not in ("lean", "unet")]
@@ -359,6 +404,10 @@ def _sentence(error: ValidationError) -> str:
             *(f"network.{k}" for k in UNetConfig.model_fields),
         )
         return f"there is no key '{place}'{_nearest(place, known)}"
+    if first["type"] == "union_tag_not_found":
+        return f"{place}.kind is missing: give 'lean', 'unet'"
+    if first["type"] == "union_tag_invalid":
+        return f"{place}.kind = {first['input'].get('kind')!r}: give 'lean', 'unet'"
     message = first["msg"].removeprefix("Value error, ")
     if isinstance(first["input"], dict):
         return f"{place}: {message}" if place else message

@@ -25,10 +25,10 @@ __all__ = [
     "Prediction",
     "clipped",
     "denoiser",
+    "edm_input_scale",
     "emission",
     "from_x0",
     "guided",
-    "input_scale",
     "predict",
     "raw_output",
 ]
@@ -138,14 +138,13 @@ def from_x0(schedule: Schedule, x_t: Tensor, t: Tensor, x0: Tensor) -> Predictio
     return Prediction(x0, (x_t - like(alpha_bar, x_t) * x0) / like(beta_bar, x_t))
 
 
-def input_scale(
-    parametrisation: Parametrisation, schedule: Schedule, t: Tensor, sigma_data: float
-) -> Tensor:
-    """What x_t is multiplied with before the network sees it: 1, and 1/r for edm (its c_in)."""
+def edm_input_scale(schedule: Schedule, t: Tensor, sigma_data: float) -> Tensor:
+    """1/r, what x_t is multiplied with before a network of F sees it.
+
+    c_in of Karras et al. 2022, table 1, for their x = x_t/ᾱ.
+    """
     alpha_bar, beta_bar = schedule.at(t)
-    if parametrisation == "edm":
-        return 1 / _edm_norm(alpha_bar, beta_bar, sigma_data)
-    return torch.ones_like(alpha_bar)
+    return 1 / _edm_norm(alpha_bar, beta_bar, sigma_data)
 
 
 def denoiser(
@@ -196,7 +195,7 @@ def raw_output(
     extra = {"classes": classes, "previous": previous}
     seen = x_t
     if parametrisation == "edm":
-        seen = x_t * like(input_scale(parametrisation, schedule, t, sigma_data), x_t)
+        seen = x_t * like(edm_input_scale(schedule, t, sigma_data), x_t)
     told = t.to(device=x_t.device, dtype=x_t.dtype)
     raw: Tensor = network(seen, told, **{k: v for k, v in extra.items() if v is not None})
     return raw.to(x_t.dtype)

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from unraze import __version__, checkpoint, nn as networks, rng, schedule as schedules
-from unraze.config import Config, SampleConfig
+from unraze.config import Config, SampleConfig, explained
 from unraze.denoiser import Denoiser, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError
+from unraze.hardware import require_device
 from unraze.run import find, read_config
 from unraze.samplers import Noise, Step, ddim, even_angles, even_times, greedy, random
 from unraze.schedule import Schedule
@@ -82,6 +84,7 @@ def load(
     `raw` takes the weights as trained in place of their average. Raises `CheckpointError` where
     there is no run, no such checkpoint, or one that is damaged or of another network.
     """
+    require_device(device)
     run = find(Path(path))
     config = read_config(run)
     if step is not None:
@@ -125,8 +128,8 @@ def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
     """Settings with some of them changed, checked; raises `InputError` naming field and value."""
     try:
         return SampleConfig.model_validate(settings.model_dump() | dict(changes))
-    except ValueError as error:
-        raise InputError(f"sample: {error}") from error
+    except ValidationError as error:
+        raise InputError(f"sample: {explained(error)}") from error
 
 
 def class_of(model: Model, classes: Classes, number: int) -> int | None:
@@ -142,6 +145,7 @@ def class_of(model: Model, classes: Classes, number: int) -> int | None:
         case None | "all":
             return number % model.num_classes
         case "none":
+            _require_unlabelled(model, "class = none")
             return None
         case int():
             if not 0 <= classes < model.num_classes:
@@ -151,7 +155,7 @@ def class_of(model: Model, classes: Classes, number: int) -> int | None:
                 )
             return classes
         case _:
-            assert_never(classes)
+            raise InputError(f"class = {classes!r}: give a number, 'all' or 'none'")
 
 
 def steps_of(model: Model, settings: SampleConfig) -> Schedule:
@@ -188,6 +192,7 @@ def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | Non
                 f"guidance = {settings.guidance:g}: this run was trained without classes, "
                 "there is nothing to guide towards"
             )
+        _require_unlabelled(model, f"guidance = {settings.guidance:g}")
         last = float(model.schedule.times[-1])
         low, high = settings.guidance_interval
         nothing = bound([None] * len(labels))
@@ -277,6 +282,14 @@ def recipe(
         "device": str(_device(model)),
         "settings": settings.model_dump(mode="json"),
     }
+
+
+def _require_unlabelled(model: Model, asked: str) -> None:
+    if model.config.train.label_dropout == 0:
+        raise InputError(
+            f"{asked}: this run saw a label with every image (train.label_dropout = 0), so it does "
+            "not know images without one; train with label_dropout = 0.1"
+        )
 
 
 def _walk(

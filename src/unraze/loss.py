@@ -85,18 +85,22 @@ def weighted(
 ) -> Tensor:
     """w(λ_t) ‖x_0 - x̂_0‖²/d (B,), d the number of values; t (B,) training times in (0, T].
 
-    The distance D (L2, L1, Huber) is taken in the space of `config.target`, where
-    ‖target - its estimate‖² = s(λ) ‖x_0 - x̂_0‖². Returned is (w/s) times the mean of
-    D(target - its estimate), which for L2 is w ‖x_0 - x̂_0‖²/d whatever the target.
+    The distance D (L2, L1, Huber) is taken in the space of `config.target` (absent: that of the
+    parametrisation), where ‖target - its estimate‖² = s(λ) ‖x_0 - x̂_0‖². Returned is (w/s) times
+    the mean of D(target - its estimate), which for L2 is w ‖x_0 - x̂_0‖²/d whatever the target;
+    without a weighting w = s, the plain distance.
     """
+    target = config.target or config.parametrisation
     error = emission(
-        config.target, prediction.x0 - x0, prediction.eps - eps, schedule, t, sigma_data=sigma_data
+        target, prediction.x0 - x0, prediction.eps - eps, schedule, t, sigma_data=sigma_data
     )
+    per_image = _distance(error, config).flatten(1).mean(1)
+    if config.weighting is None:
+        return per_image
     alpha_bar, beta_bar = schedule.at(t)
     log_snr = 2 * (alpha_bar.log() - beta_bar.log())
     w = weighting(config.weighting, log_snr, config, sigma_data=sigma_data)
-    s = _target_scale(config.target, log_snr, schedule, t, config, sigma_data)
-    per_image = _distance(error, config).flatten(1).mean(1)
+    s = _target_scale(target, log_snr, schedule, t, config, sigma_data)
     return like(w / s, per_image) * per_image
 
 

@@ -13,6 +13,7 @@ import torch
 
 from unraze import ema, run as runs
 from unraze.config import Config, updated
+from unraze.hardware import has_bfloat16
 from unraze.preview import SHARE
 from unraze.run import Run
 from unraze.step import Trainee, begin, clip, gradients
@@ -26,7 +27,7 @@ def measured(trainee: Trainee, run: Run) -> Config:
     """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run."""
     config = trainee.config
     kind = torch.device(config.train.device).type
-    dtypes = ["float32", "bfloat16"] if _has_bfloat16(kind) else ["float32"]
+    dtypes = ["float32", "bfloat16"] if has_bfloat16(kind) else ["float32"]
     if config.train.dtype != "auto":
         dtypes = [config.train.dtype]
     budget = 60 * config.train.minutes if config.train.minutes else math.inf
@@ -96,10 +97,3 @@ def _seconds_a_step(trainee: Trainee, dtype: str, seconds: float, most: int) -> 
         ema.update(scratch.average, scratch.network, 0.9)
         times.append(time.perf_counter() - before)
     return float(np.median(times[2:]))
-
-
-def _has_bfloat16(kind: str) -> bool:
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

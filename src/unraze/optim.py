@@ -6,7 +6,7 @@ from typing_extensions import assert_never
 
 from unraze.config import TrainConfig
 
-__all__ = ["build", "learning_rate", "read_state", "write_state"]
+__all__ = ["build", "learning_rate", "read_state", "state_shapes", "write_state"]
 
 
 def build(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -51,15 +51,27 @@ def write_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     }
 
 
+def state_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what `write_state` gives after the first step: Adam's of each weight."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, p in network.named_parameters():
+        shapes |= {f"{name}/step": (), f"{name}/exp_avg": tuple(p.shape)}
+        shapes[f"{name}/exp_avg_sq"] = tuple(p.shape)
+    return shapes
+
+
 def read_state(
     network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Puts back what `write_state` gave; raises `KeyError` for a weight that does not exist."""
+    """Puts back what `write_state` gave: names and shapes are those of `state_shapes`."""
     parameters = dict(network.named_parameters())
     optimizer.state.clear()
     for name, value in tensors.items():
         weight, key = name.rsplit("/", 1)
         like = parameters[weight]
         # the fused kernels walk a weight and its moments alike, so they must lie alike in memory
-        own = torch.empty_like(like) if value.shape == like.shape else torch.empty_like(value)
+        if key == "step":
+            own = torch.empty_like(value, device=like.device)
+        else:
+            own = torch.empty_like(like)
         optimizer.state[like][key] = own.copy_(value)

@@ -13,13 +13,13 @@ from unraze.generate import Model, changed, sample
 from unraze.run import Run
 from unraze.step import Trainee
 
-__all__ = ["SHARE", "every", "preview", "write_reals"]
+__all__ = ["SHARE", "preview", "preview_interval", "write_reals"]
 
 SHARE = 0.04
 """The most of the training time that previews may take."""
 
 
-def every(config: Config) -> int:
+def preview_interval(config: Config) -> int:
     assert config.train.steps is not None
     return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
 
@@ -29,7 +29,7 @@ def preview(trainee: Trainee, run: Run, step: int, saved: str) -> None:
     config = trainee.config
     calls = min(25, trainee.schedule.steps)
     # a forward pass takes about a third of a training step
-    affordable = SHARE * every(config) * config.train.batch * 3 / (2 * calls)
+    affordable = SHARE * preview_interval(config) * config.train.batch * 3 / (2 * calls)
     count = max(1, min(32, int(affordable)))
     wanted = {"sampler": "ddim", "steps": calls, "eta": 0.0, "clip": "clip", "guidance": 1.0}
     settings = changed(config.sample, wanted)

@@ -44,7 +44,7 @@ __all__ = [
     "write_config",
 ]
 
-State = Literal["running", "done", "stopped", "failed", "empty"]
+State = Literal["running", "done", "stopped", "failed", "empty", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def create(
     Raises `InputError` where `out` exists and is not an empty folder.
     """
     if out is None:
-        out = _next_numbered(runs, _slug(config.data.source))
+        out = _make_numbered(runs, _slug(config.data.source))
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         is_run = (out / "config.toml").is_file()
         remedy = f"continue it with `unraze resume {out}`, or " if is_run else ""
@@ -111,7 +111,8 @@ def create(
         raise UnrazeError(f"{out}: cannot be made ({error.strerror})") from error
     write_config(run, config)
     write_atomically(out / "command.txt", shlex.join(command) + "\n")
-    write_atomically(out / "env.json", json.dumps(environment(), indent=1) + "\n")
+    environment_then = environment(threads=config.train.threads)
+    write_atomically(out / "env.json", json.dumps(environment_then, indent=1) + "\n")
     return run
 
 
@@ -126,7 +127,7 @@ def find(path: Path) -> Run:
 
 def read_config(run: Run) -> Config:
     """The run's configuration; raises `InputError` naming file and key where it is not valid."""
-    return from_toml(run.path / "config.toml")
+    return from_toml(run.path / "config.toml", complete=True)
 
 
 def write_config(run: Run, config: Config, *, note: str = "") -> None:
@@ -134,7 +135,7 @@ def write_config(run: Run, config: Config, *, note: str = "") -> None:
     write_atomically(run.path / "config.toml", (f"# {note}\n" if note else "") + to_toml(config))
 
 
-def environment() -> dict[str, Any]:
+def environment(*, threads: int | None = None) -> dict[str, Any]:
     """What the bytes of a result depend on besides the recipe: machine, versions, threads."""
     import numpy
     import torch
@@ -150,17 +151,17 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "MKL_CBWR": os.environ.get("MKL_CBWR"),
     }
 
 
 def read_env(run: Run) -> dict[str, Any]:
-    """What `environment` said when the run began."""
+    """What `environment` said when the run began; where that is lost, why."""
     try:
         values = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run.path / 'env.json'}: cannot be read ({error})") from error
+        return {"env.json": f"cannot be read ({error})"}
     return dict(values)
 
 
@@ -226,7 +227,10 @@ def summaries(folder: Path) -> list[Summary]:
 
 
 def _summary(run: Run) -> Summary:
-    config = read_config(run)
+    try:
+        config = read_config(run)
+    except InputError:
+        return Summary(run.path, "unreadable", 0, 0, float("nan"), "", "")
     rows = [row for row in read_stats(run) if "loss" in row]
     last: dict[str, Any] = rows[-1] if rows else {"step": 0, "loss": float("nan")}
     steps = config.train.steps or int(last.get("steps", 0))
@@ -244,9 +248,18 @@ def _summary(run: Run) -> Summary:
     return Summary(run.path, state, last["step"], steps, last["loss"], config.preset, source)
 
 
-def _next_numbered(runs: Path, name: str) -> Path:
-    taken = [int(m[1]) for p in runs.glob("*") if (m := re.match(r"(\d{5})-", p.name))]
-    return runs / f"{max(taken, default=-1) + 1:05d}-{name}"
+def _make_numbered(runs: Path, name: str) -> Path:
+    """Makes the folder of the next number; another process may take that number meanwhile."""
+    while True:
+        taken = [int(m[1]) for p in runs.glob("*") if (m := re.match(r"(\d{5})-", p.name))]
+        folder = runs / f"{max(taken, default=-1) + 1:05d}-{name}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UnrazeError(f"{folder}: cannot be made ({error.strerror})") from error
+        return folder
 
 
 def _slug(source: str) -> str:

@@ -40,6 +40,9 @@ __all__ = [
 MAX_TERMINAL_SIGNAL = 0.01
 """The most of the picture, ᾱ_T, that may be left where sampling starts from pure noise."""
 
+MAX_STEPS = 100_000
+"""The most steps of a schedule: past them β_t is lost in rounding, and patience too."""
+
 REFERENCE_STEPS = 1000
 """The number of steps of the published curves."""
 
@@ -59,9 +62,11 @@ class Schedule:
     alpha_bar: Tensor
     times: Tensor
 
-    def __init__(self, alpha_bar: Tensor | Sequence[float], times: Tensor | None = None) -> None:
+    def __init__(
+        self, alpha_bar: Tensor | Sequence[float], times: Tensor | Sequence[float] | None = None
+    ) -> None:
         a = torch.as_tensor(alpha_bar, dtype=torch.float64).detach().clone()
-        t = torch.arange(a.numel(), dtype=torch.float64) if times is None else times
+        t = torch.arange(a.numel()) if times is None else torch.as_tensor(times)
         object.__setattr__(self, "alpha_bar", a)
         object.__setattr__(self, "times", t.detach().to(torch.float64).clone())
         _check(self.alpha_bar, self.times)
@@ -292,8 +297,8 @@ def _from_curve(variances: Callable[[int], Tensor], steps: int, rescaled: bool) 
 
 
 def _check_steps(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"steps = {steps}: a schedule has at least 2")
+    if not 2 <= steps <= MAX_STEPS:
+        raise InputError(f"steps = {steps}: a schedule has from 2 to {MAX_STEPS:,}")
 
 
 def _check(alpha_bar: Tensor, times: Tensor) -> None:

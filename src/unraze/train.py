@@ -15,15 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unraze import checkpoint, ema, optim, plots, run as runs, schedule as schedules
 from unraze.batches import samples_of
 from unraze.config import Config, preset, updated
-from unraze.data import Images
+from unraze.data import Images, to_uint8
 from unraze.errors import CheckpointError, DivergedError, InputError
 from unraze.generate import Model, load
+from unraze.hardware import require_device
 from unraze.measure import Pace, measured, told
-from unraze.preview import every as preview_every, preview, write_reals
+from unraze.preview import preview, preview_interval, write_reals
 from unraze.run import Run
 from unraze.step import Trainee, begin, clip, gradients, network_of, reproducible
 
@@ -75,11 +77,7 @@ def prepare(config: Config, images: Images) -> Config:
             f"{images.source}: has no class labels; put each class in a sub-folder of its own, "
             "or train without --classes"
         )
-    try:
-        torch.empty(0, device=train.device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"device = {train.device!r}: cannot be used here ({first})") from error
+    require_device(train.device)
     schedule = schedules.from_config(config.schedule)
     parametrisation = config.loss.parametrisation
     if parametrisation in ("eps", "eps_step") and float(schedule.alpha_bar[-1]) == 0:
@@ -89,7 +87,10 @@ def prepare(config: Config, images: Images) -> Config:
             "with ᾱ_T > 0"
         )
     if config.sample.steps > schedule.steps:
-        config = updated(config, {"sample.steps": schedule.steps})
+        raise InputError(
+            f"sample.steps = {config.sample.steps}: the schedule has T = {schedule.steps}; "
+            f"give --set sample.steps={schedule.steps} or fewer"
+        )
     changes: dict[str, Any] = {
         "data.size": (height, width),
         "data.channels": channels,
@@ -112,6 +113,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
     cannot be continued, `UnrazeError` where the disk is full.
     """
     config = runs.read_config(run)
+    require_device(config.train.device)
     with runs.locked(run), reproducible(config.train):
         trainee = begin(config, images)
         (run.path / "failed.txt").unlink(missing_ok=True)
@@ -120,6 +122,8 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
             yield _said(run, f"DAMAGED: {text}; going back to an older checkpoint")
         if saved is None and problems:
             raise CheckpointError(f"{run.path}: every checkpoint is damaged; train it anew")
+        for path in checkpoint.listing(run.checkpoints)[-len(problems) :] if problems else []:
+            checkpoint.set_aside(path)
 
         # where to begin: at a checkpoint, or with the measurement that fixes steps and dtype
         if saved is None:
@@ -194,11 +198,12 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 _peak_memory(),
             )
             yield report
-            if step % every == 0 or stopping or step == steps:
-                path = _save(trainee, run, step, state)
+            periodic = step % every == 0 and state["bad"] == 0
+            if periodic or stopping or step == steps:
+                path = _save(trainee, run, step, state | {"periodic": periodic})
                 yield replace(report, phase="saved", message=None)
                 last_saved = path.name
-            if step % preview_every(config) == 0 or step == steps:
+            if step % preview_interval(config) == 0 or step == steps:
                 preview(trainee, run, step, last_saved)
                 pace.restart()
             if stopping:
@@ -213,7 +218,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
 
 
 def fit(
-    images: Images,
+    images: Images | Tensor,
     config: Config | str = "fast",
     *,
     out: Path | str,
@@ -223,9 +228,12 @@ def fit(
 ) -> Model:
     """Trains on images into the run folder `out` and returns the model, in one call.
 
+    `images` may be a tensor (N, C, H, W) in [-1, 1], C 1 or 3; it is rounded to bytes.
     `config` is a configuration or a preset's name; `minutes` or `steps` replaces its budget;
     `report` is shown every `Report`. Raises what `prepare`, `run.create` and `train` raise.
     """
+    if isinstance(images, Tensor):
+        images = Images.from_arrays(to_uint8(images), source="tensor")
     config = preset(config) if isinstance(config, str) else config
     if minutes is not None:
         config = updated(config, {"train.minutes": minutes})
@@ -256,13 +264,22 @@ def _save(trainee: Trainee, run: Run, step: int, state: dict[str, Any]) -> Path:
         model=trainee.network.state_dict(),
         ema=trainee.average,
         optim=optim.write_state(trainee.network, trainee.optimizer),
-        state={**state, "model": about, "data": images.fingerprint},
+        state={
+            **state,
+            "model": about,
+            "data": images.fingerprint,
+            "config": trainee.config.model_dump(mode="json"),
+        },
         keep=trainee.config.train.keep,
     )
 
 
 def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    checkpoint.fill(trainee.network, saved.model, saved.path)
+    shapes = {name: value.shape for name, value in trainee.average.items()}
+    checkpoint.require_fit(shapes, saved.ema, saved.path / "ema.safetensors")
+    moments = optim.state_shapes(trainee.network) if saved.state["updates"] else {}
+    checkpoint.require_fit(moments, saved.optim, saved.path / "optim.safetensors")
+    checkpoint.fill(trainee.network, saved.model, saved.path / "model.safetensors")
     for name, value in trainee.average.items():
         value.copy_(saved.ema[name])
     optim.read_state(trainee.network, trainee.optimizer, saved.optim)
@@ -270,8 +287,14 @@ def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
 
 
 def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
-    """Back to the newest checkpoint, or the beginning, with a lower learning rate; the step."""
-    saved, _ = checkpoint.newest(run.checkpoints)
+    """Back to the newest checkpoint that a run never stopped has too, or to the beginning, with a
+    lower learning rate; the step."""
+    saved = None
+    for path in reversed(checkpoint.listing(run.checkpoints)):
+        found = checkpoint.read(path)
+        if found.state["periodic"] and found.state["bad"] == 0:
+            saved = found
+            break
     if saved is None:
         fresh = begin(trainee.config, trainee.images)
         trainee.network.load_state_dict(fresh.network.state_dict())
@@ -307,6 +330,14 @@ def _differences(run: Run, saved: checkpoint.Checkpoint, images: Images) -> Iter
             f"{images.fingerprint[:12]}…, was {saved.state['data'][:12]}…): bring them back, or "
             "train anew"
         )
+    config = runs.read_config(run)
+    for key, was, is_now in _changed_keys(saved.state["config"], config.model_dump(mode="json")):
+        if key.startswith("schedule.") or key == "loss.parametrisation":
+            raise CheckpointError(
+                f"{run.path / 'config.toml'}: {key} was {was!r} when this was trained and is "
+                f"{is_now!r} now, which makes its weights mean something else: put it back"
+            )
+        yield f"DIFFERENT from when the run began: config.toml has {key} = {is_now!r}, was {was!r}"
     before, now = runs.read_env(run), runs.environment()
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
@@ -316,6 +347,17 @@ def _differences(run: Run, saved: checkpoint.Checkpoint, images: Images) -> Iter
             )
 
 
+def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value before, value now) of what differs; how it is sampled does not count."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if prefix or key != "sample":
+                yield from _changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new
+
+
 def _said(run: Run, message: str) -> Report:
     runs.log(run, message)
     return Report("training", 0, 0, message=message)
@@ -323,7 +365,7 @@ def _said(run: Run, message: str) -> Report:
 
 def _root_mean_square(images: Images) -> float:
     """σ_data: the root mean square of the pixels in [-1, 1]; of at most 4,096 images, evenly."""
-    some = images.pixels[:: max(1, len(images.pixels) // 4096)]
+    some = images.pixels[:: -(-len(images.pixels) // 4096)]
     values = some.astype(np.float64) / 127.5 - 1
     return round(float(np.sqrt(np.mean(values**2))), 6)
 

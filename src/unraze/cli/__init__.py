@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare_math() -> None:
-    """Asks the math libraries for the same bits at every call, and for threads that share a machine.
+    """Asks the math libraries for the same bits at every call, and for threads that wait asleep.
 
     To be called before torch is first imported: MKL reads its environment once. Strict conditional
     numerical reproducibility makes results independent of how arrays lie in memory; a fixed number
