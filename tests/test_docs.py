@@ -2,11 +2,16 @@
 
 import importlib
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from unraze.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("README.md")])
@@ -64,6 +69,41 @@ def test_the_snippets_of_a_page_run_in_order_in_one_namespace(
     finally:
         torch.set_default_dtype(dtype)
         torch.set_rng_state(state)
+
+
+SMALL = ["--steps", "4", "--dtype", "float32", "--threads", "1", "--set", "sample.steps=4"]
+SMALL += ["--set", "network.widths=[8,8]", "--set", "network.groups=4", "--set", "train.batch=8"]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `unraze` commands in the page's shell blocks, without their comments."""
+    blocks = [m[2] for m in FENCE.finditer(page.read_text(encoding="utf-8")) if m[1] == "sh"]
+    lines = [shlex.split(line, comments=True) for line in "\n".join(blocks).splitlines()]
+    return [line[1:] for line in lines if line[:1] == ["unraze"]]
+
+
+def test_the_commands_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they stand, on less: digits for Fashion-MNIST, made pictures for photos, four steps."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(12):
+        pixels = generator.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    found = commands(ROOT / "README.md")
+    assert {command[0] for command in found} >= {"train", "sample"}
+    for command in found:
+        line = [word.replace("fashion-mnist", "digits") for word in command]
+        if "--minutes" in line:
+            at = line.index("--minutes")
+            del line[at : at + 2]
+        assert main([*line, *(SMALL if line[0] == "train" else [])]) == 0, line
+    run = Path("runs/00000-digits")
+    assert sorted(p.name for p in Path("runs").iterdir()) == [run.name, "00001-photos"]
+    assert len(list(run.glob("samples-*/000*.png"))) == 64
+    assert len(list(run.glob("samples-*/film.gif"))) == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

@@ -7,7 +7,11 @@ below are the public ones; they are imported when first used, so that `unraze --
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from unraze.environment import prepare_math
+
 __version__ = "0.1.0"
+
+prepare_math()  # before anything here imports torch: the same bits from Python and the terminal
 
 if TYPE_CHECKING:
     from unraze.config import Config, DataConfig, SampleConfig, preset

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from unraze import pictures, rng, run as runs
+from unraze import __version__, pictures, rng, run as runs
 from unraze.config import Config
 from unraze.data import Images
 from unraze.generate import Model, changed, sample
@@ -24,8 +24,11 @@ def preview_interval(config: Config) -> int:
     return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
 
 
-def preview(trainee: Trainee, run: Run, step: int, saved: str) -> None:
-    """Images from fixed noise at this step: as trained on the left, averaged on the right."""
+def preview(trainee: Trainee, run: Run, step: int, saved: str | None) -> None:
+    """Images from fixed noise at this step: as trained on the left, averaged on the right.
+
+    `saved` is the name of the checkpoint of this step, where there is one.
+    """
     config = trainee.config
     calls = min(25, trainee.schedule.steps)
     # a forward pass takes about a third of a training step
@@ -56,10 +59,13 @@ def preview(trainee: Trainee, run: Run, step: int, saved: str) -> None:
         pictures.beside(sides),
         run.samples / f"step-{step:08d}.png",
         {
+            "unraze": __version__,
             "kind": "preview",
             "run": run.path.name,
             "step": step,
             "checkpoint": saved,
+            "threads": torch.get_num_threads(),
+            "dtype": "float32",
             "left": "weights as trained",
             "right": "their average",
             "seed": config.train.seed,
@@ -69,7 +75,12 @@ def preview(trainee: Trainee, run: Run, step: int, saved: str) -> None:
 
 
 def write_reals(run: Run, images: Images) -> None:
+    """Up to 64 of the training images, to look at beside the previews."""
     order = rng.permutation(0, "reals", len(images.pixels))[:64]
     shown = np.asarray(images.pixels[np.sort(order)]).transpose(0, 2, 3, 1)
     picture = pictures.grid(shown)
-    pictures.write_png(picture, run.path / "reals.png", {"kind": "reals", "source": images.source})
+    pictures.write_png(
+        picture,
+        run.path / "reals.png",
+        {"unraze": __version__, "kind": "reals", "run": run.path.name, "source": images.source},
+    )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unraze import checkpoint, ema, optim, plots, run as runs, schedule as schedules
+from unraze import __version__, checkpoint, ema, optim, plots, run as runs, schedule as schedules
 from unraze.batches import samples_of
 from unraze.config import Config, preset, updated
 from unraze.data import Images, to_uint8
@@ -148,7 +148,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         steps, every = config.train.steps, config.train.checkpoint_every
         assert steps is not None
         assert every is not None
-        step, pace, last_saved = start, Pace(config.train.batch), ""
+        step, pace = start, Pace(config.train.batch)
         while step < steps:
             step += 1
             lr = state["lr_factor"] * optim.learning_rate(step, steps, config.train)
@@ -198,21 +198,21 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 _peak_memory(),
             )
             yield report
+            saved_now: str | None = None
             periodic = step % every == 0 and state["bad"] == 0
             if periodic or stopping or step == steps:
                 path = _save(trainee, run, step, state | {"periodic": periodic})
                 yield replace(report, phase="saved", message=None)
-                last_saved = path.name
+                saved_now = path.name
             if step % preview_interval(config) == 0 or step == steps:
-                preview(trainee, run, step, last_saved)
+                preview(trainee, run, step, saved_now)
                 pace.restart()
             if stopping:
                 runs.log(run, f"stopped at step {step}")
                 yield replace(report, phase="stopped", message=f"saved at step {step} of {steps}")
                 return
-        plots.save(
-            plots.loss_figure(runs.read_stats(run)), run.path / "loss.png", {"run": run.path.name}
-        )
+        curve = {"unraze": __version__, "kind": "loss", "run": run.path.name, "step": steps}
+        plots.save(plots.loss_figure(runs.read_stats(run)), run.path / "loss.png", curve)
         runs.log(run, "done")
         yield Report("done", steps, steps, memory=_peak_memory())
 

@@ -14,7 +14,7 @@ from unraze.cli import draw, look, sample, train  # noqa: F401  (each adds its c
 from unraze.cli.app import app
 from unraze.errors import UnrazeError
 
-__all__ = ["main", "prepare_math"]
+__all__ = ["main"]
 
 USAGE = 2
 INTERRUPTED = 130
@@ -25,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An `UnrazeError` is one line on stderr; any other exception is a defect and keeps its traceback.
     """
-    prepare_math()
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
         status = app(tokens, exit_on_error=False, print_error=False)
@@ -41,21 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has gone; what is left of it must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def prepare_math() -> None:
-    """Asks the math libraries for the same bits at every call, and for threads that wait asleep.
-
-    To be called before torch is first imported: MKL reads its environment once. Strict conditional
-    numerical reproducibility makes results independent of how arrays lie in memory; a fixed number
-    of threads makes them independent of what else the machine does. Threads that wait asleep cost
-    a little on a quiet machine; threads that wait spinning made training three to eight times
-    slower beside one other busy program on two cores. What the user has set stays.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
-    os.environ.setdefault("OMP_DYNAMIC", "FALSE")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _complain(message: str, status: int) -> int:

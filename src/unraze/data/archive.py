@@ -1,9 +1,7 @@
 """A zip archive of image files, read in place: nothing is unpacked to disk."""
 
-import calendar
 import io
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +58,7 @@ def read(path: Path) -> Pictures:
         names=tuple("/".join(parts) for parts, _ in found),
         labels=labels,
         class_names=class_names,
-        stamps=[(info.CRC, calendar.timegm((*info.date_time, 0, 0, 0))) for info in infos],
+        stamps=[(info.CRC, info.file_size) for info in infos],
         opened=opened,
         left_out=tuple(sorted(left_out, key=natural)),
     )
@@ -71,9 +69,11 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
         raise UnreadableError(f"unpacks to {info.file_size} bytes, more than {MAX_BYTES}")
     try:
         return io.BytesIO(archive.read(info))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UnreadableError(f"is damaged in the archive: {error}") from error
     except NotImplementedError as error:
         raise UnreadableError(f"is packed in a way that cannot be unpacked: {error}") from error
     except RuntimeError as error:  # how zipfile says that a password is needed
         raise UnreadableError(f"cannot be unpacked: {error}") from error
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # what unpackers raise on damaged data is not a closed set
+        raise UnreadableError(f"is damaged in the archive: {error}") from error

@@ -1,6 +1,10 @@
 """Images saved as numpy arrays: `.npy`, and `.npz` with labels; never a pickle in them."""
 
+import io
+import math
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -16,6 +20,15 @@ _TEST = ("x_test",)
 _LABELS = {"x_train": ("y_train",), "x_test": ("y_test",)}
 _CHANNELS = (1, 3, 4)
 _CHUNK = 4096
+_MAX_BYTES = 2**34
+_LONGEST_HEADER = 2**14
+_MOST_DEFLATED = 1032
+"""How many times larger than it is packed anything can be that is packed by deflate."""
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, NotImplementedError),
+    *(RuntimeError, SyntaxError, tokenize.TokenError),
+)
+"""What zipfile, and numpy's reader of headers, raise on damaged files."""
 
 _Array = np.ndarray[Any, Any]
 
@@ -37,15 +50,23 @@ def read(path: Path, split: Literal["train", "test"] = "train") -> Arrays:
             raise no_test_part(str(path))
         else:
             with path.open("rb") as stream:
-                _check_header(stream, str(path))
+                _check_header(stream, str(path), path.stat().st_size)
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             images, labels, class_names = _channels_last(mapped, str(path)), None, ()
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: is damaged or cut off ({error}); save it again") from error
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: is damaged or cut off ({reason}); save it again") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: does not fit in memory; save the images alone with np.save, for a .npy file "
+            "is not read as a whole"
+        ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); check it, and its permissions"
+        ) from error
     stat = path.stat()
     return Arrays(
         source=str(path),
@@ -71,20 +92,34 @@ def _npz(path: Path, split: str) -> tuple[_Array, _Array | None, tuple[str, ...]
             )
         key = present[0]
         of_labels = [k for k in _LABELS.get(key, ("labels", "y")) if k in keys]
-        for name in (key, *of_labels[:1], *(k for k in ("class_names",) if k in keys)):
-            with archive.open(f"{name}.npy") as stream:
-                _check_header(stream, f"{path} [{name}]")
-    with np.load(path, allow_pickle=False) as arrays:
-        images = _channels_last(arrays[key], f"{path} [{key}]", key)
-        labels = arrays[of_labels[0]] if of_labels else None
-        names = arrays["class_names"] if "class_names" in keys and of_labels else np.array([])
+        images = _channels_last(_member(archive, key, path), f"{path} [{key}]", key)
+        labels = _member(archive, of_labels[0], path) if of_labels else None
+        named = "class_names" in keys and labels is not None
+        names = _member(archive, "class_names", path) if named else np.array([])
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if names.ndim != 1:
+        raise DataError(
+            f"{path} [class_names]: has the shape {names.shape}; save one name for each class"
+        )
     return images, labels, tuple(str(name) for name in names.tolist())
 
 
-def _check_header(stream: IO[bytes], where: str) -> None:
-    """Raises `DataError` where the array's header is not one, or announces a pickle."""
+def _member(archive: zipfile.ZipFile, key: str, path: Path) -> _Array:
+    """One array of an `.npz`, read after its header was found to be harmless."""
+    info = archive.getinfo(f"{key}.npy")
+    most = path.stat().st_size * (1 if info.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED)
+    with archive.open(info) as stream:
+        _check_header(stream, f"{path} [{key}]", min(info.file_size, most))
+    with archive.open(info) as stream:
+        array: _Array = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _check_header(file: IO[bytes], where: str, size: int) -> None:
+    """Raises `DataError` where the array's header is not one, announces a pickle, or more than the
+    file's `size` in bytes can hold."""
+    stream = io.BytesIO(file.read(_LONGEST_HEADER))
     if stream.read(6) != b"\x93NUMPY":
         raise DataError(
             f"{where}: is not a numpy array (a pickle, which can run code when it is loaded, is "
@@ -92,9 +127,9 @@ def _check_header(stream: IO[bytes], where: str) -> None:
         )
     version = tuple(stream.read(2))
     if version == (1, 0):
-        _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     elif version == (2, 0):
-        _, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     elif len(version) < 2:
         raise EOFError("its header ends too soon")
     else:
@@ -103,6 +138,17 @@ def _check_header(stream: IO[bytes], where: str) -> None:
         raise DataError(
             f"{where}: holds Python objects, that is a pickle, which can run code when it is "
             "loaded, so it is not read; save plain numbers: np.save(FILE, np.stack(images))"
+        )
+    declared = stream.tell() + math.prod(shape) * max(1, dtype.itemsize)
+    if min(shape, default=0) < 0 or declared > size:
+        raise DataError(
+            f"{where}: declares the shape {shape}, {declared} bytes, but has {size} at most; "
+            "save it again"
+        )
+    if where.endswith("]") and declared > _MAX_BYTES:
+        raise DataError(
+            f"{where}: takes {declared / 2**30:.0f} GiB unpacked, more than {_MAX_BYTES // 2**30}; "
+            "save the images with np.save, for a .npy file is not read as a whole"
         )
 
 

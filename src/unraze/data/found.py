@@ -47,7 +47,8 @@ class Pictures:
         names: of each, relative to the source, in the order they are used in.
         labels: int64 (N,), or None where there are no classes.
         class_names: one for each class number.
-        stamps: size in bytes and time of change of each, which tell an image that was replaced.
+        stamps: two numbers of each, which tell an image that was replaced: size in bytes and time
+            of change, or checksum and size.
         opened: a context that gives a function from the number of a picture to its bytes.
         left_out: what lies there too but is not an image by its name.
     """
