@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,9 +22,21 @@ import tomllib
 import torch
 from PIL import Image
 
-from unraze import generate
+from unraze import cli as commands, generate, pictures
 from unraze.cli import main
-from unraze.config import from_toml, preset, preset_names, preset_text
+from unraze.cli.app import SCHEDULE_KINDS
+from unraze.config import (
+    DataConfig,
+    SampleConfig,
+    ScheduleConfig,
+    TrainConfig,
+    from_toml,
+    preset,
+    preset_names,
+    preset_text,
+)
+from unraze.errors import UnrazeError
+from unraze.schedule import SCHEDULES
 
 TINY = [
     *["--set", "network.widths=[8, 8]", "--set", "network.blocks=1", "--set", "network.groups=4"],
@@ -149,14 +162,25 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["train", "digits", "--set", "train.lr=[1]"], ["train.lr"]),
         (["train", "digits", "--set", "train.lr=1", "--lr", "1"], ["train.lr", "give one"]),
         (["train", "digits", "--set", "train.lr=1", "--set", "train.lr=2"], ["train.lr", "twice"]),
-        (["train", "digits", "--lr", "-1"], ["train.lr", "-1", "greater than 0"]),
-        (["train", "digits", "--steps", "-3"], ["train.steps", "-3", "greater than"]),
-        (["train", "digits", "--batch", "0"], ["train.batch", "0", "greater than"]),
-        (["train", "digits", "--steps", "3", "--minutes", "1"], ["minutes and steps", "give one"]),
+        (["train", "digits", "--lr", "-1"], ["error: --lr = -1.0: ", "greater than 0"]),
+        (["train", "digits", "--steps", "-3"], ["error: --steps = -3: ", "greater than"]),
+        (["train", "digits", "--batch", "0"], ["error: --batch = 0: ", "greater than"]),
+        (["train", "digits", "--set", "train.lr=-1"], ["error: --set: train.lr = -1"]),
+        (
+            ["train", "digits", "--batch", "7", "--set", "train.accumulate=2"],
+            ["error: --batch = 7 cannot be computed in 2"],
+        ),
+        (["train", "digits", "--steps", "3", "--minutes", "1"], ["--minutes and --steps", "one"]),
+        (["train", "digits", "--threads", "20000"], ["error: --threads = 20000", "1024"]),
+        (["train", "digits", "--background", "blurple"], ["error: --background = 'blurple'"]),
+        (["train", "nowhere", "--device", "foo"], ["error: --device = 'foo'", "cpu, cuda or mps"]),
         (["train", "digits", "--size", "big"], ["--size big", "32x48"]),
         (["train", "digits", "--preset", "fast", "--config", "a.toml"], ["give one of them"]),
         (["train", "digits", "--config", "a.toml"], ["a.toml", "cannot be read"]),
         (["train", "digits", "--size", "30x31"], ["31"]),
+        (["train", "digits", "--size", "0x3"], ["--size 0x3", "32x48"]),
+        (["train", "digits", "--size", "1000000"], ["--size 1000000", "100 million"]),
+        (["train", "digits", "--size", "9" * 5000], ["--size 9", "32x48"]),
         (["train", "digits", "--device", "cuda:99"], ["cuda:99"]),
         (
             ["train", "digits", "--preset", "annotated-original"],
@@ -169,8 +193,19 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["resume", "nowhere"], ["nowhere", "no such run"]),
         (["runs", "nowhere"], ["nowhere", "no such folder"]),
         (["schedule", "cosin"], ['"cosin"', 'Did you mean "cosine"']),
-        (["schedule", "--steps", "1"], ["--steps 1", "at least 2"]),
-        (["destroy", "none.png"], ["none.png"]),
+        (["schedule", "--steps", "1"], ["error: --steps = 1:", "from 2 to 100,000"]),
+        (["schedule", "--steps", "100000000000"], ["--steps = 100000000000:", "to 100,000"]),
+        (["schedule", "--out", "/proc/x/a.png"], ["--out /proc/x/a.png", "another place"]),
+        (["destroy", "none.png"], ["none.png", "give the path of a picture"]),
+        (["destroy", "none.png", "--steps", "1"], ["error: --steps = 1:"]),
+        (["destroy", "none.png", "--steps", "1000000000000"], ["--steps = 1000000000000:"]),
+        (["destroy", "none.png", "--size", "1000000"], ["--size 1000000", "100 million"]),
+        (["destroy", "none.png", "--size", "9000"], ["--size 9000", "--frames 60", "fewer frames"]),
+        (["destroy", "none.png", "--out", "/proc/x"], ["--out /proc/x", "another place"]),
+        (["data", "stats", "digits", "--background", "blurple"], ["error: --background = "]),
+        (["data", "check", "digits", "--background", "blurple"], ["error: --background = "]),
+        (["data", "stats", "digits", "--out", "/proc/x/a.png"], ["--out /proc/x/a.png"]),
+        (["doctor", "--device", "foo"], ["error: --device = 'foo'", "cpu, cuda or mps"]),
         (["destroy", "none.png", "--frames", "1"], ["--frames 1"]),
         (["data", "get", "fashion-mnits"], ["fashion-mnits", "fashion-mnist"]),
     ],
@@ -263,6 +298,11 @@ def test_an_existing_folder_that_is_no_run_is_left_alone(
     refused(capfd, [*command, "--out", "mine"], "mine", "is not a run", "--out")
     refused(capfd, [*command, "--out", "run"], "run", "unraze resume run")
     refused(capfd, ["resume", "mine"], "mine", "not a run")
+    # before the images are read: there are none
+    Path("empty").mkdir()
+    refused(capfd, ["train", "empty", "--out", "mine"], "--out mine", "is not a run")
+    refused(capfd, ["train", "empty", "--out", "/proc/x"], "--out /proc/x", "another place")
+    refused(capfd, ["train", "empty", "--size", "30x31"], "30x31", "28x28")
 
 
 def test_a_signal_saves_says_how_to_go_on_and_resume_ends_the_run() -> None:
@@ -391,14 +431,19 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["-n", "-3"], ["n = -3", "at least 1"]),
-        (["-n", "0"], ["n = 0", "at least 1"]),
-        (["--batch", "0"], ["batch = 0"]),
-        (["--seed", "-1"], ["seed = -1"]),
-        (["--steps", "21"], ["steps = 21", "1 to 20"]),
-        (["--steps", "0"], ["steps", "0"]),
-        (["--class", "10"], ["class = 10", "10 classes", "0 to 9"]),
-        (["--class", "-1"], ["class = -1"]),
+        (["-n", "-3"], ["error: -n -3: give at least 1"]),
+        (["-n", "0"], ["error: -n 0: give at least 1"]),
+        (["--batch", "0"], ["error: --batch 0: give at least 1"]),
+        (["--seed", "-1"], ["error: --seed -1: give at least 0"]),
+        (["--steps", "21"], ["error: --steps = 21", "1 to 20"]),
+        (["--steps", "0"], ["error: --steps = 0"]),
+        (["--class", "10"], ["error: --class = 10", "10 classes", "0 to 9"]),
+        (["--class", "-1"], ["error: --class = -1"]),
+        (["--device", "foo"], ["error: --device = 'foo'", "cpu, cuda or mps"]),
+        (["--guidance-interval", "0.9", "0.1"], ["error: --guidance-interval = 0.9, 0.1"]),
+        (["--out", "/proc/x"], ["--out /proc/x", "another place"]),
+        (["--npy", "no/such/a.npy"], ["--npy no/such/a.npy", "no folder no/such"]),
+        (["--threads", "20000"], ["error: --threads = 20000", "1024"]),
         (["--class", "horse"], ["--class horse", "0, 1, 2"]),
         (["--guidance", "-1"], ["guidance", "-1"]),
         (["--guidance", "2", "--class", "none"], ["--guidance", "none"]),
@@ -412,7 +457,7 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["--eta", "1.5"], ["eta", "1.5"]),
         (["--checkpoint", "2"], ["step 2", "there is 3"]),
         (["--npy", "a.png"], ["a.png", ".npy"]),
-        (["--threads", "0"], ["--threads 0"]),
+        (["--threads", "0"], ["error: --threads = 0"]),
     ],
 )
 def test_what_a_run_cannot_draw_is_refused(
@@ -440,6 +485,61 @@ def test_pictures_of_others_are_never_overwritten_or_mixed(
     assert main(["sample", "run", "-n", "3", "--seed", "1", "--out", "o"]) == 0
     Path("a.npy").write_bytes(b"numbers")
     refused(capfd, ["sample", "run", "--npy", "a.npy"], "a.npy", "exists")
+
+
+RECIPES = [
+    ({"threads": 0}, ["threads = 0"]),
+    ({"threads": 20_000}, ["threads = 20000", "1024"]),
+    ({"threads": None}, ["threads = None"]),
+    ({"batch": [0]}, ["batch"]),
+    ({"batch": [0, 0]}, ["batch.1 = 0"]),
+    ({"batch": [0, 10**12]}, ["batch.1 = 1000000000000"]),
+    ({"class": "5"}, ["class = '5'"]),
+    ({"class": 50}, ["class = 50", "10 classes"]),
+    ({"seed": -1}, ["seed = -1"]),
+    ({"image": 7}, ["image = 7", "from 0 to 3"]),
+    ({"image": ...}, ["image = None"]),
+    ({"raw": ...}, ["raw is missing"]),
+    ({"device": ...}, ["device is missing"]),
+    ({"device": "foo"}, ["device = 'foo'"]),
+    ({"run": 5}, ["run = 5"]),
+    ({"run": "x" * 5000}, ["is not here"]),
+    ({"settings": 5}, ["settings = 5"]),
+    ({"settings": {"sampler": "foo"}}, ["settings.sampler = 'foo'", "'ddim'"]),
+    ({"settings": {"steps": "4"}}, ["settings.steps = '4'"]),
+    ({"settings": {"steps": 21}}, ["steps = 21", "1 to 20"]),
+    ({"kind": "grid", "drawn": 10**9}, ["drawn = 1000000000"]),
+    ({"kind": "painting"}, ["no recipe of `unraze sample`"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), RECIPES)
+def test_an_odd_recipe_is_named_with_its_picture_and_field(
+    run: Path, changes: dict[str, object], says: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "run", "-n", "3", "--out", "o"]) == 0
+    recipe = pictures.read_recipe(Path("o/00001.png"))
+    changed = {key: value for key, value in (recipe | changes).items() if value is not ...}
+    pictures.write_png(Image.new("L", (8, 8)), Path("odd.png"), changed)
+    refused(capfd, ["sample", "--like", "odd.png"], "odd.png", *says)
+
+
+@pytest.mark.parametrize(("error", "status"), [(UnrazeError("no"), 1), (KeyboardInterrupt(), 130)])
+def test_an_array_that_is_not_finished_is_removed(
+    run: Path, error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = generate.generate
+
+    def cut_off(*args, **options):
+        for moment in drawn(*args, **options):
+            yield moment
+            if moment.finished:
+                assert len(list(Path.cwd().iterdir())) == 2  # the run and the unfinished array
+                raise error
+
+    monkeypatch.setattr(generate, "generate", cut_off)
+    assert main(["sample", "run", "-n", "4", "--batch", "2", "--npy", "a.npy"]) == status
+    assert [path.name for path in Path.cwd().iterdir()] == ["run"]
 
 
 # ------------------------------------------------------------------------------ damaged run folders
@@ -495,10 +595,25 @@ def test_a_damaged_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> N
     refused(capfd, ["sample", "run"], "ema.safetensors")
 
 
+def test_a_ruined_model_is_named_with_its_step(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def ruin(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            tensors[name] = torch.full_like(tensors[name], torch.nan)
+
+    rewrite(run, ruin)
+    for options in ([], ["--clip", "none"], ["--film"], ["--npy", "a.npy"]):
+        command = ["sample", "run", "--threads", "1", *options]
+        refused(capfd, command, "run: ", "step 3", "not-a-number", "--checkpoint", status=1)
+
+
 def test_a_broken_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (run / "config.toml").write_text('[network]\nkind = "lean"\nwidths = 3\n')
     refused(capfd, ["sample", "run"], "config.toml", "widths")
     refused(capfd, ["resume", "run"], "config.toml", "widths")
+    assert main(["runs", "."]) == 0
+    assert re.search(r"run +│ unreadable", capfd.readouterr().out)
 
 
 # --------------------------------------------------------------------------------- damaged images
@@ -609,12 +724,63 @@ def test_data_commands_tell_and_find(folder: Path, capfd: pytest.CaptureFixture[
     out = capfd.readouterr().out
     assert "03.png" in out
     assert "copy.png" in out
+    assert "--skip-bad" in out
+    assert main(["data", "check", "photos", "--skip-bad"]) == 0
+    assert "warning: 1 of 13 images cannot be read" in capfd.readouterr().out
+    refused(capfd, ["data", "stats", "photos"], "03.png", "--skip-bad")
+    assert main(["data", "stats", "photos", "--skip-bad", "--out", "sheet.png"]) == 0
+    assert "1 unreadable" in capfd.readouterr().out
     (folder / "03.png").unlink()
     assert main(["data", "stats", "photos", "--out", "sheet.png"]) == 0
     out = capfd.readouterr().out
     assert "8" in out
     with Image.open("sheet.png") as sheet:
         sheet.verify()
+
+
+def test_statistics_are_of_the_images_as_they_would_be_trained_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Path("clear").mkdir()
+    for k in range(2):
+        Image.new("RGBA", (8, 4), (0, 0, 0, 0)).save(f"clear/{k}.png")  # nothing but background
+    Image.new("RGBA", (8, 4), (0, 0, 0, 255)).save("clear/2.png")  # black
+    command = ["data", "stats", "clear", "--size", "8", "--channels", "1"]
+    told = []
+    for fit in ("pad", "stretch"):
+        assert main([*command, "--fit", fit, "--background", "white"]) == 0
+        told.append(capfd.readouterr().out)
+    # two white images and one that is black, or black in its middle half
+    assert re.search(r"mean +0\.6667", told[0])
+    assert re.search(r"mean +0\.3333", told[1])
+    assert main([*command, "--background", "black"]) == 0
+    assert re.search(r"mean +-1\.0000", capfd.readouterr().out)
+
+
+def test_every_choice_of_an_option_is_the_configurations() -> None:
+    """They are spelt again in the command line, which is to answer --help without pydantic."""
+
+    def choices(hint: object) -> set[object]:
+        if get_origin(hint) is Literal:
+            return set(get_args(hint))
+        return {choice for part in get_args(hint) for choice in choices(part)}
+
+    assert set(SCHEDULE_KINDS) == choices(ScheduleConfig.model_fields["kind"].annotation)
+    assert set(SCHEDULE_KINDS) == set(SCHEDULES)
+    compared = 0
+    for command, sections in (
+        (commands.train.train, (DataConfig, TrainConfig)),
+        (commands.sample.sample, (SampleConfig,)),
+        (commands.look.stats, (DataConfig,)),
+    ):
+        hints = get_type_hints(command)
+        for section in sections:
+            for name, field in section.model_fields.items():
+                known = choices(field.annotation)
+                if name in hints and known:
+                    assert choices(hints[name]) == known, (command, name)
+                    compared += 1
+    assert compared >= 8
 
 
 def test_digits_are_always_there(capfd: pytest.CaptureFixture[str]) -> None:

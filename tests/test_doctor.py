@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unraze import doctor
+from unraze import doctor, hardware
 
 
 def test_the_work_of_a_product_and_a_convolution_is_what_the_counter_counts(
@@ -43,7 +43,7 @@ def test_training_on_four_times_the_pixels_is_about_four_times_the_work() -> Non
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the kernel tells it on Linux only")
 def test_bfloat16_in_hardware_is_what_the_kernel_says() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
-    assert doctor.has_bfloat16() == ("avx512_bf16" in flags or "amx_bf16" in flags)
+    assert hardware.has_bfloat16("cpu") == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 def test_measured_speeds_are_those_of_both_dtypes() -> None:

@@ -66,10 +66,6 @@ def test_a_grid_of_small_images_is_comfortably_wide(count: int, side: int) -> No
     assert 512 <= pictures.grid(images(count, 1, (side, side))).width <= 900
 
 
-def test_a_strip_is_one_row() -> None:
-    assert pictures.strip(images(7)) == pictures.grid(images(7), columns=7)
-
-
 def test_a_tensor_becomes_the_pictures_it_holds() -> None:
     x = torch.tensor([-1.0, 0.0, 1.0, 7.0]).view(1, 1, 1, 4)
     (picture,) = pictures.to_pil(x)
@@ -197,6 +193,9 @@ def test_a_films_frames_carry_time_and_a_bar_that_fills() -> None:
     states = [images(4, 3, (8, 8)) for _ in range(3)]
     made = pictures.film_frames(states, [1000, 500, 0], columns=2)
     plain = pictures.film_frames(states, [1000, 500, 0], columns=2, caption=False)
+    assert plain == [pictures.grid(state, columns=2) for state in states]
+    small = pictures.film_frames(states, [1000, 500, 0], columns=2, upscale=3, caption=False)
+    assert small[0] == pictures.grid(states[0], columns=2, upscale=3)
     filled = []
     for frame, bare in zip(made, plain, strict=True):
         pixels = np.asarray(frame)

@@ -24,7 +24,6 @@ __all__ = [
     "conv_speed",
     "flops_an_image",
     "gflops",
-    "has_bfloat16",
     "matmul_speed",
     "measure",
     "versions",
@@ -55,14 +54,6 @@ def versions() -> dict[str, str]:
         "MKL_CBWR": os.environ.get("MKL_CBWR", "not set"),
         "devices": ", ".join(["cpu", *_accelerators()]),
     }
-
-
-def has_bfloat16(device: str = "cpu") -> bool:
-    """Whether the device computes bfloat16 in hardware, rather than by way of float32."""
-    if torch.device(device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def measure(device: str = "cpu", *, seconds: float = 0.4) -> list[Speed]:

@@ -32,7 +32,6 @@ __all__ = [
     "png_metadata",
     "read_recipe",
     "square",
-    "strip",
     "to_pil",
     "write_film",
     "write_png",
@@ -105,11 +104,6 @@ def grid(
     return to_pil(paper[None])[0]
 
 
-def strip(images: np.ndarray[Any, Any]) -> Image.Image:
-    """Images (N, H, W, C) in a single row."""
-    return grid(images, columns=max(1, len(images)))
-
-
 def beside(pictures: Sequence[Image.Image], *, gap: int = 16) -> Image.Image:
     """Pictures side by side on white, aligned at the top."""
     mode = "L" if all(p.mode == "L" for p in pictures) else "RGB"
@@ -142,14 +136,15 @@ def film_frames(
     times: Sequence[float],
     *,
     columns: int | None = None,
+    upscale: int | None = None,
     caption: bool = True,
 ) -> list[Image.Image]:
     """Grids of the states, each (N, H, W, C), with their times below: "t = 740" and a bar.
 
-    The bar fills from the first time to the last, up or down. Raises `ValueError` where there are
-    not as many times as states.
+    `columns` and `upscale` are those of `grid`. The bar fills from the first time to the last, up
+    or down. Raises `ValueError` where there are not as many times as states.
     """
-    grids = [grid(state, columns=columns) for state in states]
+    grids = [grid(state, columns=columns, upscale=upscale) for state in states]
     if not caption:
         return grids
     way = (times[-1] - times[0]) if len(times) else 0.0

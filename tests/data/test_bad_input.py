@@ -1,10 +1,14 @@
 """Bad input: one line that names the thing, the value and the remedy, and nothing changed."""
 
+import io
 import os
 import pickle
+import random
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +214,113 @@ def test_a_numpy_file_that_is_cut_off(tmp_path: Path, noise: Noise) -> None:
     np.savez(tmp_path / "x.npz", images=noise(9, 8, 8))
     (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
     refused(tmp_path / "x.npz", "x.npz", "save it again")
+
+
+def npy_header(text: str) -> bytes:
+    """An `.npy` file of this header and 64 bytes."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + bytes(64)
+
+
+def uint8_header(shape: str) -> bytes:
+    return npy_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (uint8_header("(1000000000, 1000, 1000)"), "declares the shape (1000000000, 1000, 1000)"),
+        (uint8_header("(4611686018427387904, 4, 4)"), "declares the shape"),
+        (uint8_header("(-1, -8, 8)"), "declares the shape (-1, -8, 8)"),
+        (uint8_header("(1, 8, 8), (2L"), "is damaged or cut off"),  # no tokens
+        (uint8_header("(1, 8 8)"), "is damaged or cut off"),
+        (npy_header("[" * 5000), "is damaged or cut off"),
+        (npy_header("x" * 60_000), "is damaged or cut off"),
+        (npy_header("{}"), "is damaged or cut off"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(99), "is damaged or cut off"),
+    ],
+)
+def test_a_damaged_header_of_an_array(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    refused(tmp_path / "x.npy", "x.npy", says, "save it again")
+    for packing in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w", packing) as archive:
+            archive.writestr("images.npy", content)
+        refused(tmp_path / "x.npz", "x.npz", says, "save it again")
+
+
+def test_an_archive_that_declares_more_than_it_can_hold(tmp_path: Path) -> None:
+    content = uint8_header("(1000000000, 1000, 1000)")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", content)
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    place = data.rindex(b"PK\x01\x02") + 24  # the size unpacked, in the directory
+    assert data[place : place + 4] == struct.pack("<I", len(content))
+    data[place : place + 4] = struct.pack("<I", 2**32 - 2)
+    (tmp_path / "x.npz").write_bytes(data)
+    refused(tmp_path / "x.npz", "declares the shape", "save it again")
+
+
+@pytest.mark.parametrize("place", ["method", "encrypted", "data", "names"])
+def test_a_damaged_archive_of_arrays(tmp_path: Path, noise: Noise, place: str) -> None:
+    np.savez_compressed(tmp_path / "x.npz", images=noise(5, 8, 8))
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    directory = data.rindex(b"PK\x01\x02")
+    match place:
+        case "method":  # one that nobody knows
+            data[directory + 10] = data[8] = 77
+        case "encrypted":
+            data[directory + 8] |= 1
+            data[6] |= 1
+        case "data":  # a block of a type that deflate does not have
+            data[30 + len("images.npy") + struct.unpack("<H", data[28:30])[0]] = 0xFF
+        case "names":
+            np.savez(tmp_path / "x.npz", images=noise(5, 8, 8), labels=np.arange(5), class_names=5)
+            data = bytearray((tmp_path / "x.npz").read_bytes())
+    (tmp_path / "x.npz").write_bytes(data)
+    refused(tmp_path / "x.npz", "x.npz", "; save ")
+
+
+def test_arrays_with_a_few_wrong_bytes_are_read_or_refused(tmp_path: Path, noise: Noise) -> None:
+    draw = random.Random(0)
+    whole = {}
+    for name, save in (("x.npy", np.save), ("x.npz", np.savez), ("y.npz", np.savez_compressed)):
+        buffer = io.BytesIO()
+        save(buffer, noise(5, 8, 8))  # type: ignore[operator]
+        whole[name] = buffer.getvalue()
+    for _ in range(300):
+        name = draw.choice(sorted(whole))
+        data = bytearray(whole[name])
+        for _ in range(draw.randint(1, 3)):
+            data[draw.randrange(min(len(data), 200))] = draw.randrange(256)
+        (tmp_path / name).write_bytes(data)
+        with suppress(DataError):
+            read(tmp_path / name)
+
+
+def test_memory_that_does_not_suffice(
+    tmp_path: Path, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    np.savez(tmp_path / "x.npz", images=noise(5, 8, 8))
+    monkeypatch.setattr(np.lib.format, "read_array", full)
+    refused(tmp_path / "x.npz", "x.npz", "does not fit in memory", "np.save")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_image_in_a_zip_is_named(tmp_path: Path, noise: Noise, packing: int) -> None:
+    picture = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(picture, "bmp")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", packing) as archive:
+        archive.writestr("good.bmp", picture.getvalue())
+        archive.writestr("spoilt.bmp", picture.getvalue())
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    start = data.rindex(b"spoilt.bmp", 0, data.index(b"PK\x01\x02")) + len("spoilt.bmp")
+    data[start + 12 : start + 32] = b"\xff" * 20
+    (tmp_path / "x.zip").write_bytes(data)
+    refused(tmp_path / "x.zip", "1 of 2", "spoilt.bmp", "--skip-bad")
+    assert len(read(tmp_path / "x.zip", skip_bad=True)) == 1
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ def test_unreadable_files(folder: Path) -> None:
     assert unreadable.severity == "error"
     assert unreadable.names[0] == "3.png (is empty, 0 bytes)"
     assert unreadable.names[1].startswith("4.png (is damaged")
+    assert "--skip-bad" in unreadable.remedy
+    skipped = findings(folder, skip_bad=True)["unreadable"]
+    assert (skipped.severity, skipped.names) == ("warning", unreadable.names)
+    for file in folder.iterdir():
+        file.write_bytes(b"")
+    assert findings(folder, skip_bad=True)["unreadable"].severity == "error"
 
 
 def test_duplicates_by_their_pixels(folder: Path) -> None:

@@ -110,6 +110,14 @@ class TestZip:
             read(packed)
         assert read(packed, skip_bad=True).skipped == ("7.png",)
 
+    def test_files_without_a_date(self, folder: Path) -> None:
+        path = folder.with_suffix(".zip")
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in folder.iterdir():
+                undated = zipfile.ZipInfo(file.name, (1980, 0, 0, 0, 0, 0))
+                archive.writestr(undated, file.read_bytes())
+        assert read(path).fingerprint == read(folder).fingerprint
+
     def test_what_is_no_zip(self, tmp_path: Path) -> None:
         (tmp_path / "x.zip").write_bytes(b"PK not really")
         with pytest.raises(DataError, match="not a whole zip"):

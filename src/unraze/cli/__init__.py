@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
 
 from unraze.cli import draw, look, sample, train  # noqa: F401  (each adds its commands)
-from unraze.cli.app import app
+from unraze.cli.app import INTERRUPTED, app
 from unraze.errors import UnrazeError
 
 __all__ = ["main"]
 
 USAGE = 2
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,9 @@
 """The application that the commands are added to, its groups of options, and what they share."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Literal, get_args
 
 from cyclopts import App, Group, Parameter
 
@@ -12,6 +14,7 @@ __all__ = [
     "BUDGET",
     "DATA",
     "EXPLAIN",
+    "INTERRUPTED",
     "LOOK",
     "MACHINE",
     "MAKE",
@@ -24,7 +27,9 @@ __all__ = [
     "Seed",
     "Threads",
     "app",
+    "option_of",
     "parse_size",
+    "told_as_options",
 ]
 
 MAKE = Group("Train and sample", sort_key=1)
@@ -39,7 +44,11 @@ MACHINE = Group("Machine", sort_key=5)
 OUTPUT = Group("Output", sort_key=6)
 
 ScheduleKind = Literal["linear", "quadratic", "sigmoid", "cosine", "angle"]
-SCHEDULE_KINDS: tuple[ScheduleKind, ...] = ("linear", "quadratic", "sigmoid", "cosine", "angle")
+"""Those of `unraze.config.ScheduleConfig`, spelt again: `--help` is to answer without pydantic."""
+SCHEDULE_KINDS: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
+
+INTERRUPTED = 130
+"""The exit status of what Ctrl-C ended."""
 
 Device = Annotated[
     str | None, Parameter(group=MACHINE, help="cpu, cuda, cuda:1, mps …; cpu where absent.")
@@ -71,9 +80,37 @@ def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | No
     """(height, width) from "32" or "32x48"; None from None. Raises `InputError`."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text.strip())
-    if found is None or int(found[1]) < 1 or int(found[2] or found[1]) < 1:
+    from unraze.data.shape import MAX_PIXELS
+
+    found = re.fullmatch(r"([0-9]{1,9})(?:[x×]([0-9]{1,9}))?", text.strip())
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not height * width:
         raise InputError(
             f"{option} {text}: give one number for a square (32), or height x width (32x48)"
         )
-    return int(found[1]), int(found[2] or found[1])
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{option} {text}: is more than {MAX_PIXELS // 1_000_000} million pixels; give less"
+        )
+    return height, width
+
+
+def option_of(key: str) -> str:
+    """The option that sets a key of the configuration: "--skip-bad" of "data.skip_bad"."""
+    return f"--{key.split('.')[-1].replace('_', '-')}"
+
+
+@contextmanager
+def told_as_options(names: Mapping[str, str]) -> Iterator[None]:
+    """Lets errors name the options that were given, not the keys that these set.
+
+    With {"train.lr": "--lr"}, "option: train.lr = -1.0: …" becomes "--lr = -1.0: …".
+    """
+    try:
+        yield
+    except InputError as error:
+        found = re.match(r"(?:option: |--set: )?(?:([a-z]+): )?([a-z_.]+)(?= = )", str(error))
+        key = ".".join(part for part in found.groups() if part) if found else ""
+        if found is None or key not in names:
+            raise
+        raise type(error)(names[key] + str(error)[found.end() :]) from error

@@ -17,6 +17,7 @@ from unraze.cli.app import (
     Seed,
     app,
     parse_size,
+    told_as_options,
 )
 from unraze.errors import InputError
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["destroy", "schedule"]
 
 LARGEST_SIDE = 256
+LARGEST_FILM = 2**28
+"""The most pixels, over all its frames, that a film may have: it is made in memory."""
 STRIP = 9
 """How many states the strip shows, the picture and the noise included."""
 DRAWN = re.compile(r"strip\.png|film\.gif")
@@ -62,12 +65,17 @@ def destroy(
         raise InputError(f"--seed {seed}: give 0 or more")
     if not 2 <= frames <= 1000:
         raise InputError(f"--frames {frames}: give 2 to 1000")
-    if steps < 2:
-        raise InputError(f"--steps {steps}: a schedule has at least 2")
+    cut = parse_size(size)
+    if cut is not None and frames * cut[0] * cut[1] > LARGEST_FILM:
+        raise InputError(
+            f"--size {size}, --frames {frames}: a film of more than "
+            f"{LARGEST_FILM // 10**6} million pixels; give fewer frames or a smaller size"
+        )
     folder = out or Path(f"{image.stem}-destroyed")
-    from unraze.cli.drawing import require_ours, writing
+    from unraze.cli.drawing import require_ours, require_place, writing
 
     require_ours(folder, DRAWN)
+    require_place(folder, f"--out {folder}")
 
     import numpy as np
 
@@ -76,8 +84,9 @@ def destroy(
     from unraze.process import destroy_step
     from unraze.schedule import SCHEDULES
 
-    walk = SCHEDULES[schedule](steps)
-    x = to_float(_opened(image, parse_size(size))[None])
+    with told_as_options({"steps": "--steps"}):
+        walk = SCHEDULES[schedule](steps)
+    x = to_float(_opened(image, cut)[None])
     filmed = {round(k * steps / (frames - 1)) for k in range(frames)}
     stripped = {round(k * steps / (STRIP - 1)) for k in range(STRIP)}
     film, strip = [], []
@@ -131,20 +140,20 @@ def schedule(
     ] = Path("schedule.png"),
 ) -> int:
     """Draw ᾱ_t, β̄_t, β_t and log-SNR of schedules, and tell their landmarks."""
-    if steps < 2:
-        raise InputError(f"--steps {steps}: a schedule has at least 2")
     if out.suffix != ".png":
         raise InputError(f"--out {out}: give a name that ends in .png")
     from rich.console import Console
     from rich.table import Table
 
     from unraze import plots
-    from unraze.cli.drawing import writing
+    from unraze.cli.drawing import require_place, writing
     from unraze.schedule import MAX_TERMINAL_SIGNAL, SCHEDULES, Schedule
 
-    chosen: dict[str, Schedule] = {
-        kind: SCHEDULES[kind](steps, rescaled=not unscaled) for kind in kinds or SCHEDULE_KINDS
-    }
+    require_place(out.parent, f"--out {out}")
+    with told_as_options({"steps": "--steps"}):
+        chosen: dict[str, Schedule] = {
+            kind: SCHEDULES[kind](steps, rescaled=not unscaled) for kind in kinds or SCHEDULE_KINDS
+        }
     table = Table("schedule", "T", "β_1", "β_T", "ᾱ = 0.5 at t =", "ᾱ_T", "")
     for kind, each in chosen.items():
         half = int((each.alpha_bar >= 0.5).sum()) - 1
@@ -184,4 +193,6 @@ def _opened(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     except UnreadableError as error:
         raise DataError(f"{path}: {error}; give a picture that can be read") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); give the path of a picture"
+        ) from error

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import reprlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unraze.config import Config, SampleConfig, updated
 from unraze.errors import CheckpointError, InputError, UnrazeError
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
+    from torch import Tensor
 
-    from unraze.config import SampleConfig
     from unraze.generate import Classes, Model
 
-__all__ = ["Order", "again", "draw", "fresh_folder", "require_new", "require_ours", "writing"]
+__all__ = [
+    "Order",
+    "Recipe",
+    "again",
+    "draw",
+    "fresh_folder",
+    "require_new",
+    "require_ours",
+    "require_place",
+    "set_threads",
+    "writing",
+]
 
 GRID_AT_MOST = 400
 FILM_AT_MOST = 36
@@ -44,34 +61,77 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The first images (N, H, W, C) of a batch after `step` of `steps`."""
+class Film:
+    """What is kept for a film: the first images (N, H, W, C) of a batch at some of the times."""
 
-    step: int
-    steps: int
-    pixels: np.ndarray
+    states: list[np.ndarray] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+
+Count = Annotated[int, Field(ge=1, le=2**20)]
+Number = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class Recipe(BaseModel):
+    """What a picture says of how it was made, as far as it is needed to make it again."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    kind: Literal["image", "grid", "film"]
+    unraze: str
+    run: str
+    checkpoint: str
+    step: Number
+    raw: bool
+    seed: Annotated[int, Field(ge=0)]
+    classes: Number | Literal["all", "none"] | None = Field(alias="class")
+    batch: tuple[Number, Count]
+    threads: int
+    device: str
+    settings: SampleConfig
+    image: Number | None = None
+    drawn: Count | None = None
+
+    @model_validator(mode="after")
+    def _what_its_kind_needs(self) -> Recipe:
+        first, size = self.batch
+        if self.kind == "image" and (self.image is None or not first <= self.image < first + size):
+            raise ValueError(f"image = {self.image}: give a number from {first} to {first + size}")
+        if self.kind == "grid" and (self.drawn is None or self.drawn >= GRID_AT_MOST + size):
+            raise ValueError(f"drawn = {self.drawn}: give 1 to {GRID_AT_MOST + size - 1}")
+        return self
 
     @property
-    def share(self) -> float:
-        """How much of the way is gone, 0 to 1."""
-        return self.step / self.steps
+    def count(self) -> int:
+        """How many images are to be drawn: a grid's are of several batches."""
+        return self.drawn or self.batch[1]
 
 
 def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> None:
     """Draws, and writes 00000.png …, grid.png and film.gif into `folder`, the array into `npy`.
 
-    Nothing is written before the first batch is done, so that what is refused leaves no trace.
+    Nothing is written before the first batch is done, so that what is refused leaves no trace; an
+    array that is not finished is removed again.
     """
+    partial = None if npy is None else npy.with_name(f".{npy.name}.{os.getpid()}.part")
+    try:
+        _draw(order, folder, partial, Film() if film else None)
+        if npy is not None and partial is not None:
+            with writing(npy):
+                partial.replace(npy)
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _draw(order: Order, folder: Path | None, npy: Path | None, film: Film | None) -> None:
     import numpy as np
 
     from unraze import pictures
 
     grid: list[np.ndarray] = []
-    frames: list[Frame] = []
     array: np.ndarray | None = None
-    partial = None if npy is None else npy.with_name(npy.name + ".part")
-    for batch in _batches(order, frames_of=order.first if film else None, frames=frames):
-        numbers, pixels = batch
+    for numbers, pixels in _batches(order, film):
         with writing(folder or npy):
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -80,90 +140,81 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
                     pictures.write_png(picture, folder / f"{number:05d}.png", recipe)
                 if sum(map(len, grid)) < GRID_AT_MOST:
                     grid.append(pixels)
-            if partial is not None:
+            if npy is not None:
                 if array is None:
-                    partial.parent.mkdir(parents=True, exist_ok=True)
                     shape = (order.count, *pixels.shape[1:])
-                    array = np.lib.format.open_memmap(
-                        partial, mode="w+", dtype=np.uint8, shape=shape
-                    )
+                    array = np.lib.format.open_memmap(npy, mode="w+", dtype=np.uint8, shape=shape)
                 array[numbers.start : numbers.stop] = pixels
     with writing(folder or npy):
         if folder is not None:
             picture, recipe = _grid(order, np.concatenate(grid))
             pictures.write_png(picture, folder / "grid.png", recipe)
-            if film:
-                _write_film(order, frames, folder / "film.gif")
-        if npy is not None and partial is not None and array is not None:
+            if film is not None:
+                _write_film(order, film, folder / "film.gif")
+        if array is not None:
             array.flush()  # type: ignore[attr-defined]
-            partial.replace(npy)
 
 
 def again(picture: Path, run: Path | None, out: Path | None) -> Path:
     """Makes a picture, grid or film again from its recipe; returns where it is.
 
     Raises `CheckpointError` where run or checkpoint are not those of the recipe, `InputError` where
-    the picture holds no recipe or its place is taken, and `UnrazeError` where the bytes differ.
+    the picture holds no recipe, or one that can't be followed, or its place is taken, and
+    `UnrazeError` where the bytes differ.
     """
     import numpy as np
-    import torch
 
     from unraze import __version__, generate, pictures
+    from unraze.hardware import require_device
 
-    recipe = pictures.read_recipe(picture)
-    wanted = {"kind", "run", "checkpoint", "step", "raw", "seed", "class", "batch", "settings"}
-    if recipe.get("kind") not in ("image", "grid", "film") or wanted - recipe.keys():
-        raise InputError(f"{picture}: has no recipe of `unraze sample`, so it can't be made again")
+    written = pictures.read_recipe(picture)
+    recipe = _understood(written, picture)
     target = (out or picture.parent / "again") / picture.name
-    if target.exists():
+    if os.path.exists(target):
         raise InputError(f"{target}: exists; give another --out")
-    folder = run or Path(recipe["run"])
-    if not folder.exists():
+    require_place(target.parent, f"--out {target.parent}")
+    folder = run or Path(recipe.run)
+    if not os.path.exists(folder):
         raise CheckpointError(
             f"{folder}: the run that {picture} was drawn from is not here; give it as "
             f"`unraze sample RUN --like {picture}`"
         )
-    torch.set_num_threads(recipe["threads"])
-    model = generate.load(
-        folder, raw=recipe["raw"], step=recipe["step"], device=recipe["device"].split(":")[0]
-    )
-    if model.checkpoint != recipe["checkpoint"]:
+    device = recipe.device.split(":")[0]
+    with _following(picture):
+        set_threads(recipe.threads)
+        require_device(device)
+    model = generate.load(folder, raw=recipe.raw, step=recipe.step, device=device)
+    if model.checkpoint != recipe.checkpoint:
         raise CheckpointError(
-            f"{folder}: its checkpoint of step {recipe['step']} is {model.checkpoint[:12]}…, while "
-            f"{picture} was drawn from {recipe['checkpoint'][:12]}…: this is another run"
+            f"{folder}: its checkpoint of step {recipe.step} is {model.checkpoint[:12]}…, while "
+            f"{picture} was drawn from {recipe.checkpoint[:12]}…: this is another run"
         )
-    if recipe["unraze"] != __version__:
-        print(f"note: {picture} is of Unraze {recipe['unraze']}, this is {__version__}")
+    if recipe.unraze != __version__:
+        print(f"note: {picture} is of Unraze {recipe.unraze}, this is {__version__}")
 
-    first, size = recipe["batch"]
-    count = recipe["drawn"] if recipe["kind"] == "grid" else size
+    first, size = recipe.batch
     order = Order(
         model=model,
-        settings=generate.changed(model.config.sample, recipe["settings"]),
-        seed=recipe["seed"],
-        classes=recipe["class"],
-        count=count,
+        settings=recipe.settings,
+        seed=recipe.seed,
+        classes=recipe.classes,
+        count=recipe.count,
         batch=size,
-        raw=recipe["raw"],
+        raw=recipe.raw,
         first=first,
     )
-    frames: list[Frame] = []
-    film = recipe["kind"] == "film"
-    made = [
-        pixels for _, pixels in _batches(order, frames_of=first if film else None, frames=frames)
-    ]
+    film = Film() if recipe.kind == "film" else None
+    with _following(picture):
+        made = [pixels for _, pixels in _batches(order, film)]
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        match recipe["kind"]:
-            case "image":
-                pictures.write_png(
-                    pictures.to_pil(made[0])[recipe["image"] - first], target, recipe
-                )
-            case "grid":
-                shown, _ = _grid(order, np.concatenate(made))
-                pictures.write_png(shown, target, recipe)
-            case "film":
-                _write_film(order, frames, target, recipe)
+        if film is not None:
+            _write_film(order, film, target, written)
+        elif recipe.kind == "grid":
+            pictures.write_png(_grid(order, np.concatenate(made))[0], target, written)
+        else:
+            place = (recipe.image or 0) - first
+            pictures.write_png(pictures.to_pil(made[0])[place], target, written)
     if target.read_bytes() != picture.read_bytes():
         raise UnrazeError(
             f"{target}: made again, but not to the same bytes as {picture}: another machine, "
@@ -178,7 +229,7 @@ def require_ours(folder: Path, names: re.Pattern[str], count: int | None = None)
 
     It may be absent, empty, or hold files of these names only; with `count`, of fewer numbers.
     """
-    if not folder.exists():
+    if not os.path.exists(folder):
         return
     if not folder.is_dir():
         raise InputError(f"{folder}: exists and is not a folder; give another --out")
@@ -196,13 +247,47 @@ def require_ours(folder: Path, names: re.Pattern[str], count: int | None = None)
 
 
 def require_new(file: Path | None) -> None:
-    """Raises `InputError` where a file to be written exists or is no .npy."""
+    """Raises `InputError` where an array to be written exists, is no .npy, or has no folder."""
     if file is None:
         return
     if file.suffix != ".npy":
         raise InputError(f"--npy {file}: give a name that ends in .npy")
     if file.exists():
         raise InputError(f"--npy {file}: exists; give another name or remove it")
+    if not file.parent.is_dir():
+        raise InputError(
+            f"--npy {file}: there is no folder {file.parent}; make it, or give another"
+        )
+    require_place(file.parent, f"--npy {file}")
+
+
+def require_place(folder: Path, given: str) -> None:
+    """Raises `InputError` where nothing can be written into a folder, or it can't be made.
+
+    It is tried, in the folder or in the nearest above it that exists; no trace is left. `given` is
+    what the message begins with: the option and its value.
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".unraze-", dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{given}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+
+
+def set_threads(threads: int | None) -> None:
+    """Makes torch compute with so many threads; None leaves it.
+
+    Raises `InputError` for a number that a configuration may not have either.
+    """
+    if threads is None:
+        return
+    updated(Config(), {"train.threads": threads})
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def fresh_folder(run: Path) -> Path:
@@ -218,18 +303,63 @@ def writing(path: Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path
-        raise UnrazeError(f"{where}: cannot be written ({error.strerror or error})") from error
+        raise UnrazeError(
+            f"{where}: cannot be written ({error.strerror or error}); choose another place, or "
+            "make room there"
+        ) from error
 
 
-def _batches(
-    order: Order, *, frames_of: int | None, frames: list[Frame]
-) -> Iterator[tuple[range, np.ndarray]]:
-    """The numbers and pixels (B, H, W, C) of each batch; the states of one go into `frames`."""
+@contextmanager
+def _following(picture: Path) -> Iterator[None]:
+    """Names the picture in what is wrong with its recipe."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error).removeprefix("option: ")
+        raise InputError(
+            f"{picture}: its recipe cannot be followed here: {said}; draw anew without --like"
+        ) from error
+
+
+def _understood(recipe: Mapping[str, Any], picture: Path) -> Recipe:
+    """The recipe, checked; raises `InputError` that names the picture and the field."""
+    if recipe.get("kind") not in ("image", "grid", "film"):
+        raise InputError(f"{picture}: has no recipe of `unraze sample`, so it can't be made again")
+    try:
+        return Recipe.model_validate(_with_tuples(recipe), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = first["loc"][: 2 if first["loc"][:1] in (("settings",), ("batch",)) else 1]
+        place = ".".join(map(str, path))
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            what = f"{place} is missing"
+        elif place:
+            what = f"{place} = {reprlib.repr(first['input'])}: {what}"
+        raise InputError(
+            f"{picture}: its recipe is not as unraze writes it, {what}; give the picture as it was "
+            "made, or draw anew without --like"
+        ) from error
+
+
+def _with_tuples(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with its lists, all that JSON has, as tuples."""
+    return {
+        key: tuple(value)
+        if isinstance(value, list)
+        else _with_tuples(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in recipe.items()
+    }
+
+
+def _batches(order: Order, film: Film | None) -> Iterator[tuple[range, np.ndarray]]:
+    """The numbers and pixels (B, H, W, C) of each batch; states of the first go into the film."""
     from rich.console import Console
 
     from unraze import generate
     from unraze.cli.show import follow_drawing
-    from unraze.pictures import pixels_of
 
     moments = generate.generate(
         order.model,
@@ -244,10 +374,24 @@ def _batches(
     count = min(steps, FILM_FRAMES)
     kept = frozenset(round((k + 1) * steps / count) for k in range(count))
     for moment in follow_drawing(moments, Console()):
-        if moment.numbers.start == frames_of and moment.done in kept:
-            frames.append(Frame(moment.done, steps, pixels_of(moment.x[:FILM_AT_MOST])))
+        if film is not None and moment.numbers.start == order.first and moment.done in kept:
+            film.states.append(_pixels(order, moment.x[:FILM_AT_MOST]))
+            film.times.append(moment.t)
         if moment.finished:
-            yield moment.numbers, pixels_of(moment.x)
+            yield moment.numbers, _pixels(order, moment.x)
+
+
+def _pixels(order: Order, x: Tensor) -> np.ndarray:
+    """x (N, C, H, W) as bytes (N, H, W, C); raises `UnrazeError` where the model is ruined."""
+    from unraze.pictures import pixels_of
+
+    if bool(x.isnan().any()):
+        what = "weights" if order.raw else "averaged weights"
+        raise UnrazeError(
+            f"{order.model.run}: the {what} of its checkpoint of step {order.model.step} draw "
+            "not-a-number; give an older --checkpoint, or train again with a smaller --lr"
+        )
+    return pixels_of(x)
 
 
 def _recipe(order: Order, numbers: range) -> dict[str, Any]:
@@ -276,26 +420,17 @@ def _grid(order: Order, pixels: np.ndarray) -> tuple[Image.Image, dict[str, Any]
     return pictures.grid(shown), recipe
 
 
-def _write_film(
-    order: Order, frames: list[Frame], path: Path, recipe: dict[str, Any] | None = None
-) -> None:
+def _write_film(order: Order, film: Film, path: Path, recipe: dict[str, Any] | None = None) -> None:
     from unraze import pictures
 
     recipe = recipe or _recipe(order, range(order.first, order.first + _size(order))) | {
         "kind": "film",
-        "images": [order.first, len(frames[0].pixels)],
+        "images": [order.first, len(film.states[0])],
     }
-    images = frames[0].pixels
-    upscale = max(1, FILM_SIDE // (pictures.square(len(images)) * images.shape[2]))
-    shown = [
-        pictures.captioned(
-            pictures.grid(frame.pixels, upscale=upscale),
-            f"step {frame.step} of {frame.steps}",
-            share=frame.share,
-        )
-        for frame in frames
-    ]
-    pictures.write_film(shown, path, recipe)
+    count, _, width, _ = film.states[0].shape
+    upscale = max(1, FILM_SIDE // (pictures.square(count) * width))
+    frames = pictures.film_frames(film.states, film.times, upscale=upscale)
+    pictures.write_film(frames, path, recipe)
 
 
 def _size(order: Order) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from unraze.cli.app import DATA, LOOK, OUTPUT, Device, app, parse_size
+from unraze.cli.app import DATA, LOOK, OUTPUT, Device, app, parse_size, told_as_options
 from unraze.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +32,16 @@ Source = Annotated[
 ]
 Size = Annotated[str | None, Parameter(group=DATA, help="32, or height x width: 32x48.")]
 Channels = Annotated[Literal[1, 3] | None, Parameter(group=DATA, help="1 grey, 3 colour.")]
-
+Background = Annotated[
+    str, Parameter(group=DATA, help="The colour that transparency is flattened onto.")
+]
+SkipBad = Annotated[
+    bool,
+    Parameter(group=DATA, negative="", show_default=False, help="Leave unreadable files out."),
+]
 
 NAMED_AT_MOST = 20
+OPTIONS = {"background": "--background"}
 
 
 @data.command
@@ -44,6 +51,8 @@ def check(
     *,
     size: Size = None,
     channels: Channels = None,
+    background: Background = "white",
+    skip_bad: SkipBad = False,
     all_: Annotated[
         bool,
         Parameter(
@@ -65,7 +74,9 @@ def check(
     from unraze.cli.show import follow_reading
 
     progress = follow_reading(Console(stderr=True))
-    findings = images.check(_wanted(source, size, channels), progress=progress)
+    wanted = _wanted(source, size=size, channels=channels, background=background, skip_bad=skip_bad)
+    with told_as_options(OPTIONS):
+        findings = images.check(wanted, progress=progress)
     for each in findings:
         print(f"{each.severity}: {each.what}; {each.remedy}")
         shown = each.names if all_ else each.names[:NAMED_AT_MOST]
@@ -85,6 +96,12 @@ def stats(
     *,
     size: Size = None,
     channels: Channels = None,
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"],
+        Parameter(group=DATA, help="How an image of another aspect is brought to the size."),
+    ] = "crop",
+    background: Background = "white",
+    skip_bad: SkipBad = False,
     out: Annotated[
         Path, Parameter(group=OUTPUT, help="The contact sheet, a PNG; an older one is replaced.")
     ] = Path("contact-sheet.png"),
@@ -98,10 +115,16 @@ def stats(
     from rich.console import Console
 
     from unraze import data as images, pictures
+    from unraze.cli.drawing import require_place
     from unraze.cli.show import follow_reading
 
+    require_place(out.parent, f"--out {out}")
     progress = follow_reading(Console(stderr=True))
-    loaded = images.load(_wanted(source, size, channels), progress=progress)
+    wanted = _wanted(
+        source, size=size, channels=channels, fit=fit, background=background, skip_bad=skip_bad
+    )
+    with told_as_options(OPTIONS):
+        loaded = images.load(wanted, progress=progress)
     told = images.stats(loaded)
     print(f"images     {told.count}")
     print(f"size       {told.size[0]} x {told.size[1]}")
@@ -185,7 +208,7 @@ def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("
     table = Table("run", "state", "step", "loss", "preset", "data")
     for each in found:
         loss = "" if each.loss != each.loss else f"{each.loss:.4f}"
-        of = f"{each.step}/{each.steps}" if each.steps else str(each.step)
+        of = f"{each.step}/{each.steps}" if each.steps else str(each.step or "")
         table.add_row(str(each.path), each.state, of, loss, each.preset, each.source)
     Console(soft_wrap=True).print(table)
     return 0
@@ -195,11 +218,14 @@ def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("
 def doctor(*, device: Device = None) -> int:
     """Tell versions, device and threads, and measure how fast this machine computes."""
     from unraze import doctor as examined
+    from unraze.hardware import has_bfloat16, require_device
 
+    where = device or "cpu"
+    with told_as_options({"device": "--device"}):
+        require_device(where)
     for name, value in examined.versions().items():
         print(f"{name:12} {value}")
-    where = device or "cpu"
-    hardware = examined.has_bfloat16(where)
+    hardware = has_bfloat16(where.split(":")[0])
     print(f"{'bfloat16':12} {'in hardware' if hardware else 'not in hardware: slower, not used'}")
     speeds = examined.measure(where)
     print(f"\n{'GFLOP/s':12} {'matrices':>10} {'3x3 conv':>10}")
@@ -215,7 +241,7 @@ def doctor(*, device: Device = None) -> int:
     return 0
 
 
-def _wanted(source: str, size: str | None, channels: Literal[1, 3] | None) -> DataConfig:
+def _wanted(source: str, *, size: str | None, **options: Any) -> DataConfig:
     from unraze.config import DataConfig
 
-    return DataConfig(source=source, size=parse_size(size), channels=channels)
+    return DataConfig(source=source, size=parse_size(size), **options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from unraze.cli.app import MAKE, OUTPUT, SAMPLING, Device, Threads, app
+from unraze.cli.app import MAKE, OUTPUT, SAMPLING, Device, Threads, app, option_of, told_as_options
 from unraze.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def sample(
     greedy: Annotated[
         bool,
         Parameter(
-            group=SAMPLING, negative="", show_default=False, help="x_{t-1} = μ(x_t), nothing else."
+            group=SAMPLING,
+            negative="",
+            show_default=False,
+            help="x_{t-1} = μ(x_t), x̂₀ clipped as in the run; with --clip none as in the text.",
         ),
     ] = False,
     sigma: Annotated[
@@ -171,42 +174,66 @@ def sample(
         raise InputError("say which run to draw from; `unraze runs` lists them")
 
     from unraze import generate
-    from unraze.cli.drawing import PICTURES, Order, draw, fresh_folder, require_new, require_ours
+    from unraze.cli.drawing import (
+        PICTURES,
+        Order,
+        draw,
+        fresh_folder,
+        require_new,
+        require_ours,
+        require_place,
+        set_threads,
+    )
 
-    _set_threads(threads)
-    require_new(npy)
-    model = generate.load(run, raw=raw, step=checkpoint, device=device or "cpu")
-    settings = _settings(
-        model,
-        sampler=_sampler(model.config.sample.sampler, sampler, greedy, sigma, eta, final_noise),
-        steps=steps,
-        sigma=sigma,
-        eta=eta,
-        final_noise=final_noise or None,
-        clip=clip,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-    )
-    classes = _classes(model, class_)
-    if guidance not in (None, 1.0) and classes == "none":
-        raise InputError("--guidance and --class none: there is no class to guide towards")
-    if guidance_interval is not None and settings.guidance == 1:
-        raise InputError("--guidance-interval: nothing is guided; give --guidance too")
-    order = Order(
-        model=model,
-        settings=settings,
-        seed=0 if seed is None else seed,
-        classes=classes,
-        count=16 if n is None else n,
-        batch=64 if batch is None else batch,
-        raw=raw,
-    )
-    folder = None
-    if out is not None or npy is None or film:
-        folder = out or fresh_folder(run)
-        require_ours(folder, PICTURES, order.count)
-    draw(order, folder, npy, film=film)
-    print(folder if folder is not None else npy)
+    for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
+        if value is not None and value < least:
+            raise InputError(f"{name} {value}: give at least {least}")
+    given = {
+        "steps": steps,
+        "eta": eta,
+        "guidance": guidance,
+        "guidance_interval": guidance_interval,
+        "class": class_,
+        "device": device,
+    }
+    names = {key: option_of(key) for key, value in given.items() if value is not None}
+    of_config = {f"sample.{key}": option for key, option in names.items()}
+    with told_as_options({"train.threads": "--threads"} | of_config | names):
+        set_threads(threads)
+        require_new(npy)
+        model = generate.load(run, raw=raw, step=checkpoint, device=device or "cpu")
+        settings = _settings(
+            model,
+            sampler=_sampler(model.config.sample.sampler, sampler, greedy, sigma, eta, final_noise),
+            steps=steps,
+            sigma=sigma,
+            eta=eta,
+            final_noise=final_noise or None,
+            clip=clip,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+        )
+        classes = _classes(model, class_)
+        if guidance not in (None, 1.0) and classes == "none":
+            raise InputError("--guidance and --class none: there is no class to guide towards")
+        if guidance_interval is not None and settings.guidance == 1:
+            raise InputError("--guidance-interval: nothing is guided; give --guidance too")
+        order = Order(
+            model=model,
+            settings=settings,
+            seed=0 if seed is None else seed,
+            classes=classes,
+            count=16 if n is None else n,
+            batch=64 if batch is None else batch,
+            raw=raw,
+        )
+        folder = None
+        if out is not None or npy is None or film:
+            folder = out or fresh_folder(run)
+            require_ours(folder, PICTURES, order.count)
+            require_place(folder, f"--out {folder}")
+        draw(order, folder, npy, film=film)
+        print(folder if folder is not None else npy)
     return 0
 
 
@@ -271,13 +298,3 @@ def _classes(model: Model, text: str | None) -> Classes:
         f"--class {text}: there is no such class{hint}; this run knows "
         f"{', '.join(model.class_names)}"
     )
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise InputError(f"--threads {threads}: give at least 1")
-    import torch
-
-    torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,7 @@ from cyclopts import Parameter
 from unraze.cli.app import (
     BUDGET,
     DATA,
+    INTERRUPTED,
     MACHINE,
     MAKE,
     NETWORK,
@@ -24,7 +25,9 @@ from unraze.cli.app import (
     Device,
     Threads,
     app,
+    option_of,
     parse_size,
+    told_as_options,
 )
 from unraze.errors import InputError
 
@@ -39,8 +42,6 @@ if TYPE_CHECKING:
     from unraze.run import Run
 
 __all__ = ["resume", "train"]
-
-INTERRUPTED = 130
 
 
 @app.command(
@@ -137,6 +138,10 @@ def train(
 
     Ctrl-C saves and says how to go on; a second one aborts at once.
     """
+    budget = {"--minutes": minutes, "--steps": steps, "--epochs": epochs}
+    budgets = [name for name, value in budget.items() if value is not None]
+    if len(budgets) > 1:
+        raise InputError(f"{' and '.join(budgets)}: give one of them")
     changes = {
         "data.source": _source(data),
         "data.size": parse_size(size),
@@ -158,15 +163,16 @@ def train(
         "train.threads": threads,
     }
     given = {key: value for key, value in changes.items() if value is not None}
-    wanted = _configuration(preset, config, given, set_)
-    if not wanted.data.source:
-        raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
+    with told_as_options(_options(given)):
+        wanted = _configuration(preset, config, given, set_)
+        if not wanted.data.source:
+            raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
 
-    from unraze import run as runs, schedule as schedules, train as training
+        from unraze import run as runs, train as training
 
-    schedules.from_config(wanted.schedule)  # refused before the images are read
-    images = _read(wanted)
-    wanted = training.prepare(wanted, images)
+        _refuse_early(wanted, out)
+        images = _read(wanted)
+        wanted = training.prepare(wanted, images)
     return _train(runs.create(wanted, out=out, command=["unraze", *sys.argv[1:]]), images)
 
 
@@ -182,6 +188,40 @@ def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
 
     found = runs.find(run)
     return _train(found, _read(runs.read_config(found)))
+
+
+def _options(keys: Iterable[str]) -> dict[str, str]:
+    """The option that set each key; some errors name only the last part of it."""
+    names = {key: option_of(key) for key in keys}
+    last = ("data.background", "train.device")
+    return names | {key.split(".")[1]: names[key] for key in last if key in names}
+
+
+def _refuse_early(wanted: Config, out: Path | None) -> None:
+    """Raises `InputError` for what need not wait until all images are read."""
+    import torch
+
+    from unraze import nn, schedule as schedules
+    from unraze.cli.drawing import require_place
+    from unraze.data.shape import colour
+    from unraze.hardware import require_device
+
+    schedules.from_config(wanted.schedule)
+    colour(wanted.data.background)
+    require_device(wanted.train.device)
+    if wanted.data.size is not None:
+        with torch.device("meta"):  # shapes alone: nothing is allocated
+            nn.build(wanted.network, channels=wanted.data.channels or 1, size=wanted.data.size)
+    if out is None:
+        return
+    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
+        is_run = (out / "config.toml").is_file()
+        remedy = f"continue it with `unraze resume {out}`, or " if is_run else ""
+        raise InputError(
+            f"--out {out}: exists and {'is a run already' if is_run else 'is not a run'}; "
+            f"{remedy}give another"
+        )
+    require_place(out, f"--out {out}")
 
 
 def _source(data: str | None) -> str | None:

@@ -60,8 +60,8 @@ def read(path: Path, split: Literal["train", "test"] = "train") -> Arrays:
         raise DataError(f"{path}: is damaged or cut off ({reason}); save it again") from error
     except MemoryError as error:
         raise DataError(
-            f"{path}: does not fit in memory; save the images alone with np.save, for a .npy file "
-            "is not read as a whole"
+            f"{path}: does not fit in memory; save the images with np.save: a .npy file is not "
+            "read whole"
         ) from error
     except OSError as error:
         raise DataError(
@@ -111,6 +111,11 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> _Array:
     most = path.stat().st_size * (1 if info.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED)
     with archive.open(info) as stream:
         _check_header(stream, f"{path} [{key}]", min(info.file_size, most))
+    if info.file_size > _MAX_BYTES:
+        raise DataError(
+            f"{path} [{key}]: unpacks to {info.file_size / 2**30:.0f} GiB, more than "
+            f"{_MAX_BYTES // 2**30}; save the images with np.save: a .npy file is not read whole"
+        )
     with archive.open(info) as stream:
         array: _Array = np.lib.format.read_array(stream, allow_pickle=False)
     return array
@@ -144,11 +149,6 @@ def _check_header(file: IO[bytes], where: str, size: int) -> None:
         raise DataError(
             f"{where}: declares the shape {shape}, {declared} bytes, but has {size} at most; "
             "save it again"
-        )
-    if where.endswith("]") and declared > _MAX_BYTES:
-        raise DataError(
-            f"{where}: takes {declared / 2**30:.0f} GiB unpacked, more than {_MAX_BYTES // 2**30}; "
-            "save the images with np.save, for a .npy file is not read as a whole"
         )
 
 

@@ -79,7 +79,7 @@ def check(
             else:
                 bad[one[0]] = one[1]
     findings = [
-        *_unreadable(bad, len(seen) + len(bad)),
+        *_unreadable(bad, len(seen), config.skip_bad),
         *_sizes(seen, config),
         *_duplicates(seen),
         *_modes(seen, config),
@@ -135,15 +135,20 @@ def _kind_of_colours(picture: Image.Image) -> str:
     return f"{kind} with transparency" if picture.has_transparency_data else kind
 
 
-def _unreadable(bad: dict[str, str], count: int) -> Iterator[Finding]:
+def _unreadable(bad: dict[str, str], good: int, skip_bad: bool) -> Iterator[Finding]:
     if bad:
+        remedy = "mend or remove them, or leave them out by --skip-bad"
+        if skip_bad:
+            remedy = "none needed: they are left out, as --skip-bad asks"
+        if not good:
+            remedy = "give other images"
         yield Finding(
             kind="unreadable",
-            what=f"{len(bad)} of {count} images cannot be read",
+            what=f"{len(bad)} of {good + len(bad)} images cannot be read",
             names=tuple(f"{name} ({reason})" for name, reason in bad.items()),
             count=len(bad),
-            severity="error",
-            remedy="mend or remove them, or leave them out by --skip-bad",
+            severity="warning" if skip_bad and good else "error",
+            remedy=remedy,
         )
 
 
