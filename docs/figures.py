@@ -277,15 +277,15 @@ def film(out: Path, paths: Sequence[Path], options: argparse.Namespace) -> None:
         settings = generate.changed(settings, {"steps": options.steps})
     steps = generate.steps_of(model, settings).steps
     kept = {round((k + 1) * steps / 50) for k in range(50)}
-    start = rng.normal(options.seed, "start", range(32), 0, model.shape)
+    start = rng.normal(options.seed, "start", range(24), 0, model.shape)
     states, times = [pictures.pixels_of(start)], [float(model.schedule.times[-1])]
-    for moment in generate.generate(model, 32, seed=options.seed, settings=settings):
+    for moment in generate.generate(model, 24, seed=options.seed, settings=settings):
         if moment.done in kept:
             states.append(pictures.pixels_of(moment.x))
             times.append(moment.t)
-    recipe = generate.recipe(model, settings, seed=options.seed, classes=None, batch=range(32))
-    frames = pictures.film_frames(states, times, columns=8)
-    pictures.write_film(frames, out / "film.gif", recipe | {"kind": "film", "images": [0, 32]})
+    recipe = generate.recipe(model, settings, seed=options.seed, classes=None, batch=range(24))
+    frames = pictures.film_frames(states, times, columns=8, upscale=2)
+    pictures.write_film(frames, out / "film.gif", recipe | {"kind": "film", "images": [0, 24]})
 
 
 def _one(paths: Sequence[Path]) -> Path:
