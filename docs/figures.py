@@ -18,7 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
 from unraze import data, generate, nn as networks, pictures, plots, rng, run as runs
 from unraze.config import DataConfig, LeanConfig
@@ -132,9 +132,13 @@ def _small_network(x: Tensor, schedule: Schedule, *, steps: int) -> nn.Module:
         torch.manual_seed(0)
         network = networks.build(config, channels=1, size=(8, 8))
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+
+    def eps_theta(x_t: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = network(x_t, t.float())
+        return out
+
     for step in range(steps):
         x0, t, eps, _ = _drawn(x, schedule, 64, None, "training", step)
-        eps_theta = lambda x_t, t: network(x_t, t.float())  # noqa: E731
         optimizer.zero_grad()
         (reduced(eps_theta, schedule, x0, t, eps).mean() / x0[0].numel()).backward()
         optimizer.step()
@@ -169,8 +173,9 @@ def _gradients(
             batch_of_one = [value[None] for value in one]
             return loss(eps_theta, schedule, *batch_of_one).squeeze() / one[0].numel()
 
-        rows = vmap(grad(of_one), (None, *[0] * len(drawn)))(weights, *drawn)
-        return torch.cat([value.flatten(1) for value in rows.values()], dim=1)
+        # one by one, and not by vmap: the losses look at t, to refuse a step that does not exist
+        rows = [grad(of_one)(weights, *one) for one in zip(*drawn, strict=True)]
+        return torch.stack([torch.cat([v.flatten() for v in row.values()]) for row in rows])
 
     for index in itertools.count():
         x0, times, before, step = _drawn(x, schedule, part, t, f"gradient at {t}", index)

@@ -13,26 +13,31 @@ import torch
 
 from unraze import ema, run as runs
 from unraze.config import Config, updated
+from unraze.data import Images
 from unraze.hardware import has_bfloat16
 from unraze.preview import SHARE
 from unraze.run import Run
-from unraze.step import Trainee, begin, clip, gradients
+from unraze.step import begin, clip, gradients
 
 __all__ = ["Pace", "measured", "told"]
 
 SAVE_SECONDS = 60.0
 
 
-def measured(trainee: Trainee, run: Run) -> Config:
+def measured(config: Config, images: Images, run: Run) -> Config:
     """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run."""
-    config = trainee.config
     kind = torch.device(config.train.device).type
     dtypes = ["float32", "bfloat16"] if has_bfloat16(kind) else ["float32"]
     if config.train.dtype != "auto":
         dtypes = [config.train.dtype]
     budget = 60 * config.train.minutes if config.train.minutes else math.inf
     most = config.train.steps // 20 if config.train.steps else 200
-    seconds = {d: _seconds_a_step(trainee, d, min(5.0, 0.03 * budget), most) for d in dtypes}
+    seconds = {
+        d: _seconds_a_step(
+            updated(config, {"train.dtype": d}), images, most, min(5.0, 0.03 * budget)
+        )
+        for d in dtypes
+    }
     best = min(dtypes, key=lambda d: seconds[d] * (1.1 if d == "bfloat16" else 1.0))
     changes: dict[str, Any] = {"train.dtype": best}
     if config.train.checkpoint_every is None:
@@ -48,6 +53,7 @@ def measured(trainee: Trainee, run: Run) -> Config:
 
 
 def told(config: Config, count: int) -> str:
+    """The budget in words: steps, images, epochs of `count` images, dtype."""
     steps, batch = config.train.steps or 0, config.train.batch
     return (
         f"{steps} steps of {batch} images, {steps * batch / count:.1f} epochs, {config.train.dtype}"
@@ -81,10 +87,9 @@ class Pace:
         return steps * self.seconds
 
 
-def _seconds_a_step(trainee: Trainee, dtype: str, seconds: float, most: int) -> float:
-    """The median time of a step in this dtype, on a copy of everything, the first left out."""
-    config = updated(trainee.config, {"train.dtype": dtype})
-    scratch = begin(config, trainee.images)
+def _seconds_a_step(config: Config, images: Images, most: int, seconds: float) -> float:
+    """The median time of a step of a run that is then thrown away, the first step left out."""
+    scratch = begin(config, images)
     times: list[float] = []
     started = time.monotonic()
     step = 0

@@ -20,6 +20,7 @@ SHARE = 0.04
 
 
 def preview_interval(config: Config) -> int:
+    """Steps from one preview to the next: as configured, or so that eight fit in the budget."""
     assert config.train.steps is not None
     return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
 

@@ -39,6 +39,7 @@ __all__ = [
     "read_config",
     "read_env",
     "read_stats",
+    "require_free",
     "summaries",
     "truncate_stats",
     "write_config",
@@ -95,13 +96,8 @@ def create(
     """
     if out is None:
         out = _make_numbered(runs, _slug(config.data.source))
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        is_run = (out / "config.toml").is_file()
-        remedy = f"continue it with `unraze resume {out}`, or " if is_run else ""
-        raise InputError(
-            f"{out}: exists and {'is a run already' if is_run else 'is not a run'}; "
-            f"{remedy}give another --out"
-        )
+    else:
+        require_free(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         run = Run(out)
@@ -114,6 +110,17 @@ def create(
     environment_then = environment(threads=config.train.threads)
     write_atomically(out / "env.json", json.dumps(environment_then, indent=1) + "\n")
     return run
+
+
+def require_free(out: Path) -> None:
+    """Raises `InputError` where `out` exists and is not an empty folder."""
+    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
+        is_run = (out / "config.toml").is_file()
+        remedy = f"continue it with `unraze resume {out}`, or " if is_run else ""
+        raise InputError(
+            f"--out {out}: exists and {'is a run already' if is_run else 'is not a run'}; "
+            f"{remedy}give another"
+        )
 
 
 def find(path: Path) -> Run:

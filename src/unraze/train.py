@@ -115,7 +115,6 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
     config = runs.read_config(run)
     require_device(config.train.device)
     with runs.locked(run), reproducible(config.train):
-        trainee = begin(config, images)
         (run.path / "failed.txt").unlink(missing_ok=True)
         saved, problems = checkpoint.newest(run.checkpoints)
         for text in problems:
@@ -125,21 +124,22 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         for path in checkpoint.listing(run.checkpoints)[-len(problems) :] if problems else []:
             checkpoint.set_aside(path)
 
-        # where to begin: at a checkpoint, or with the measurement that fixes steps and dtype
+        # a new run fixes its steps, its dtype and how often it saves
+        fixed = None not in (config.train.steps, config.train.checkpoint_every)
+        if saved is None and not (fixed and config.train.dtype != "auto"):
+            yield Report("measuring", 0, 0, message="measuring the speed of this machine")
+            config = measured(config, images, run)
+            yield _said(run, told(config, len(images.pixels)))
+
+        # where to begin: at the beginning, or at a checkpoint
+        trainee = begin(config, images)
         if saved is None:
-            if None in (config.train.steps, config.train.checkpoint_every) or (
-                config.train.dtype == "auto"
-            ):
-                yield Report("measuring", 0, 0, message="measuring the speed of this machine")
-                config = measured(trainee, run)
-                yield _said(run, told(config, len(images.pixels)))
-            trainee = begin(config, images)
             checkpoint.write_atomically(run.stats, "")
             write_reals(run, images)
             state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
             start = 0
         else:
-            for text in _differences(run, saved, images):
+            for text in _differences(run, config, saved, images):
                 yield _said(run, text)
             state, start = _restore(trainee, saved), saved.step
             runs.truncate_stats(run, start)
@@ -322,7 +322,9 @@ def _give_up(run: Run, trainee: Trainee, step: int, lr: float) -> str:
     return text
 
 
-def _differences(run: Run, saved: checkpoint.Checkpoint, images: Images) -> Iterator[str]:
+def _differences(
+    run: Run, config: Config, saved: checkpoint.Checkpoint, images: Images
+) -> Iterator[str]:
     """A sentence for each thing that keeps a resumed run from being the same to the bit."""
     if saved.state["data"] != images.fingerprint:
         raise CheckpointError(
@@ -330,7 +332,6 @@ def _differences(run: Run, saved: checkpoint.Checkpoint, images: Images) -> Iter
             f"{images.fingerprint[:12]}…, was {saved.state['data'][:12]}…): bring them back, or "
             "train anew"
         )
-    config = runs.read_config(run)
     for key, was, is_now in _changed_keys(saved.state["config"], config.model_dump(mode="json")):
         if key.startswith("schedule.") or key == "loss.parametrisation":
             raise CheckpointError(

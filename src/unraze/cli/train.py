@@ -201,7 +201,7 @@ def _refuse_early(wanted: Config, out: Path | None) -> None:
     """Raises `InputError` for what need not wait until all images are read."""
     import torch
 
-    from unraze import nn, schedule as schedules
+    from unraze import nn, run as runs, schedule as schedules
     from unraze.cli.drawing import require_place
     from unraze.data.shape import colour
     from unraze.hardware import require_device
@@ -214,13 +214,7 @@ def _refuse_early(wanted: Config, out: Path | None) -> None:
             nn.build(wanted.network, channels=wanted.data.channels or 1, size=wanted.data.size)
     if out is None:
         return
-    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
-        is_run = (out / "config.toml").is_file()
-        remedy = f"continue it with `unraze resume {out}`, or " if is_run else ""
-        raise InputError(
-            f"--out {out}: exists and {'is a run already' if is_run else 'is not a run'}; "
-            f"{remedy}give another"
-        )
+    runs.require_free(out)
     require_place(out, f"--out {out}")
 
 
