@@ -12,13 +12,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
 
 from unraze import data, generate, nn as networks, pictures, plots, rng, run as runs
 from unraze.config import DataConfig, LeanConfig
@@ -62,8 +64,11 @@ def destroy_strip(out: Path, count: int = 3) -> None:
     _save(_strip(strip), out / "destroy.png", "destroy")
 
 
-def loss_variance(out: Path) -> None:
-    """The gradients of the text's two losses: variance at each t, noise over the mixture."""
+def loss_variance(out: Path, draws: int = 512, over_all: int = 4096) -> None:
+    """The gradients of the text's two losses: variance at each t, noise over the mixture.
+
+    Printed as two tables, the first of `draws` gradients at each t, the second of `over_all`.
+    """
     torch.set_num_threads(1)
     digits = to_float(data.load(DataConfig(source="digits")).pixels)
     schedule = linear(1000)
@@ -74,9 +79,9 @@ def loss_variance(out: Path) -> None:
     at_t, rows = [], []
     for t in times:
         ratio = float(schedule.beta[t] / schedule.beta_bar[t]) ** 2
-        mean, variance = _moments(_gradients(network, digits, schedule, t), 512)
+        mean, variance = _moments(_gradients(network, digits, schedule, t), draws)
         at_t.append(variance[:2].tolist())
-        agree = float(512 * mean[3].square().sum() / variance[3]) if t > 1 else 0
+        agree = float(draws * mean[3].square().sum() / variance[3]) if t > 1 else 0
         four, two = at_t[-1]
         shown = [f"{ratio:.3f}", f"{four:.2g}", f"{two:.2g}", _rounded(four / two)]
         rows.append([str(t), *shown, f"{agree:.1f}" if t > 1 else "–"])
@@ -84,8 +89,8 @@ def loss_variance(out: Path) -> None:
     heads = ["$t$", weight, f"{trace} of $g_4$", f"{trace} of {weight[:-1]} g_2$", "ratio"]
     print(_table([*heads, "means agree"], rows))
 
-    mean, variance = _moments(_gradients(network, digits, schedule, None), 4096)
-    signal = mean.square().sum(1) - variance / 4096
+    mean, variance = _moments(_gradients(network, digits, schedule, None), over_all)
+    signal = mean.square().sum(1) - variance / over_all
     signal[0] = signal[1]  # they have the same mean; the one that varies less tells it better
     scales = (variance / signal)[:3].tolist()
     names = ("$g_4$", f"{weight[:-1]} g_2$", "$g_2$")
@@ -165,17 +170,21 @@ def _gradients(
     """
     weights, buffers = dict(network.named_parameters()), dict(network.named_buffers())
 
-    def gradients(loss: Callable[..., Tensor], *drawn: Tensor) -> Tensor:
-        def of_one(weights: dict[str, Tensor], *one: Tensor) -> Tensor:
-            def eps_theta(x_t: Tensor, t: Tensor) -> Tensor:
-                return functional_call(network, (weights, buffers), (x_t, t.float()))
+    def gradients(loss: Callable[..., Tensor], x0: Tensor, *drawn: Tensor) -> Tensor:
+        # each draw has weights of its own; the losses themselves cannot be mapped, they look at t
+        own = {k: w.detach().expand(len(x0), *w.shape).requires_grad_() for k, w in weights.items()}
 
-            batch_of_one = [value[None] for value in one]
-            return loss(eps_theta, schedule, *batch_of_one).squeeze() / one[0].numel()
+        def of_one(weights: dict[str, Tensor], x_t: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = functional_call(network, (weights, buffers), (x_t[None], t.float()[None]))
+            return out[0]
 
-        # one by one, and not by vmap: the losses look at t, to refuse a step that does not exist
-        rows = [grad(of_one)(weights, *one) for one in zip(*drawn, strict=True)]
-        return torch.stack([torch.cat([v.flatten() for v in row.values()]) for row in rows])
+        def eps_theta(x_t: Tensor, t: Tensor) -> Tensor:
+            with _AnyLayout():
+                return vmap(of_one)(own, x_t, t)
+
+        total = loss(eps_theta, schedule, x0, *drawn).sum() / x0[0].numel()
+        rows = torch.autograd.grad(total, list(own.values()))
+        return torch.cat([row.flatten(1) for row in rows], dim=1)
 
     for index in itertools.count():
         x0, times, before, step = _drawn(x, schedule, part, t, f"gradient at {t}", index)
@@ -186,6 +195,20 @@ def _gradients(
         g2 = gradients(reduced, x0, times, eps)
         scaled = like((schedule.beta[times] / schedule.beta_bar[times]) ** 2, g2) * g2
         yield torch.stack((g4, scaled, g2, g4 - scaled)).detach()
+
+
+class _AnyLayout(TorchFunctionMode):
+    """Leaves the layout in memory, which `vmap` cannot choose, as it comes; values are the same."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kept = {k: v for k, v in (kwargs or {}).items() if k != "memory_format"}
+        return func(*args, **kept)
 
 
 def _moments(parts: Iterator[Tensor], count: int) -> tuple[Tensor, Tensor]:
@@ -317,7 +340,7 @@ def _curves(groups: dict[str, list[Model]]) -> Figure:
         plots.bare(axes)
     for axes, (kind, members) in zip(panels, groups.items(), strict=False):
         for model in members:
-            rows = [r for r in runs.read_stats(runs.find(Path(model.run))) if "loss" in r]
+            rows = [r for r in runs.read_rows(runs.find(Path(model.run)).stats) if "loss" in r]
             steps, values = _smooth([r["step"] for r in rows], [r["loss"] for r in rows])
             axes.plot(steps, values, color=COLOURS[kind], lw=1, alpha=0.8)
         axes.set(xlabel="step", yscale="log" if kind == "reduced" else "linear")

@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from torch import nn
 from unraze import checkpoint
 from unraze.errors import CheckpointError, UnrazeError
 
-STATE = {
-    "model": {},
+STATE: dict[str, Any] = {
+    "model": {"shape": [1, 8, 8], "class_names": [], "num_classes": 0, "sigma_data": 0.5},
     "data": "",
     "config": {},
     "updates": 0,
@@ -31,14 +33,14 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     return {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
 
 
-def save(folder: Path, step: int, keep: int = 2) -> Path:
+def save(folder: Path, step: int, keep: int = 2, periodic: bool = True) -> Path:
     return checkpoint.save(
         folder,
         step,
         model=tensors(step),
         ema=tensors(step + 1000),
         optim={"weight/exp_avg": torch.ones(3, 4)},
-        state=STATE | {"updates": step},
+        state=STATE | {"updates": step, "periodic": periodic},
         keep=keep,
     )
 
@@ -156,7 +158,9 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pickle"):
         checkpoint.read(folder)
     shutil.copy(folder / "model.pt", folder / "model.safetensors")
-    (folder / "state.json").write_text(json.dumps(STATE | {"step": 1, "sha256": {}}))
+    (folder / "state.json").write_text(
+        json.dumps(STATE | {"step": 1, "sha256": dict.fromkeys(("model", "ema", "optim"), "")})
+    )
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         checkpoint.read(folder)
     assert not (tmp_path / "ran").exists()
@@ -179,3 +183,65 @@ def test_weights_of_another_network_are_refused(
     with pytest.raises(CheckpointError, match=says):
         checkpoint.fill(network, wrong, tmp_path)
     assert torch.equal(network.weight, before)
+
+
+def test_the_newest_periodic_one_is_kept_besides_and_they_are_in_order_of_number(
+    tmp_path: Path,
+) -> None:
+    for step, periodic in ((5, True), (10, True), (11, False), (12, False), (100_000_000, False)):
+        save(tmp_path, step, periodic=periodic)
+    (tmp_path / "step-odd").mkdir()
+    assert [int(p.name[5:]) for p in checkpoint.listing(tmp_path)] == [10, 12, 100_000_000]
+    save(tmp_path, 100_000_010)
+    assert [int(p.name[5:]) for p in checkpoint.listing(tmp_path)] == [100_000_000, 100_000_010]
+    checkpoint.remove_after(tmp_path, 100_000_000)
+    assert [int(p.name[5:]) for p in checkpoint.listing(tmp_path)] == [100_000_000]
+
+
+def test_a_hash_is_that_of_the_file(tmp_path: Path) -> None:
+    found = checkpoint.read(save(tmp_path, 1))
+    assert checkpoint.hash_of(found.ema) == found.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": "x"}, "step: "),
+        ({"step": -1}, "step: "),
+        ({"step": 8}, "is of step 8"),
+        ({"sha256": []}, "sha256: "),
+        ({"sha256": {"ema": 3}}, "sha256.model: "),
+        ({"model": None}, "model: "),
+        ({"model": STATE["model"] | {"shape": [1, 8]}}, "model.shape: "),
+        ({"model": STATE["model"] | {"shape": [10**9, 8, 8]}}, "model: 1000000000 channels"),
+        ({"model": STATE["model"] | {"shape": ["1", 8, 8]}}, "model.shape.0: "),
+        ({"model": STATE["model"] | {"num_classes": 2}}, "model: 0 names of 2 classes"),
+        ({"model": STATE["model"] | {"num_classes": 10**12}}, "model.num_classes: "),
+        ({"model": STATE["model"] | {"sigma_data": None}}, "model.sigma_data: "),
+        ({"data": 3}, "data: "),
+        ({"config": []}, "config: "),
+        ({"updates": 1.5}, "updates: "),
+        ({"bad": None}, "bad: "),
+        ({"lr_factor": float("nan")}, "lr_factor: "),
+        ({"lr_factor": 0}, "lr_factor: "),
+        ({"rolled_back": 1}, "rolled_back: "),
+        ({"periodic": "yes"}, "periodic: "),
+    ],
+)
+def test_a_state_that_was_edited_is_named_with_its_key(
+    tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    file = save(tmp_path, 7) / "state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(state | change), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=re.escape(says)) as caught:
+        checkpoint.read(file.parent)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "[" * 100_000])
+def test_a_state_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    file = save(tmp_path, 7) / "state.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=re.escape(f"{file}: is damaged")):
+        checkpoint.read(file.parent)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from unraze import cli as commands, generate, pictures
-from unraze.cli import main
+from unraze.cli import look, main
 from unraze.cli.app import SCHEDULE_KINDS
 from unraze.config import (
     DataConfig,
@@ -35,7 +35,10 @@ from unraze.config import (
     preset_names,
     preset_text,
 )
+from unraze.data import load, load_images
+from unraze.data.held_out import held_out
 from unraze.errors import UnrazeError
+from unraze.run import find, read_config
 from unraze.schedule import SCHEDULES
 
 TINY = [
@@ -172,8 +175,31 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         ),
         (["train", "digits", "--steps", "3", "--minutes", "1"], ["--minutes and --steps", "one"]),
         (["train", "digits", "--threads", "20000"], ["error: --threads = 20000", "1024"]),
+        (["train", "digits", "--steps", "1.5"], ["--steps", '"1.5" is not a whole number']),
+        (["train", "digits", "--steps", "1" * 20], ["--steps = 1", "more than 1,000,000,000"]),
+        (["train", "digits", "--epochs", "1e300"], ["--epochs = 1e+300", "1,000,000,000 steps"]),
+        (["train", "digits", "--minutes", "1e300"], ["--minutes = 1e+300", "ten years"]),
+        (["train", "digits", "--steps", "1", "--batch", "9" * 20], ["--batch = 9", "give less"]),
+        (
+            ["train", "digits", "--steps", "1", "--set", "network.widths=[100000000]"],
+            ["network: its", "weights need", "smaller numbers"],
+        ),
+        (
+            ["train", "digits", "--size", "8", "--set", "network.widths=[1000000000000]"],
+            ["network: has more weights than can be counted"],
+        ),
+        (["train", "digits", "--preset", ""], ["no preset ''"]),
+        (["train", "digits", "--set", "train.lr=1\nx=2"], ["train.lr = '1"]),
+        (["train", "digits", "--set", "train.lr=" + "9" * 5000], ["train.lr = '9"]),
+        (["train", "digits", "--set", "train.lr=" + "[" * 5000], ["train.lr = '["]),
+        (["train", "digits", "--out", "x" * 300], ["--out x", "the name is too long"]),
+        (["train", "x" * 5000], ["no such file or folder"]),
+        (["train", "digits", "--device", "meta"], ["--device = 'meta'", "to compute on"]),
         (["train", "digits", "--background", "blurple"], ["error: --background = 'blurple'"]),
-        (["train", "nowhere", "--device", "foo"], ["error: --device = 'foo'", "cpu, cuda or mps"]),
+        (
+            ["train", "nowhere", "--device", "foo"],
+            ["error: --device = 'foo'", "give cpu, cuda (cuda:1, …) or mps"],
+        ),
         (["train", "digits", "--size", "big"], ["--size big", "32x48"]),
         (["train", "digits", "--preset", "fast", "--config", "a.toml"], ["give one of them"]),
         (["train", "digits", "--config", "a.toml"], ["a.toml", "cannot be read"]),
@@ -205,7 +231,16 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["data", "stats", "digits", "--background", "blurple"], ["error: --background = "]),
         (["data", "check", "digits", "--background", "blurple"], ["error: --background = "]),
         (["data", "stats", "digits", "--out", "/proc/x/a.png"], ["--out /proc/x/a.png"]),
-        (["doctor", "--device", "foo"], ["error: --device = 'foo'", "cpu, cuda or mps"]),
+        (["data", "stats", "digits", "--out", "x" * 300 + ".png"], ["the name is too long"]),
+        (
+            ["doctor", "--device", "foo"],
+            ["error: --device = 'foo'", "cpu, cuda (cuda:1, …) or mps"],
+        ),
+        (["doctor", "--device", ""], ["error: --device = ''"]),
+        (["doctor", "--device", "hpu"], ["error: --device = 'hpu'"]),
+        (["doctor", "--device", "mkldnn"], ["error: --device = 'mkldnn'"]),
+        (["config", "--list", "fast"], ["--list", "leave the rest out"]),
+        (["sample", "x" * 5000], ["no such run"]),
         (["destroy", "none.png", "--frames", "1"], ["--frames 1"]),
         (["data", "get", "fashion-mnits"], ["fashion-mnits", "fashion-mnist"]),
     ],
@@ -439,11 +474,16 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["-n", "0"], ["error: -n 0: give at least 1"]),
         (["--batch", "0"], ["error: --batch 0: give at least 1"]),
         (["--seed", "-1"], ["error: --seed -1: give at least 0"]),
+        (["-n", "1.5"], ['"1.5" is not a whole number']),
+        (["-n", "9" * 20], ["error: -n 9", "give at most 100,000,000"]),
+        (["--batch", "9" * 20], ["error: --batch 9", "give at most 1,048,576"]),
+        (["--npy", "x" * 300 + ".npy"], ["--npy x", "the name is too long"]),
+        (["--device", ""], ["error: --device = ''"]),
         (["--steps", "21"], ["error: --steps = 21", "1 to 20"]),
         (["--steps", "0"], ["error: --steps = 0"]),
         (["--class", "10"], ["error: --class = 10", "10 classes", "0 to 9"]),
         (["--class", "-1"], ["error: --class = -1"]),
-        (["--device", "foo"], ["error: --device = 'foo'", "cpu, cuda or mps"]),
+        (["--device", "foo"], ["error: --device = 'foo'", "give cpu, cuda (cuda:1, …) or mps"]),
         (["--guidance-interval", "0.9", "0.1"], ["error: --guidance-interval = 0.9, 0.1"]),
         (["--out", "/proc/x"], ["--out /proc/x", "another place"]),
         (["--npy", "no/such/a.npy"], ["--npy no/such/a.npy", "no folder no/such"]),
@@ -458,6 +498,7 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["--greedy", "--final-noise"], ["--final-noise", "random"]),
         (["--sampler", "random", "--eta", "1"], ["--eta 1", "ddim"]),
         (["--sampler", "ddim", "--sigma", "beta"], ["--sigma beta", "random"]),
+        (["--sigma", "learned"], ["sample.sigma", "learned", "loss.variance"]),
         (["--eta", "1.5"], ["eta", "1.5"]),
         (["--checkpoint", "2"], ["step 2", "there is 3"]),
         (["--npy", "a.png"], ["a.png", ".npy"]),
@@ -468,6 +509,77 @@ def test_what_a_run_cannot_draw_is_refused(
     run: Path, options: list[str], says: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     refused(capfd, ["sample", "run", *options], *says)
+
+
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (["--seed", "1"], []),
+        (["--steps", "5"], []),
+        (["--sampler", "random"], []),
+        (["--greedy"], []),
+        (["--sigma", "beta_tilde"], ["--sigma", "beta"]),
+        (["--eta", "1"], []),
+        (["--sampler", "random", "--final-noise"], ["--sampler", "random"]),
+        (["--clip", "none"], []),
+        (["--clip", "dynamic"], ["--clip", "none"]),
+        (["--class", "3"], []),
+        (["--class", "none"], ["--class", "all"]),
+        (["--guidance", "3"], []),
+        (["--guidance", "3", "--guidance-interval", "0", "0.5"], ["--guidance", "3"]),
+        (["--raw"], []),
+    ],
+    ids=lambda options: " ".join(options) or "none",
+)
+def test_each_option_of_sampling_changes_the_pictures(
+    run: Path, given: list[str], other: list[str]
+) -> None:
+    torch.manual_seed(0)  # three steps of training have hardly moved the weights
+    rewrite(run, lambda weights: [v.add_(0.1 * torch.randn_like(v)) for v in weights.values()])
+    drawn = []
+    for name, options in (("a.npy", given), ("b.npy", other)):
+        assert main(["sample", "run", "-n", "2", "--npy", name, *options]) == 0
+        drawn.append(np.load(name))
+    assert drawn[0].shape == drawn[1].shape == (2, 8, 8, 1)
+    assert not np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_not_a_file_is_not_written_over(
+    run: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    match kind:
+        case "folder":
+            Path("odd.png").mkdir()
+        case "pipe":
+            os.mkfifo("odd.png")
+        case "link":
+            Path("odd.png").symlink_to("nowhere")
+    if kind != "link":  # a link is replaced, not followed
+        refused(capfd, ["schedule", "--out", "odd.png"], "--out odd.png", "is not a file")
+        refused(capfd, ["data", "stats", "digits", "--out", "odd.png"], "--out odd.png")
+        refused(capfd, ["destroy", "odd.png"], "odd.png: is not a file")
+        refused(capfd, ["sample", "--like", "odd.png"], "odd.png")
+    else:
+        refused(capfd, ["train", "digits", "--out", "odd.png"], "a link that leads nowhere")
+        refused(capfd, ["sample", "run", "--out", "odd.png"], "a link that leads nowhere")
+        refused(capfd, ["destroy", "run/reals.png", "--out", "odd.png"], "leads nowhere")
+
+
+@pytest.mark.parametrize("text", ["3\n", "[]\n", "null\n", '{"step": "x"}\n', "\xff\n", "{"])
+def test_runs_are_listed_whatever_stands_in_their_files(
+    run: Path, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (run / "stats.jsonl").write_bytes(text.encode("latin-1"))
+    Path("odd").mkdir()
+    os.mkfifo("odd/config.toml")
+    assert main(["runs", "."]) == 0
+    table = capfd.readouterr().out
+    assert "run" in table
+    assert "done" in table
+    assert "odd" not in table
+    (run / "env.json").write_bytes(text.encode("latin-1"))
+    assert main(["resume", "run"]) == 0
 
 
 def test_a_run_without_classes_has_none_to_draw(
@@ -740,6 +852,76 @@ def test_data_commands_tell_and_find(folder: Path, capfd: pytest.CaptureFixture[
     assert "8" in out
     with Image.open("sheet.png") as sheet:
         sheet.verify()
+
+
+@pytest.fixture
+def many(elsewhere: Path) -> Path:
+    """100 images of 8 x 8, in colour."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
+    np.save("many.npy", pixels)
+    return Path("many.npy")
+
+
+def test_what_is_held_out_is_said_recorded_and_found_again(
+    many: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "many.npy", "--steps", "1", *TINY]
+    counts = {}
+    for share in ("0.1", "0.3", None):
+        given = [] if share is None else ["--held-out", share]
+        assert main([*command, *given, "--out", f"run-{share}"]) == 0
+        first = capfd.readouterr().out.splitlines()[0]
+        told = re.search(r"many\.npy: (\d+) images of 8 x 8, colour, (\d+) held out$", first)
+        assert told, first
+        counts[share] = (int(told[1]), int(told[2]))
+        assert sum(counts[share]) == 100
+        config = read_config(find(Path(f"run-{share}")))
+        assert config.data.held_out == float(share or 0.1)
+        for split, count in zip(("train", "held-out"), counts[share], strict=True):
+            assert len(load(config.data, split=split)) == count
+    assert counts["0.1"] == counts[None] != counts["0.3"]
+    assert main([*command, "--held-out", "0"]) == 0
+    assert re.search(r"100 images of 8 x 8, colour\n", capfd.readouterr().out)
+    refused(capfd, [*command, "--held-out", "0.7"], "--held-out = 0.7", "0.5")
+    assert main(["resume", "run-0.3"]) == 0
+    assert f"colour, {counts['0.3'][1]} held out\n" in capfd.readouterr().out
+
+
+def test_data_commands_tell_what_is_held_out(
+    many: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert preset("fast").data.held_out == look.HELD_OUT
+    apart = len(load_images("many.npy", split="held-out", held_out=0.1))
+    assert main(["data", "stats", "many.npy"]) == 0
+    told = capfd.readouterr().out
+    assert re.search(rf"images +{100 - apart}\nheld out +{apart}\n", told), told
+    assert main(["data", "check", "many.npy"]) == 0
+    assert f"{apart} of 100 images are held out" in capfd.readouterr().out
+    for source, says in {"digits": "its own test part", "photos": "none"}.items():
+        assert main(["data", "stats", source]) == 0
+        assert re.search(rf"held out +{says}\n", capfd.readouterr().out)
+    refused(capfd, ["data", "stats", "digits", "--held-out", "0.6"], "--held-out = 0.6")
+    refused(capfd, ["data", "check", "digits", "--held-out", "-1"], "--held-out = -1")
+
+
+def test_a_class_that_is_wholly_held_out_is_said(
+    elsewhere: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    labels = np.zeros(40, dtype=int)
+    labels[np.flatnonzero(held_out(pixels[:, None], 0.3))[0]] = 1
+    np.savez("x.npz", images=pixels, labels=labels, class_names=["ape", "bee"])
+    command = ["train", "x.npz", "--steps", "1", "--classes", *TINY]
+    assert main([*command, "--held-out", "0.3"]) == 0
+    assert "no image to train on of the classes bee" in capfd.readouterr().out
+    assert main([*command, "--held-out", "0"]) == 0
+    assert "no image to train on" not in capfd.readouterr().out
+
+
+def test_samples_of_a_run_are_a_set_of_images(run: Path) -> None:
+    assert main(["sample", "run", "-n", "5", "--film", "--out", "drawn"]) == 0
+    assert {"grid.png", "film.gif"} < {p.name for p in Path("drawn").iterdir()}
+    assert load_images("drawn").pixels.shape == (5, 1, 8, 8)
 
 
 def test_statistics_are_of_the_images_as_they_would_be_trained_on(

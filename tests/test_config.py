@@ -271,11 +271,23 @@ def test_every_choice_of_the_configuration_can_be_chosen() -> None:
                 for choice in get_args(field.annotation):
                     if prefix + name in ("loss.objective", "network.kind"):
                         continue
-                    assert updated(Config(), {prefix + name: choice})
+                    needs = {"loss.variance": "learned"} if choice == "learned" else {}
+                    assert updated(Config(), needs | {prefix + name: choice})
             elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 walk(field.annotation, f"{prefix}{name}.")
 
     walk(Config, "")
+
+
+def test_a_learned_sigma_needs_a_learned_variance() -> None:
+    learned = {"loss.variance": "learned"}
+    assert updated(Config(), learned | {"sample.sigma": "learned"}).sample.sigma == "learned"
+    with pytest.raises(
+        InputError, match=r'sample\.sigma = "learned" where loss\.variance = "fixed"'
+    ):
+        updated(Config(), {"sample.sigma": "learned"})
+    with pytest.raises(InputError, match="knows no variance"):
+        updated(preset("literal"), learned)
 
 
 @pytest.mark.parametrize("kind", [None, "vit"])
@@ -317,3 +329,12 @@ def test_a_file_is_laid_over_the_preset_it_names(tmp_path: Path) -> None:
 def test_the_losses_of_the_text_ignore_no_option(changes: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         updated(preset("literal"), changes)
+
+
+def test_a_run_of_before_images_were_held_out_holds_none_out(tmp_path: Path) -> None:
+    text = to_toml(preset("fast"))
+    assert "held_out = 0.1\n" in text
+    (tmp_path / "config.toml").write_text(text.replace("held_out = 0.1\n", ""))
+    assert from_toml(tmp_path / "config.toml", complete=True).data.held_out == 0
+    assert from_toml(tmp_path / "config.toml").data.held_out == 0.1  # laid over the preset
+    assert all(preset(name).data.held_out == 0.1 for name in preset_names())

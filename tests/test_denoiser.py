@@ -108,7 +108,7 @@ def test_whatever_the_network_says_a_prediction_explains_the_state(
     x_t, raw = normals(seed, 1, 5), normals(seed + 1, 1, 5)
     p = predict(parametrisation, raw, x_t, schedule, t, sigma_data=sigma_data)
     assert float((a * p.x0 + b * p.eps - x_t).norm() / x_t.norm()) < 1e-10
-    assert p.log_var is None
+    assert p.share is None
 
 
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)

@@ -110,6 +110,7 @@ def test_raw_weights_are_not_their_average(model: Model, model_path: Path) -> No
         ({"n": 1, "seed": -1}, "seed = -1"),
         ({"n": 1, "classes": 2}, "class = 2: this run knows 2 classes, 0 to 1"),
         ({"n": 1, "classes": -1}, "class = -1"),
+        ({"n": 1, "settings": settings(sigma="learned")}, "this run learned no variance"),
         ({"n": 1, "settings": settings(steps=51)}, "steps = 51: the schedule has 50"),
     ],
 )

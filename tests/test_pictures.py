@@ -141,7 +141,7 @@ def test_a_file_without_a_recipe_says_so(tmp_path: Path) -> None:
         "photo.jpg": "no PNG or GIF",
         "plain.png": "was not made by unraze",
         "other.gif": "was not made by unraze",
-        "": "directory",
+        "": "is not a file",
     }.items():
         with pytest.raises(InputError) as error:
             pictures.read_recipe(tmp_path / name)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from unraze import pictures, plots
+from unraze.evaluate.noise_levels import Levels, NoiseLevel
 from unraze.schedule import SCHEDULES, Schedule
 
 
@@ -69,6 +70,54 @@ def test_any_number_of_steps_is_drawn_without_a_warning(count: int, tmp_path: Pa
 def test_the_axis_is_logarithmic_where_losses_span_much(losses: list[float], scale: str) -> None:
     given = [{"step": k, "loss": loss, "lr": 0.0} for k, loss in enumerate(losses)]
     assert plots.loss_figure(given).axes[0].get_yscale() == scale
+
+
+def levels(losses: list[float], *, linear: float | None = None) -> Levels:
+    """One level for each held-out loss; the training ones are 1, and above 2 it is overfitted."""
+    rows = tuple(
+        NoiseLevel(
+            t=10.0 * k + 5,
+            alpha_bar=0.5,
+            training=1.0,
+            training_error=0.01,
+            held_out=loss,
+            held_out_error=0.02,
+            difference=loss - 1,
+            difference_error=0.02,
+            linear=linear,
+            overfitted=loss > 2,
+            underfitted=False,
+        )
+        for k, loss in enumerate(losses)
+    )
+    return Levels(rows, images=100, last=200.0, words="")
+
+
+def test_the_loss_by_noise_level_is_drawn_for_both_kinds_with_its_errors() -> None:
+    axes = plots.noise_level_figure(levels([4.0, 2.5, 1.1], linear=1.5)).axes[0]
+    training, held_out = axes.containers
+    assert list(training.lines[0].get_ydata()) == [1, 1, 1]
+    assert list(held_out.lines[0].get_ydata()) == [4, 2.5, 1.1]
+    assert list(held_out.lines[0].get_xdata()) == [0.025, 0.075, 0.125]
+    ends = [segment[:, 1].tolist() for segment in held_out.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[3.96, 4.04], [2.46, 2.54], [1.06, 1.14]])
+    by_name = {line.get_label(): line for line in axes.lines}
+    assert list(by_name["linear denoiser"].get_ydata()) == [1.5] * 3
+    assert list(by_name["overfitted"].get_xdata()) == [0.025, 0.075]
+    assert axes.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("losses", [[1.0], [0.0, 1.2]])
+def test_levels_without_a_linear_denoiser_are_drawn_without_a_warning(
+    losses: list[float], tmp_path: Path
+) -> None:
+    whole = plots.noise_level_figure(levels(losses))
+    plots.save(whole, tmp_path / "levels.png", {})
+    assert [text.get_text() for text in whole.axes[0].get_legend().get_texts()] == [
+        "training images",
+        "held-out images",
+    ]
+    assert whole.axes[0].get_yscale() == "linear"
 
 
 def test_a_figures_file_is_the_same_each_time_and_holds_its_recipe(tmp_path: Path) -> None:

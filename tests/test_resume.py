@@ -78,7 +78,7 @@ def test_stopped_mid_epoch_and_resumed(
     assert reports[-1].step == stop_at
     assert any("continuing from step" in text for text in finish(run, tiny_images))
     assert weights(run) == weights(whole)
-    assert [row["step"] for row in runs.read_stats(run)] == list(range(1, 13))
+    assert [row["step"] for row in runs.read_rows(run.stats)] == list(range(1, 13))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,7 @@ def test_stopped_mid_epoch_and_resumed(
         {"train.classes": True},
         {"train.accumulate": 4},
         {"data.flip": True},
+        {"loss.variance": "learned"},
     ],
     ids=lambda c: next(iter(c)),
 )
@@ -246,4 +247,17 @@ def test_killed_at_random_moments(tiny_config: Config, tiny_images: Images, tmp_
                 break
     assert kills >= 2, "the run was too quick to be killed"
     assert weights(run) == weights(whole)
-    assert [row["step"] for row in runs.read_stats(run)] == list(range(1, 151))
+    assert [row["step"] for row in runs.read_rows(run.stats)] == list(range(1, 151))
+
+
+def test_a_run_of_before_a_key_was_known_is_not_called_different(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    run = stopped(tiny_config, tiny_images, tmp_path / "run")
+    text = (run.path / "config.toml").read_text(encoding="utf-8")
+    (run.path / "config.toml").write_text(text.replace("held_out = 0.0\n", ""), encoding="utf-8")
+    state = checkpoint.listing(run.checkpoints)[-1] / "state.json"
+    values = json.loads(state.read_text(encoding="utf-8"))
+    assert values["config"]["data"].pop("held_out") == 0
+    state.write_text(json.dumps(values), encoding="utf-8")
+    assert not [text for text in finish(run, tiny_images) if "DIFFERENT" in text]

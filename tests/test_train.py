@@ -13,22 +13,23 @@ from unraze import (
     checkpoint,
     ema,
     optim,
+    pictures,
     rng,
     run as runs,
     step as step_of_training,
     train as training,
 )
 from unraze.config import Config, DataConfig, TrainConfig, preset, updated
-from unraze.data import Images, load, to_float
+from unraze.data import Images, load, load_images, to_float
 from unraze.denoiser import denoiser
-from unraze.errors import DivergedError, InputError
+from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
 from unraze.process import destroy
 from unraze.train import Report, fit, prepare, train
 
 
 def losses(path: Path) -> list[float]:
-    return [row["loss"] for row in runs.read_stats(runs.Run(path)) if "loss" in row]
+    return [row["loss"] for row in runs.read_rows(runs.Run(path).stats) if "loss" in row]
 
 
 def test_a_small_real_training_learns(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_minutes_become_steps_once_and_are_recorded(
     resolved = runs.read_config(run)
     assert resolved.train.minutes is None
     assert resolved.train.dtype in ("float32", "bfloat16")
-    assert runs.read_stats(run)[-1]["step"] == resolved.train.steps
+    assert runs.read_rows(run.stats)[-1]["step"] == resolved.train.steps
     assert "0.02 minutes" in (run.path / "config.toml").read_text(encoding="utf-8")
 
 
@@ -160,7 +161,7 @@ class TestBlowUp:
     ) -> None:
         self.poison(monkeypatch, {5})
         model = fit(tiny_images, tiny_config, out=tmp_path / "run")
-        rows = runs.read_stats(runs.Run(tmp_path / "run"))
+        rows = runs.read_rows(runs.Run(tmp_path / "run").stats)
         assert [row["step"] for row in rows if "skipped" in row] == [5]
         assert all(bool(torch.isfinite(p).all()) for p in model.network.parameters())
 
@@ -176,7 +177,7 @@ class TestBlowUp:
         seen: list[Report] = []
         fit(tiny_images, config, out=tmp_path / "run", report=seen.append)
         assert any("back to step 4" in (r.message or "") for r in seen)
-        rows = runs.read_stats(runs.Run(tmp_path / "run"))
+        rows = runs.read_rows(runs.Run(tmp_path / "run").stats)
         assert [row["step"] for row in rows] == list(range(1, 13))
         resolved = runs.read_config(runs.Run(tmp_path / "run")).train
         full = optim.learning_rate(7, 12, resolved)
@@ -194,6 +195,43 @@ class TestBlowUp:
         seen: list[Report] = []
         fit(tiny_images, config, out=tmp_path / "run", report=seen.append)
         assert any("back to step 5" in (r.message or "") for r in seen)
+
+    def test_a_run_that_is_stopped_again_and_again_rolls_back_as_one_that_is_not(
+        self,
+        tiny_config: Config,
+        tiny_images: Images,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """More stops between periodic checkpoints than are kept, while it goes bad, and after."""
+        config = updated(tiny_config, {"train.checkpoint_every": 5, "train.preview_every": 12})
+        honest = step_of_training._losses
+
+        def poisoned(trainee, x0, t, places, step, **rest):  # type: ignore[no-untyped-def]
+            full = optim.learning_rate(step, 12, trainee.config.train)
+            bad = step in (9, 10, 11) and trainee.optimizer.param_groups[0]["lr"] == full
+            return honest(trainee, x0, t, places, step, **rest) * (float("nan") if bad else 1)
+
+        monkeypatch.setattr(step_of_training, "_losses", poisoned)
+
+        def trained(name: str, stops: list[int]) -> tuple[list[str], list[bytes]]:
+            run = runs.create(prepare(config, tiny_images), out=tmp_path / name)
+            said: list[str] = []
+            for stop in [*stops, 0]:
+                now = lambda stop=stop: runs.read_rows(run.stats)[-1]["step"] == stop  # noqa: E731
+                said += [r.message or "" for r in train(run, tiny_images, stop=now)]
+            assert [row["step"] for row in runs.read_rows(run.stats)] == list(range(1, 13))
+            last = checkpoint.read(checkpoint.listing(run.checkpoints)[-1])
+            assert last.step == 12
+            return said, [p.read_bytes() for p in sorted(last.path.glob("*.safetensors"))]
+
+        back = "3 bad steps in a row: back to step 5, with 0.3 of the learning rate"
+        whole, expected = trained("whole", [])
+        said, found = trained("stopped", [6, 7, 8, 9, 10, 6, 7, 8])
+        assert whole.count(back) == said.count(back) == 1
+        begun = [text for text in said if text.startswith("continuing")]
+        assert begun == [f"continuing from step {k} of 12" for k in (6, 7, 8, 9, 10, 6, 7, 8)]
+        assert found == expected
 
     def test_then_it_stops_and_says_where_and_why(
         self,
@@ -238,6 +276,12 @@ class TestBlowUp:
         ({"train.device": "nonsense"}, "device = 'nonsense'"),
         ({"network.widths": [8, 8, 8, 8, 8]}, "8x8|8×8"),
         ({"schedule.kind": "linear", "schedule.rescaled": False}, "ᾱ_T = "),
+        ({"train.steps": 10**10}, "train.steps = 10000000000: is more than 1,000,000,000 steps"),
+        ({"train.epochs": 1e300}, r"train.epochs = 1e\+300: is more than 1,000,000,000 steps"),
+        ({"train.minutes": 1e300}, r"train.minutes = 1e\+300: is more than ten years"),
+        ({"train.batch": 10**12}, "train.batch = 1000000000000: so many images of 8 x 8 at once"),
+        ({"network.widths": [10**7]}, r"network: its [0-9,]+ weights need [0-9,]+ GiB"),
+        ({"network.widths": [2**40]}, "network: has more weights than can be counted"),
     ],
 )
 def test_what_would_fail_later_is_refused_first(
@@ -341,3 +385,71 @@ def test_a_tensor_is_trained_on_as_its_bytes_are(
     from_bytes = fit(tiny_images, tiny_config, out=tmp_path / "bytes")
     from_tensor = fit(to_float(tiny_images.pixels), tiny_config, out=tmp_path / "tensor")
     assert from_tensor.checkpoint == from_bytes.checkpoint
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_run_records_how_its_images_are_loaded_again(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Another part, another way of fitting and a folder to go to: none of it is lost."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 12)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    monkeypatch.chdir(tmp_path)
+    wanted = DataConfig(source="x.npy", size=(8, 8), fit="pad", background="black", held_out=share)
+    images = load(wanted)
+    assert (len(images) < 60) == (share > 0)
+    elsewhere = updated(tiny_config, {"data.source": "digits", "data.held_out": 0.2})
+    fit(images, elsewhere, out="run")
+    monkeypatch.chdir("/")
+    run = runs.find(tmp_path / "run")
+    config = runs.read_config(run)
+    assert config.data.held_out == share == images.held_out
+    again = load(config.data)
+    assert again.fingerprint == images.fingerprint
+    assert [r.message for r in train(run, again) if r.message] == ["continuing from step 12 of 12"]
+    if share:
+        assert len(load(config.data, split="held-out")) == 60 - len(images)
+
+
+def test_all_images_that_are_given_are_trained_on(tiny_config: Config, tmp_path: Path) -> None:
+    """Whatever share the preset has: it is of what is loaded, not of what is given."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    config = updated(tiny_config, {"data.held_out": 0.5})
+    given = load_images(tmp_path / "x.npy")
+    seen = prepare(config, given)
+    assert seen.data.held_out == 0
+    assert load(seen.data).fingerprint == given.fingerprint
+
+
+@pytest.mark.parametrize("what", ["tensor", "array", "held-out"])
+def test_images_that_no_file_holds_cannot_be_loaded_again(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path, what: str
+) -> None:
+    given: Images | torch.Tensor = tiny_images
+    if what == "tensor":
+        given = to_float(tiny_images.pixels)
+    if what == "held-out":
+        np.save(tmp_path / "x.npy", tiny_images.pixels[:, 0])
+        given = load_images(tmp_path / "x.npy", split="held-out", held_out=0.4)
+    fit(given, updated(tiny_config, {"data.source": "digits"}), out=tmp_path / "run")
+    run = runs.find(tmp_path / "run")
+    with pytest.raises(DataError, match="cannot be read again; give them from Python"):
+        load(runs.read_config(run).data)
+    if isinstance(given, Images):  # which the remedy is for
+        assert list(train(run, given))[-1].phase == "done"
+
+
+def test_a_preview_names_the_weights_that_drew_it(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    config = updated(tiny_config, {"train.preview_every": 6, "train.checkpoint_every": 100})
+    fit(tiny_images, config, out=tmp_path / "run")
+    samples = tmp_path / "run" / "samples"
+    before, last = (pictures.read_recipe(samples / f"step-{k:08d}.png") for k in (6, 12))
+    (saved,) = checkpoint.listing(tmp_path / "run" / "checkpoints")
+    hashes = checkpoint.read(saved).state["sha256"]
+    assert last["checkpoint"] == hashes["ema"]
+    assert last["checkpoint as trained"] == hashes["model"]
+    assert len(before["checkpoint"]) == 64
+    assert before["checkpoint"] != last["checkpoint"]

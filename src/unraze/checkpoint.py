@@ -6,18 +6,22 @@ temporary name, flushed to the disk and renamed, so that a folder of that name i
 crash leaves behind is never mistaken for one.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from unraze.errors import CheckpointError, UnrazeError
@@ -25,9 +29,11 @@ from unraze.errors import CheckpointError, UnrazeError
 __all__ = [
     "Checkpoint",
     "fill",
+    "hash_of",
     "listing",
     "newest",
     "read",
+    "remove_after",
     "require_fit",
     "save",
     "set_aside",
@@ -35,9 +41,53 @@ __all__ = [
 ]
 
 PARTS = ("model", "ema", "optim")
-STATE = ("model", "data", "config", "updates", "bad", "lr_factor", "rolled_back", "periodic")
-"""What `state.json` holds besides step and checksums: all that a resume goes on with."""
+NAME = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+
+
+Number = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Hashes(_Part):
+    model: str
+    ema: str
+    optim: str
+
+
+class _About(_Part):
+    """The network's images and classes."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    class_names: list[str]
+    num_classes: Annotated[int, Field(ge=0, le=10**6)]
+    sigma_data: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _as_trained(self) -> _About:
+        if self.shape[0] not in (1, 3):
+            raise ValueError(f"{self.shape[0]} channels, where only 1 and 3 are trained on")
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} names of {self.num_classes} classes")
+        return self
+
+
+class _State(_Part):
+    """What `state.json` holds: all that a resume goes on with."""
+
+    step: Number
+    sha256: _Hashes
+    model: _About
+    data: str
+    config: dict[str, Any]
+    updates: Number
+    bad: Number
+    lr_factor: Annotated[float, Field(gt=0, le=1)]
+    rolled_back: bool
+    periodic: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +119,9 @@ def save(
 ) -> Path:
     """Writes `folder/step-XXXXXXXX` and then removes all but the `keep` newest checkpoints.
 
-    Raises `UnrazeError` where the disk is full or not writable; the older ones stay as they were.
+    The newest periodic one is kept besides: a run that was stopped is to roll back to where one
+    that was not would. Raises `UnrazeError` where the disk is full or not writable; the older ones
+    stay as they were.
     """
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.part"
@@ -80,8 +132,7 @@ def save(
             shutil.rmtree(left_over)
         temporary.mkdir()
         for part, tensors in zip(PARTS, (model, ema, optim), strict=True):
-            plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-            data = safetensors.torch.save(plain)
+            data = _bytes_of(tensors)
             hashes[part] = hashlib.sha256(data).hexdigest()
             _write_and_flush(temporary / f"{part}.safetensors", data)
         text = json.dumps({**state, "step": step, "sha256": hashes}, indent=1, sort_keys=True)
@@ -94,14 +145,30 @@ def save(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UnrazeError(_cannot_write(final, error)) from error
-    for old in listing(folder)[:-keep]:
-        shutil.rmtree(old)
+    there = listing(folder)
+    periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
+    for old in there[:-keep]:
+        if old != periodic:
+            shutil.rmtree(old)
     return final
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256, hexadecimal, of the file that these tensors have in a checkpoint."""
+    return hashlib.sha256(_bytes_of(tensors)).hexdigest()
 
 
 def listing(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, unread."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Removes the checkpoints of later steps, the newest first."""
+    for path in reversed(listing(folder)):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
 
 
 def read(path: Path) -> Checkpoint:
@@ -117,12 +184,18 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
     try:
         state = json.loads(state_file.read_text(encoding="utf-8"))
-        hashes, step = dict(state["sha256"]), int(state["step"])
-        for key in STATE:
-            state[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{state_file}: is damaged ({error!r})") from error
-    tensors = {part: _read_part(path / f"{part}.safetensors", hashes.get(part)) for part in PARTS}
+        step = _State.model_validate(state).step
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        what = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{state_file}: is damaged ({place}: {what})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{state_file}: is damaged ({error})") from error
+    if path.name != f"step-{step:08d}":
+        raise CheckpointError(f"{state_file}: is of step {step}, its folder's name says another")
+    hashes = state["sha256"]
+    tensors = {part: _read_part(path / f"{part}.safetensors", hashes[part]) for part in PARTS}
     return Checkpoint(path, step, tensors["model"], tensors["ema"], tensors["optim"], state)
 
 
@@ -147,7 +220,13 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Loads weights into a network; raises `CheckpointError` that names what does not fit."""
-    require_fit({k: v.shape for k, v in network.state_dict().items()}, tensors, where)
+    wanted = network.state_dict()
+    require_fit({k: v.shape for k, v in wanted.items()}, tensors, where)
+    for name, value in wanted.items():
+        if tensors[name].dtype != value.dtype:
+            raise CheckpointError(
+                f"{where}: {name} holds {tensors[name].dtype}, the network needs {value.dtype}"
+            )
     network.load_state_dict(tensors)
 
 
@@ -183,7 +262,22 @@ def write_atomically(path: Path, text: str) -> None:
         raise UnrazeError(_cannot_write(path, error)) from error
 
 
-def _read_part(path: Path, expected: str | None) -> dict[str, Tensor]:
+def _bytes_of(tensors: Mapping[str, Tensor]) -> bytes:
+    plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    return safetensors.torch.save(plain)
+
+
+def _is_periodic(path: Path) -> bool:
+    """Whether a run that is never stopped has it too; a damaged one does not count."""
+    try:
+        return json.loads((path / "state.json").read_text(encoding="utf-8"))["periodic"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _read_part(path: Path, expected: str) -> dict[str, Tensor]:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is damaged, it is not a file")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -191,7 +285,7 @@ def _read_part(path: Path, expected: str | None) -> dict[str, Tensor]:
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise CheckpointError(
-            f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {str(expected)[:12]}…"
+            f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {expected[:12]}…"
         )
     try:
         return safetensors.torch.load(data)

@@ -70,6 +70,11 @@ class DataConfig(_Section):
     background: str = Field("white", description="the colour that transparency is flattened onto")
     flip: bool = Field(False, description="mirror half of the images: for mirror-symmetric data")
     skip_bad: bool = Field(False, description="leave unreadable files out instead of stopping")
+    # 0, not the presets' 0.1: what was trained before there was this key was trained on all images
+    held_out: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        0.0,
+        description="share of the images never trained on, where the source has no test part",
+    )
 
 
 class ScheduleConfig(_Section):
@@ -152,6 +157,12 @@ class LossConfig(_Section):
     sigma_data: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="root mean square of the pixels; absent: measured and stored"
     )
+    variance: Literal["fixed", "learned"] = Field(
+        "fixed", description="learned: the network also says where σ lies between β and β̃"
+    )
+    variance_weight: Annotated[float, Field(gt=0.0)] = Field(
+        1e-3, description="of the variational bound that it is learned by, in bits a dimension"
+    )
 
     @model_validator(mode="after")
     def _objectives_of_the_text(self) -> LossConfig:
@@ -174,6 +185,11 @@ class LossConfig(_Section):
             if self.distance != "l2":
                 raise ValueError(
                     f'objective = "{self.objective}" is a squared norm: set distance = "l2"'
+                )
+            if self.variance == "learned":
+                raise ValueError(
+                    f'objective = "{self.objective}" knows no variance: set variance = "fixed", or '
+                    'objective = "weighted" to learn one'
                 )
         return self
 
@@ -210,6 +226,9 @@ class TrainConfig(_Section):
     )
     preview_every: Positive | None = Field(None, description="steps; absent: eight in the budget")
     checkpoint_every: Positive | None = Field(None, description="steps; absent: each minute or so")
+    eval_every: Positive | None = Field(
+        None, description="steps from one small evaluation to the next; absent: none"
+    )
     keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
 
     @model_validator(mode="after")
@@ -233,7 +252,9 @@ class SampleConfig(_Section):
     spacing: Literal["time", "angle"] = Field(
         "time", description="kept steps are even in t, or in arctan(β̄/ᾱ)"
     )
-    sigma: Literal["beta", "beta_tilde"] = Field("beta", description="σ_t of the random sampler")
+    sigma: Literal["beta", "beta_tilde", "learned"] = Field(
+        "beta", description="σ_t of the random sampler; learned: as the network says"
+    )
     eta: Unit = Field(0.0, description="DDIM's share of new noise")
     clip: Literal["none", "clip", "dynamic"] = Field("clip", description="of x̂₀ to [-1, 1]")
     dynamic_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
@@ -262,6 +283,15 @@ class Config(_Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _a_learned_sigma_was_learned(self) -> Config:
+        if self.sample.sigma == "learned" and self.loss.variance == "fixed":
+            raise ValueError(
+                'sample.sigma = "learned" where loss.variance = "fixed": this network learns no '
+                'variance; take "beta" or "beta_tilde", or train one with loss.variance = "learned"'
+            )
+        return self
 
 
 def preset_names() -> tuple[str, ...]:

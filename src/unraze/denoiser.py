@@ -9,7 +9,7 @@ Guidance and clipping take a denoiser and return one; an exact mathematical one 
 place in every test.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -38,12 +38,14 @@ __all__ = [
 class Prediction:
     """Estimates of x_0 and of the whole noise ε̄, of x_t's shape, with x_t = ᾱ_t x_0 + β̄_t ε̄.
 
-    `log_var` is ln σ_t² where a network learned the variance of its step, else None.
+    `share` is where a network learned the variance of its step: v of x_t's shape in
+    ln σ² = v ln β² + (1-v) ln β̃² (`unraze.process.log_variance`), else None. The share, not the
+    variance: β and β̃ are those of the step that a sampler takes, which the network is not told.
     """
 
     x0: Tensor
     eps: Tensor
-    log_var: Tensor | None = None
+    share: Tensor | None = None
 
 
 class Denoiser(Protocol):
@@ -63,6 +65,9 @@ def predict(
 ) -> Prediction:
     """The Prediction that a raw network output stands for, at training times t, () or (B,).
 
+    `raw` is (B, C, …) as x_t, or (B, 2C, …) of a network that learned its variance: the second half
+    o stands for the share v = (o+1)/2 (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.1).
+
     eps_step  ε̄ = (β̄_t/β_t) raw                   the text's own; then as eps
     eps       x_0 = (x_t - β̄ ε̄)/ᾱ                  Ho et al. 2020, eq. 4 solved for x_0
     x0        ε̄ = (x_t - ᾱ x_0)/β̄
@@ -72,6 +77,10 @@ def predict(
 
     Raises `ValueError` for eps and eps_step where ᾱ_t = 0.
     """
+    if raw.ndim > 1 and raw.shape[1] == 2 * x_t.shape[1]:
+        raw, second = raw.chunk(2, dim=1)
+        one = predict(parametrisation, raw, x_t, schedule, t, sigma_data=sigma_data)
+        return replace(one, share=(second + 1) / 2)
     a64, b64 = schedule.at(t)
     a, b = like(a64, x_t), like(b64, x_t)
     match parametrisation:
@@ -191,7 +200,10 @@ def raw_output(
     classes: Tensor | None = None,
     previous: Tensor | None = None,
 ) -> Tensor:
-    """What the network emits for x_t (B, C, H, W) at training times t (B,), in x_t's dtype."""
+    """What the network emits for x_t (B, C, H, W) at training times t (B,), in x_t's dtype.
+
+    (B, C, H, W), or (B, 2C, H, W) where it learned its variance.
+    """
     extra = {"classes": classes, "previous": previous}
     seen = x_t
     if parametrisation == "edm":
@@ -226,7 +238,7 @@ def guided(
         return Prediction(
             torch.lerp(without.x0, with_class.x0, w),
             torch.lerp(without.eps, with_class.eps, w),
-            with_class.log_var,
+            with_class.share,
         )
 
     return denoise
@@ -257,7 +269,7 @@ def clipped(
             bound = like(size.clamp(min=limit), x_t)
             x0 = prediction.x0.clamp(-bound, bound) * (limit / bound)
         eps = prediction.eps if keep_eps else from_x0(schedule, x_t, t, x0).eps
-        return Prediction(x0, eps, prediction.log_var)
+        return Prediction(x0, eps, prediction.share)
 
     return bounded
 

@@ -19,7 +19,7 @@ from unraze.config import Config, SampleConfig, explained
 from unraze.denoiser import Denoiser, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError
 from unraze.hardware import require_device
-from unraze.run import find, read_config
+from unraze.run import Run, find, read_config
 from unraze.samplers import Noise, Step, ddim, even_angles, even_times, greedy, random
 from unraze.schedule import Schedule
 
@@ -77,9 +77,14 @@ class Progress:
 
 
 def load(
-    path: Path | str, *, raw: bool = False, step: int | None = None, device: str = "cpu"
+    path: Path | str,
+    *,
+    raw: bool = False,
+    step: int | Literal["best"] | None = None,
+    device: str = "cpu",
 ) -> Model:
-    """The model of a run, from its newest whole checkpoint, or from that of `step`.
+    """The model of a run, from its newest whole checkpoint, from that of `step`, or from the best:
+    that which the evaluations in training (`--eval-every`) liked best.
 
     `raw` takes the weights as trained in place of their average. Raises `CheckpointError` where
     there is no run, no such checkpoint, or one that is damaged or of another network.
@@ -88,11 +93,7 @@ def load(
     run = find(Path(path))
     config = read_config(run)
     if step is not None:
-        folder = run.checkpoints / f"step-{step:08d}"
-        if not folder.is_dir():
-            there = ", ".join(str(int(p.name[5:])) for p in checkpoint.listing(run.checkpoints))
-            raise CheckpointError(f"{run.path}: no checkpoint of step {step}; there is {there}")
-        saved = checkpoint.read(folder)
+        saved = checkpoint.read(_folder_of(run, step))
     else:
         newest, problems = checkpoint.newest(run.checkpoints)
         if problems:
@@ -108,6 +109,7 @@ def load(
         size=(height, width),
         num_classes=about["num_classes"],
         self_conditioning=config.loss.self_conditioning,
+        learned_variance=config.loss.variance == "learned",
     )
     checkpoint.fill(network, saved.model if raw else saved.ema, saved.path)
     return Model(
@@ -122,6 +124,24 @@ def load(
         checkpoint=saved.state["sha256"]["model"] if raw else saved.hash,
         step=saved.step,
     )
+
+
+def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
+    """Where the checkpoint of a step is, or the best one; raises `CheckpointError`."""
+    best = checkpoint.listing(run.best)
+    if step == "best":
+        if not best:
+            raise CheckpointError(
+                f"{run.path}: has no best checkpoint, it was trained without evaluations; "
+                "train with --eval-every, or name a step"
+            )
+        return best[-1]
+    there = checkpoint.listing(run.checkpoints) + best
+    found = [path for path in there if int(path.name[5:]) == step]
+    if not found:
+        steps = ", ".join(sorted({str(int(path.name[5:])) for path in there}, key=int))
+        raise CheckpointError(f"{run.path}: no checkpoint of step {step}; there is {steps}")
+    return found[0]
 
 
 def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
@@ -229,6 +249,11 @@ def generate(
         raise InputError(
             f"n = {n}, batch = {batch}, first = {first}, seed = {seed}: "
             "n and batch are at least 1, first and seed at least 0"
+        )
+    if settings.sigma == "learned" and model.config.loss.variance == "fixed":
+        raise InputError(
+            "sigma = learned: this run learned no variance; take beta or beta_tilde, or train one "
+            "with loss.variance = learned"
         )
     if not model.config.schedule.allow_signal:
         schedules.check_terminal_signal(model.schedule)

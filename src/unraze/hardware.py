@@ -1,10 +1,16 @@
 """What this machine can do."""
 
+import os
+import re
+
 import torch
 
 from unraze.errors import InputError
 
-__all__ = ["has_bfloat16", "require_device"]
+__all__ = ["has_bfloat16", "memory", "require_device"]
+
+DEVICE = re.compile(r"(?:cpu|mps)(?::0)?|cuda(?::\d{1,3})?")
+"""What can be asked for: torch knows more names, of which some compute nothing ("meta")."""
 
 
 def has_bfloat16(kind: str) -> bool:
@@ -17,10 +23,18 @@ def has_bfloat16(kind: str) -> bool:
 
 def require_device(name: str) -> None:
     """Raises `InputError` where this machine has no such device."""
+    remedy = "give cpu, cuda (cuda:1, …) or mps"
+    if not DEVICE.fullmatch(name):
+        raise InputError(f"device = {name!r}: is not a device to compute on; {remedy}")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(":")[0]
-        raise InputError(
-            f"device = {name!r}: cannot be used here ({reason}); give cpu, cuda or mps"
-        ) from error
+        raise InputError(f"device = {name!r}: cannot be used here ({reason}); {remedy}") from error
+
+
+def memory() -> int:
+    """The machine's main memory in bytes, free or not; 2⁶³ where the system does not say."""
+    if os.name != "posix":
+        return 2**63
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -14,6 +14,7 @@ import torch
 from unraze import ema, run as runs
 from unraze.config import Config, updated
 from unraze.data import Images
+from unraze.evaluate import during
 from unraze.hardware import has_bfloat16
 from unraze.preview import SHARE
 from unraze.run import Run
@@ -43,7 +44,8 @@ def measured(config: Config, images: Images, run: Run) -> Config:
     if config.train.checkpoint_every is None:
         changes["train.checkpoint_every"] = max(1, round(SAVE_SECONDS / seconds[best]))
     if config.train.minutes is not None:
-        usable = budget * (1 - SHARE)
+        evaluating = during.SHARE if config.train.eval_every else 0.0
+        usable = budget * (1 - SHARE - evaluating)
         changes["train.steps"] = max(1, round(usable / seconds[best]))
     speed = ", ".join(f"{config.train.batch / s:.0f} images/s in {d}" for d, s in seconds.items())
     asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""

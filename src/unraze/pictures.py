@@ -212,6 +212,8 @@ def write_film(
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The recipe of a picture or film; raises `InputError` where there is none."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: is not a file; give a picture that unraze made")
     try:
         with Image.open(path, formats=("PNG", "GIF")) as picture:
             text = picture.info.get(KEY) or _of_comment(picture.info.get("comment"))
@@ -226,12 +228,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not text:
         raise InputError(f"{path}: holds no recipe; {remedy}")
     try:
-        recipe = json.loads(text)
+        recipe = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its recipe cannot be read ({error}); {remedy}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: its recipe cannot be read; {remedy}")
     return recipe
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number")
 
 
 def png_metadata(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -17,9 +17,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from unraze.evaluate.likelihood import Bound
+    from unraze.evaluate.noise_levels import Levels
     from unraze.schedule import Schedule
 
-__all__ = ["COLOURS", "bare", "figure", "loss_figure", "save", "schedule_figure", "smoothed"]
+__all__ = [
+    "COLOURS",
+    "bare",
+    "bound_figure",
+    "figure",
+    "loss_figure",
+    "noise_level_figure",
+    "quality_figure",
+    "save",
+    "schedule_figure",
+    "smoothed",
+]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe & Ito's colours: told apart by the colour-blind too."""
@@ -28,6 +41,8 @@ STYLES = ("-", (0, (5, 2)), (0, (1, 1.2)))
 INK = "#444444"
 LOG_FROM = 3.0
 """The ratio of largest to smallest loss from which on the axis is logarithmic."""
+LOWEST = 1e-4
+"""The least share of the largest loss by noise level that is still shown."""
 
 
 def figure(width: float, height: float) -> Figure:
@@ -130,6 +145,114 @@ def loss_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     below.set_title("learning rate", loc="left", fontsize=11)
     below.set_xlabel("step", color=INK)
     below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    return whole
+
+
+def noise_level_figure(levels: Levels) -> Figure:
+    """The loss of v by noise level t/T: training and held-out images, and the linear denoiser.
+
+    Bars are two standard errors to either side; levels where the model is overfitted are marked at
+    the bottom. The axis is logarithmic where losses span more than a factor of 3, and ends four
+    powers of ten below the largest: a perfect copier's have no end.
+    """
+    rows = levels.rows
+    t = [row.t / levels.last for row in rows]
+    whole = figure(8.0, 4.8)
+    axes = whole.subplots()
+    bare(axes)
+    curves = (
+        ("training images", [row.training for row in rows], [row.training_error for row in rows]),
+        ("held-out images", [row.held_out for row in rows], [row.held_out_error for row in rows]),
+    )
+    drawn: list[float] = []
+    for i, (name, loss, error) in enumerate(curves):
+        axes.errorbar(
+            t,
+            loss,
+            yerr=[2 * e for e in error],
+            color=COLOURS[i],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.8,
+            elinewidth=1,
+            label=name,
+        )
+        drawn += loss
+    linear = [(x, row.linear) for x, row in zip(t, rows, strict=True) if row.linear is not None]
+    if linear:
+        x, y = zip(*linear, strict=True)
+        axes.plot(x, y, color=COLOURS[6], linestyle=(0, (5, 2)), lw=1.4, label="linear denoiser")
+        drawn += y
+    over = [x for x, row in zip(t, rows, strict=True) if row.overfitted]
+    if over:
+        axes.plot(
+            over,
+            np.zeros(len(over)),
+            "|",
+            transform=axes.get_xaxis_transform(),
+            color=COLOURS[1],
+            markersize=12,
+            markeredgewidth=2,
+            label="overfitted",
+        )
+    top, low = max(drawn), min(drawn)
+    if 0 < LOG_FROM * low < top:
+        low = max(low, LOWEST * top)
+        _logarithmic(axes, subs=(1.0, 2.0, 5.0) if top < 100 * low else (1.0,))
+        axes.set_ylim(low / 1.5, top * 1.5)
+    axes.set_xlim(0, 1)
+    axes.set_title(r"loss by noise level, $\Vert v - \hat{v}\Vert^2/d$", loc="left", fontsize=11)
+    axes.set_xlabel("t / T", color=INK)
+    axes.legend(frameon=False, labelcolor=INK)
+    return whole
+
+
+def bound_figure(bound: Bound) -> Figure:
+    """Where on the way the bound's bits are: decoder, groups of steps, prior, one bar each.
+
+    Bars are one after the other from the picture to the noise, their width the same whatever the
+    number of steps; two standard errors to either side.
+    """
+    whole = figure(8.0, 3.6)
+    axes = whole.subplots()
+    bare(axes)
+    terms = bound.terms
+    heights = [bound.decoder, *(term.bits for term in terms), bound.prior]
+    errors = [0.0, *(2 * term.error for term in terms), 0.0]
+    colours = [COLOURS[1], *[COLOURS[0]] * len(terms), COLOURS[2]]
+    places = np.arange(len(heights))
+    axes.bar(places, heights, color=colours, yerr=errors, ecolor=INK, width=0.8)
+    labels = ["decoder", *(_steps(t.first, t.last) for t in terms), "prior"]
+    axes.set_xticks(places, labels, rotation=90, fontsize=8)
+    axes.set_title("bits a dimension, by the steps they are spent in", loc="left", fontsize=11)
+    return whole
+
+
+def _steps(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def quality_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """KID by training step with its 95 % interval, the best one marked; lower is better.
+
+    `rows` are those of `quality.jsonl`, each with "step", "kid", "low" and "high".
+    """
+    whole = figure(8.0, 3.6)
+    axes = whole.subplots()
+    bare(axes)
+    axes.set_title("KID × 1000 of small samples, held-out images", loc="left", fontsize=11)
+    axes.set_xlabel("step", color=INK)
+    if not rows:
+        axes.text(0.5, 0.5, "not evaluated yet", transform=axes.transAxes, ha="center", color=INK)
+        return whole
+    step = [row["step"] for row in rows]
+    kid, low, high = ([1000 * row[name] for row in rows] for name in ("kid", "low", "high"))
+    axes.fill_between(step, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    axes.plot(step, kid, "o-", color=COLOURS[0], markersize=4, linewidth=1.8)
+    best = int(np.argmin(kid))
+    axes.plot(step[best], kid[best], "o", color=COLOURS[1], markersize=8, label="best")
+    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+    axes.set_ylim(bottom=min(0.0, *low))
     return whole
 
 

@@ -5,15 +5,16 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 
-from unraze import __version__, pictures, rng, run as runs
+from unraze import __version__, checkpoint, pictures, rng, run as runs
 from unraze.config import Config
 from unraze.data import Images
 from unraze.generate import Model, changed, sample
 from unraze.run import Run
 from unraze.step import Trainee
 
-__all__ = ["SHARE", "preview", "preview_interval", "write_reals"]
+__all__ = ["SHARE", "averaged_model", "preview", "preview_interval", "write_reals"]
 
 SHARE = 0.04
 """The most of the training time that previews may take."""
@@ -25,10 +26,10 @@ def preview_interval(config: Config) -> int:
     return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
 
 
-def preview(trainee: Trainee, run: Run, step: int, saved: str | None) -> None:
+def preview(trainee: Trainee, run: Run, step: int) -> None:
     """Images from fixed noise at this step: as trained on the left, averaged on the right.
 
-    `saved` is the name of the checkpoint of this step, where there is one.
+    The recipe holds the hashes of both, as a checkpoint of this step has them.
     """
     config = trainee.config
     calls = min(25, trainee.schedule.steps)
@@ -37,20 +38,8 @@ def preview(trainee: Trainee, run: Run, step: int, saved: str | None) -> None:
     count = max(1, min(32, int(affordable)))
     wanted = {"sampler": "ddim", "steps": calls, "eta": 0.0, "clip": "clip", "guidance": 1.0}
     settings = changed(config.sample, wanted)
-    averaged = copy.deepcopy(trainee.network)
-    averaged.load_state_dict(trainee.average)
     sides = []
-    for network in (trainee.network, averaged):
-        channels, height, width = trainee.images.pixels.shape[1:]
-        model = Model(
-            config=config,
-            network=network.eval(),
-            schedule=trainee.schedule,
-            shape=(channels, height, width),
-            class_names=tuple(trainee.images.class_names),
-            num_classes=trainee.num_classes,
-            sigma_data=config.loss.sigma_data or 1.0,
-        )
+    for model in (_model(trainee, trainee.network, run), averaged_model(trainee, run)):
         drawn = sample(model, count, seed=config.train.seed, settings=settings)
         if not bool(torch.isfinite(drawn).all()):
             runs.log(run, f"no preview at step {step}: the images drawn are not finite")
@@ -64,7 +53,8 @@ def preview(trainee: Trainee, run: Run, step: int, saved: str | None) -> None:
             "kind": "preview",
             "run": run.path.name,
             "step": step,
-            "checkpoint": saved,
+            "checkpoint": checkpoint.hash_of(trainee.average),
+            "checkpoint as trained": checkpoint.hash_of(trainee.network.state_dict()),
             "threads": torch.get_num_threads(),
             "dtype": "float32",
             "left": "weights as trained",
@@ -72,6 +62,27 @@ def preview(trainee: Trainee, run: Run, step: int, saved: str | None) -> None:
             "seed": config.train.seed,
             "settings": settings.model_dump(mode="json"),
         },
+    )
+
+
+def averaged_model(trainee: Trainee, run: Run) -> Model:
+    """The averaged weights as they are now, to sample from."""
+    averaged = copy.deepcopy(trainee.network)
+    averaged.load_state_dict(trainee.average)
+    return _model(trainee, averaged, run)
+
+
+def _model(trainee: Trainee, network: nn.Module, run: Run) -> Model:
+    channels, height, width = trainee.images.pixels.shape[1:]
+    return Model(
+        config=trainee.config,
+        network=network.eval(),
+        schedule=trainee.schedule,
+        shape=(channels, height, width),
+        class_names=tuple(trainee.images.class_names),
+        num_classes=trainee.num_classes,
+        sigma_data=trainee.config.loss.sigma_data or 1.0,
+        run=str(run.path),
     )
 
 

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from unraze.schedule import Schedule
 
-__all__ = ["check_steps", "destroy", "destroy_at", "destroy_step", "like", "mu", "posterior"]
+__all__ = [
+    "check_steps",
+    "destroy",
+    "destroy_at",
+    "destroy_step",
+    "like",
+    "log_variance",
+    "mu",
+    "posterior",
+]
 
 
 def destroy_step(schedule: Schedule, x_before: Tensor, t: Tensor | int, eps_step: Tensor) -> Tensor:
@@ -67,6 +76,19 @@ def posterior(
     of_x_t = alpha * (beta_bar_before / beta_bar) ** 2
     mean = like(of_x0, x_t) * x0 + like(of_x_t, x_t) * x_t
     return mean, like(schedule.beta_tilde[t] ** 2, x_t)
+
+
+def log_variance(schedule: Schedule, t: Tensor | int, share: Tensor) -> Tensor:
+    """ln σ_t² = v ln β_t² + (1-v) ln β̃_t² (B, …), for the share v (B, …) that a network learned.
+
+    β̃_1 = 0 has no logarithm: β̃_2 stands for it (β_1 in a schedule of one step). v = 1 is σ = β,
+    v = 0 is σ = β̃; v may lie outside. Source: Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15.
+    """
+    t = check_steps(schedule, t)
+    lowest = schedule.beta_tilde.clone()
+    lowest[1] = lowest[2] if schedule.steps > 1 else schedule.beta[1]
+    upper, lower = 2 * schedule.beta[t].log(), 2 * lowest[t].log()
+    return torch.lerp(like(lower, share), like(upper, share), share)
 
 
 def like(values: Tensor, x: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ runs/00003-fashion-mnist/
     stats.jsonl    one line a step                reals.png     some of the training images
     samples/step-*.png   previews                 checkpoints/step-*/   weights and state
     loss.png       the curve, at the end
+and where training evaluates (--eval-every)
+    quality.jsonl  one line an evaluation         best/step-*/   the checkpoint that did best
+    quality.png    its curve, at the end
 """
 
 import json
@@ -30,7 +33,7 @@ from unraze.errors import CheckpointError, InputError, UnrazeError
 __all__ = [
     "Run",
     "Summary",
-    "append_stats",
+    "append_row",
     "create",
     "find",
     "is_busy",
@@ -38,10 +41,10 @@ __all__ = [
     "log",
     "read_config",
     "read_env",
-    "read_stats",
+    "read_rows",
     "require_free",
     "summaries",
-    "truncate_stats",
+    "truncate_rows",
     "write_config",
 ]
 
@@ -65,9 +68,19 @@ class Run:
         return self.path / "samples"
 
     @property
+    def best(self) -> Path:
+        """Where the checkpoint that evaluated best in training is, if training evaluated."""
+        return self.path / "best"
+
+    @property
     def stats(self) -> Path:
         """The figures of every step, one JSON object a line."""
         return self.path / "stats.jsonl"
+
+    @property
+    def quality(self) -> Path:
+        """The small evaluations in training, one JSON object a line."""
+        return self.path / "quality.jsonl"
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,7 @@ def require_free(out: Path) -> None:
 
 def find(path: Path) -> Run:
     """The run at `path`; raises `CheckpointError` where there is none."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"{path}: there is no such run; `unraze runs` lists what there is")
     if not (path / "config.toml").is_file():
         raise CheckpointError(f"{path}: is not a run, it has no config.toml")
@@ -167,33 +180,40 @@ def read_env(run: Run) -> dict[str, Any]:
     """What `environment` said when the run began; where that is lost, why."""
     try:
         values = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {"env.json": f"cannot be read ({error})"}
-    return dict(values)
+    return values if isinstance(values, dict) else {"env.json": "does not hold what it should"}
 
 
-def append_stats(run: Run, row: dict[str, Any]) -> None:
-    """Adds a line to `stats.jsonl`."""
-    _append(run.stats, json.dumps(row) + "\n")
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Adds a line to `stats.jsonl` or `quality.jsonl`."""
+    _append(file, json.dumps(row) + "\n")
 
 
-def read_stats(run: Run) -> list[dict[str, Any]]:
-    """The rows of `stats.jsonl`; a last line that a crash cut off is left out."""
-    if not run.stats.is_file():
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of such a file, up to the first that is none: a last line that a crash cut off."""
+    if not file.is_file():
         return []
     rows = []
-    for line in run.stats.read_text(encoding="utf-8").splitlines():
+    for line in file.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not (isinstance(row, dict) and type(row.get("step")) is int):
+            break
+        if not isinstance(row.get("loss", 0.0), int | float):
+            break
+        rows.append(row)
     return rows
 
 
-def truncate_stats(run: Run, step: int) -> None:
-    """Drops what was logged after `step`: it is going to be made again."""
-    rows = [row for row in read_stats(run) if row["step"] <= step]
-    write_atomically(run.stats, "".join(json.dumps(row) + "\n" for row in rows))
+def truncate_rows(run: Run, step: int) -> None:
+    """Drops what was logged of steps after `step`: it is going to be made again."""
+    for file in (run.stats, run.quality):
+        if file.is_file():
+            rows = [row for row in read_rows(file) if row["step"] <= step]
+            write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def log(run: Run, message: str) -> None:
@@ -209,6 +229,11 @@ def locked(run: Run) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"{run.path}: is being trained by another process") from None
+    except OSError as error:
+        raise UnrazeError(
+            f"{run.path / '.lock'}: cannot be locked ({error.strerror or error}); make the run's "
+            "folder one that can be written to"
+        ) from error
     try:
         yield
     finally:
@@ -224,13 +249,16 @@ def is_busy(run: Run) -> bool:
             return False
     except InputError:
         return True
+    except UnrazeError:  # a folder that only can be read: nobody trains there
+        return False
 
 
 def summaries(folder: Path) -> list[Summary]:
     """The runs directly in a folder, by name; what is not a run is passed over."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
-    return [_summary(Run(p.parent)) for p in sorted(folder.glob("*/config.toml"))]
+        raise InputError(f"{folder}: there is no such folder; give the one that holds the runs")
+    files = sorted(p for p in folder.glob("*/config.toml") if p.is_file())
+    return [_summary(Run(p.parent)) for p in files]
 
 
 def _summary(run: Run) -> Summary:
@@ -238,7 +266,7 @@ def _summary(run: Run) -> Summary:
         config = read_config(run)
     except InputError:
         return Summary(run.path, "unreadable", 0, 0, float("nan"), "", "")
-    rows = [row for row in read_stats(run) if "loss" in row]
+    rows = [row for row in read_rows(run.stats) if "loss" in row]
     last: dict[str, Any] = rows[-1] if rows else {"step": 0, "loss": float("nan")}
     steps = config.train.steps or int(last.get("steps", 0))
     saved = checkpoint.listing(run.checkpoints)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unraze import ema, nn as networks, optim, rng, schedule as schedules
 from unraze.batches import labels_of, looks_twice, samples_of, seed_dropout, times_of
+from unraze.bound import bits, unit_step
 from unraze.config import Config, TrainConfig
 from unraze.data import Images, batch as assemble
 from unraze.denoiser import predict, raw_output
@@ -48,6 +49,7 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
             size=config.data.size,
             num_classes=num_classes,
             self_conditioning=config.loss.self_conditioning,
+            learned_variance=config.loss.variance == "learned",
         )
 
 
@@ -150,7 +152,14 @@ def _losses(
             x_t = destroy_at(*schedule.at(t), x0, eps)
             raw = estimate(x_t, t)
             prediction = predict(parametrisation, raw, x_t, schedule, t, sigma_data=sigma_data)
-            return weighted(prediction, x0, eps, schedule, t, config.loss, sigma_data=sigma_data)
+            losses = weighted(prediction, x0, eps, schedule, t, config.loss, sigma_data=sigma_data)
+            if prediction.share is None:
+                return losses
+            # L_hybrid = L + λ T L_t in bits a dimension, the mean left to L alone: Nichol &
+            # Dhariwal 2021, arXiv:2102.09672, eq. 16
+            nats = unit_step(schedule, x0, t, prediction.x0.detach(), prediction.share)
+            more = config.loss.variance_weight * schedule.steps * bits(nats, values)
+            return losses + more.to(losses.dtype)
 
 
 def clip(trainee: Trainee) -> float:

@@ -19,19 +19,24 @@ from torch import Tensor
 
 from unraze import __version__, checkpoint, ema, optim, plots, run as runs, schedule as schedules
 from unraze.batches import samples_of
-from unraze.config import Config, preset, updated
-from unraze.data import Images, to_uint8
+from unraze.config import Config, from_dict, preset, updated
+from unraze.data import Images, absent_classes, load as load_images_of, to_uint8
+from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError
+from unraze.evaluate import during
+from unraze.evaluate.stage import finish
 from unraze.generate import Model, load
-from unraze.hardware import require_device
+from unraze.hardware import memory, require_device
 from unraze.measure import Pace, measured, told
-from unraze.preview import preview, preview_interval, write_reals
+from unraze.preview import averaged_model, preview, preview_interval, write_reals
 from unraze.run import Run
 from unraze.step import Trainee, begin, clip, gradients, network_of, reproducible
 
-__all__ = ["Report", "fit", "prepare", "train"]
+__all__ = ["Report", "fit", "prepare", "require_memory", "train"]
 
 BAD_STEPS_IN_A_ROW = 3
+MOST_STEPS = 10**9
+MOST_MINUTES = 10 * 365 * 24 * 60
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with, once, after a rollback."""
 
@@ -44,7 +49,7 @@ class Report:
     process's peak resident set in bytes; rates and times are of the last steps.
     """
 
-    phase: Literal["measuring", "training", "saved", "stopped", "done"]
+    phase: Literal["measuring", "training", "evaluated", "saved", "stopped", "done"]
     step: int
     steps: int
     loss: float = math.nan
@@ -64,6 +69,7 @@ def never() -> bool:
 def prepare(config: Config, images: Images) -> Config:
     """The configuration with what the data decides filled in, checked against them.
 
+    Its `data` says how these images were loaded, so that they can be again, or that they cannot.
     Raises `InputError` for all that would make the run fail later: no budget, a size that the
     network cannot divide, a schedule that leaves too much signal, a parametrisation that it does
     not bear, labels asked for where there are none. Nothing is written.
@@ -92,6 +98,7 @@ def prepare(config: Config, images: Images) -> Config:
             f"give --set sample.steps={schedule.steps} or fewer"
         )
     changes: dict[str, Any] = {
+        **_origin_of(images),
         "data.size": (height, width),
         "data.channels": channels,
         "loss.sigma_data": config.loss.sigma_data or _root_mean_square(images),
@@ -100,8 +107,48 @@ def prepare(config: Config, images: Images) -> Config:
     if train.epochs is not None:
         changes["train.steps"] = max(1, round(train.epochs * count / train.batch))
     config = updated(config, changes)
-    network_of(config, num_classes=len(images.class_names) if train.classes else 0)
+    if (steps := config.train.steps or 0) > MOST_STEPS:
+        key = "train.steps" if train.epochs is None else "train.epochs"
+        asked = f"{key} = {steps if train.epochs is None else train.epochs}"
+        raise InputError(f"{asked}: is more than {MOST_STEPS:,} steps; give less")
+    if (minutes := train.minutes or 0) > MOST_MINUTES:
+        raise InputError(f"train.minutes = {minutes}: is more than ten years; give less")
+    require_memory(config, num_classes=len(images.class_names) if train.classes else 0)
+    if train.eval_every is not None:
+        during.require_worth(config)
+        load_images_of(config.data, split="held-out")
     return config
+
+
+def require_memory(config: Config, *, num_classes: int = 0) -> None:
+    """Raises `InputError` where the network or a batch can't be held, or the network not be built.
+
+    Nothing is allocated. Images have the size and the channels that `config.data` names.
+    """
+    assert config.data.size is not None
+    gib = memory() / 2**30
+    try:
+        with torch.device("meta"):  # shapes alone
+            network = network_of(config, num_classes=num_classes)
+    except (RuntimeError, OverflowError) as error:
+        raise InputError(
+            "network: has more weights than can be counted; give smaller numbers under network"
+        ) from error
+    weights = sum(p.numel() for p in network.parameters())
+    # in float32: weights, their gradient, two moments, their average
+    if (needed := 20 * weights / 2**30) > gib:
+        raise InputError(
+            f"network: its {weights:,} weights need {needed:,.0f} GiB to be trained, this machine "
+            f"has {gib:,.0f}; give smaller numbers under network"
+        )
+    batch, height, width = config.train.batch, *config.data.size
+    values = (config.data.channels or 1) * height * width
+    # in float32: picture, noise, x_t, and what the network says of it
+    if 16 * values * (batch // config.train.accumulate) / 2**30 + 24 * batch / 2**30 > gib:
+        raise InputError(
+            f"train.batch = {batch}: so many images of {height} x {width} at once need more than "
+            f"the {gib:,.0f} GiB of this machine; give less, or --set train.accumulate=PARTS"
+        )
 
 
 def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iterator[Report]:
@@ -136,18 +183,25 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         if saved is None:
             checkpoint.write_atomically(run.stats, "")
             write_reals(run, images)
+            if lost := absent_classes(images):
+                yield _said(run, _lost(lost, images))
             state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
             start = 0
         else:
             for text in _differences(run, config, saved, images):
                 yield _said(run, text)
             state, start = _restore(trainee, saved), saved.step
-            runs.truncate_stats(run, start)
+            runs.truncate_rows(run, start)
             yield _said(run, f"continuing from step {start} of {config.train.steps}")
 
         steps, every = config.train.steps, config.train.checkpoint_every
         assert steps is not None
         assert every is not None
+        ruler = None
+        if config.train.eval_every is not None:
+            yield Report("measuring", 0, 0, message="making ready to evaluate on held-out images")
+            held_out = load_images_of(config.data, split="held-out")
+            ruler = finish(during.ruler(config, images, held_out))
         step, pace = start, Pace(config.train.batch)
         while step < steps:
             step += 1
@@ -171,13 +225,13 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 row = {"step": step, "steps": steps, "skipped": f"loss {loss}, gradient {norm}"}
                 yield _said(run, f"step {step} skipped: loss {loss}, gradient norm {norm}")
             pace.tick()
-            runs.append_stats(run, row | {"images_per_second": round(pace.images, 1)})
+            runs.append_row(run.stats, row | {"images_per_second": round(pace.images, 1)})
 
             if state["bad"] == BAD_STEPS_IN_A_ROW:
                 if state["rolled_back"]:
                     raise DivergedError(_give_up(run, trainee, step, lr))
                 step = _roll_back(trainee, run, state)
-                runs.truncate_stats(run, step)
+                runs.truncate_rows(run, step)
                 yield _said(
                     run,
                     f"{BAD_STEPS_IN_A_ROW} bad steps in a row: back to step {step}, "
@@ -198,21 +252,28 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 _peak_memory(),
             )
             yield report
-            saved_now: str | None = None
+            if ruler is not None and (step % ruler.every == 0 or step == steps):
+                said = _evaluate(trainee, ruler, run, step, state)
+                runs.log(run, said)
+                yield replace(report, phase="evaluated", message=said)
+                pace.restart()
             periodic = step % every == 0 and state["bad"] == 0
             if periodic or stopping or step == steps:
-                path = _save(trainee, run, step, state | {"periodic": periodic})
+                kept = state | {"periodic": periodic}
+                _save(trainee, run.checkpoints, step, kept, keep=config.train.keep)
                 yield replace(report, phase="saved", message=None)
-                saved_now = path.name
             if step % preview_interval(config) == 0 or step == steps:
-                preview(trainee, run, step, saved_now)
+                preview(trainee, run, step)
                 pace.restart()
             if stopping:
                 runs.log(run, f"stopped at step {step}")
                 yield replace(report, phase="stopped", message=f"saved at step {step} of {steps}")
                 return
         curve = {"unraze": __version__, "kind": "loss", "run": run.path.name, "step": steps}
-        plots.save(plots.loss_figure(runs.read_stats(run)), run.path / "loss.png", curve)
+        plots.save(plots.loss_figure(runs.read_rows(run.stats)), run.path / "loss.png", curve)
+        if ruler is not None:
+            figure = plots.quality_figure(runs.read_rows(run.quality))
+            plots.save(figure, run.path / "quality.png", curve | {"kind": "quality"})
         runs.log(run, "done")
         yield Report("done", steps, steps, memory=_peak_memory())
 
@@ -228,7 +289,8 @@ def fit(
 ) -> Model:
     """Trains on images into the run folder `out` and returns the model, in one call.
 
-    `images` may be a tensor (N, C, H, W) in [-1, 1], C 1 or 3; it is rounded to bytes.
+    All of the images are trained on. They may be a tensor (N, C, H, W) in [-1, 1], C 1 or 3, which
+    is rounded to bytes; then the run records that they cannot be loaded again, else how they were.
     `config` is a configuration or a preset's name; `minutes` or `steps` replaces its budget;
     `report` is shown every `Report`. Raises what `prepare`, `run.create` and `train` raise.
     """
@@ -239,8 +301,6 @@ def fit(
         config = updated(config, {"train.minutes": minutes})
     if steps is not None:
         config = updated(config, {"train.steps": steps})
-    if not config.data.source:
-        config = updated(config, {"data.source": images.source})
     run = runs.create(prepare(config, images), out=Path(out), command=sys.argv)
     for moment in train(run, images):
         report(moment)
@@ -250,7 +310,25 @@ def fit(
 # ------------------------------------------------------------------- beginning, saving, going on
 
 
-def _save(trainee: Trainee, run: Run, step: int, state: dict[str, Any]) -> Path:
+def _origin_of(images: Images) -> dict[str, Any]:
+    """The keys of `data` by which `load` gives these images again, or says that it cannot."""
+    if images.origin is None:
+        return {"data.source": f"{IN_MEMORY}{images.source}", "data.held_out": 0.0}
+    keys = ("source", "fit", "background", "skip_bad", "held_out")
+    changes = {f"data.{key}": getattr(images.origin, key) for key in keys}
+    if images.split != "train":
+        changes["data.source"] = f"{IN_MEMORY}{images.split} part of {images.origin.source}"
+    return changes
+
+
+def _lost(classes: tuple[str, ...], images: Images) -> str:
+    why = f"{images.held_back} images are held out, --held-out 0 would hold out none"
+    if not images.held_back:
+        why = "there are none"
+    return f"{images.source}: no image to train on of the classes {', '.join(classes)}: {why}"
+
+
+def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
     images = trainee.images
     about = {
         "shape": list(images.pixels.shape[1:]),
@@ -258,8 +336,8 @@ def _save(trainee: Trainee, run: Run, step: int, state: dict[str, Any]) -> Path:
         "num_classes": trainee.num_classes,
         "sigma_data": trainee.config.loss.sigma_data,
     }
-    return checkpoint.save(
-        run.checkpoints,
+    checkpoint.save(
+        folder,
         step,
         model=trainee.network.state_dict(),
         ema=trainee.average,
@@ -270,8 +348,31 @@ def _save(trainee: Trainee, run: Run, step: int, state: dict[str, Any]) -> Path:
             "data": images.fingerprint,
             "config": trainee.config.model_dump(mode="json"),
         },
-        keep=trainee.config.train.keep,
+        keep=keep,
     )
+
+
+def _evaluate(
+    trainee: Trainee, ruler: during.Ruler, run: Run, step: int, state: dict[str, Any]
+) -> str:
+    """Evaluates the averaged weights, logs it, keeps them where none were better; in words."""
+    figure = during.quality(averaged_model(trainee, run), ruler)
+    if figure is None:
+        return f"step {step}: not evaluated, the images drawn are not finite"
+    row = {"step": step, "kid": figure.value, "low": figure.low, "high": figure.high}
+    runs.append_row(run.quality, row | {"samples": ruler.count, "features": ruler.space.hash})
+    said = (
+        f"step {step}: KID × 1000 is {1000 * figure.value:.2f} "
+        f"({1000 * figure.low:.2f} … {1000 * figure.high:.2f})"
+    )
+    best, _ = checkpoint.newest(run.best)
+    # after a crash the best may be of a step that is yet to be made again, or of this one
+    if best is None or best.step == step or figure.value < best.state["kid"]:
+        checkpoint.remove_after(run.best, step)
+        best_state = state | {"periodic": False, "kid": figure.value}
+        _save(trainee, run.best, step, best_state, keep=1)
+        said += ", the best so far"
+    return said
 
 
 def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
@@ -288,7 +389,7 @@ def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
 
 def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     """Back to the newest checkpoint that a run never stopped has too, or to the beginning, with a
-    lower learning rate; the step."""
+    lower learning rate; the step. What was saved after it, where the run was stopped, goes."""
     saved = None
     for path in reversed(checkpoint.listing(run.checkpoints)):
         found = checkpoint.read(path)
@@ -304,7 +405,9 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     else:
         state |= _restore(trainee, saved)
     state |= {"bad": 0, "lr_factor": state["lr_factor"] * LOWER_RATE, "rolled_back": True}
-    return 0 if saved is None else saved.step
+    step = 0 if saved is None else saved.step
+    checkpoint.remove_after(run.checkpoints, step)
+    return step
 
 
 def _give_up(run: Run, trainee: Trainee, step: int, lr: float) -> str:
@@ -332,7 +435,10 @@ def _differences(
             f"{images.fingerprint[:12]}…, was {saved.state['data'][:12]}…): bring them back, or "
             "train anew"
         )
-    for key, was, is_now in _changed_keys(saved.state["config"], config.model_dump(mode="json")):
+    # read as a whole: a run of before a key was known had that key's default
+    then = from_dict(saved.state["config"], where=f"{saved.path / 'state.json'}: config")
+    config_then, config_now = then.model_dump(mode="json"), config.model_dump(mode="json")
+    for key, was, is_now in _changed_keys(config_then, config_now):
         if key.startswith("schedule.") or key == "loss.parametrisation":
             raise CheckpointError(
                 f"{run.path / 'config.toml'}: {key} was {was!r} when this was trained and is "

@@ -1,5 +1,7 @@
 """The parts of the networks against their formulas, written out in numpy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,31 @@ def test_linear_attention_is_the_sum_over_positions(memory: torch.memory_format)
                     seen[h, :, here] += weight * v[h, :, there]
         want = _conv1x1(attention.out, seen.reshape(heads * d, -1))
         np.testing.assert_allclose(got[sample], want, atol=1e-10)
+
+
+@pytest.mark.parametrize(("channels", "heads", "d"), [(5, 2, 3), (3, 1, 8), (12, 4, 2)])
+def test_linear_attention_and_its_gradients_are_those_of_the_written_formula(
+    channels: int, heads: int, d: int
+) -> None:
+    """Its order of multiplication changes neither the output nor a derivative."""
+    torch.manual_seed(7)
+    attention = _shaken(LinearAttention(channels, heads=heads, head_dim=d))
+    x = torch.randn(3, channels, 4, 7, dtype=torch.float64, requires_grad=True)
+    toward = torch.randn_like(x)
+
+    def written() -> Tensor:
+        q, k, v = attention.qkv(x).reshape(3, 3, heads, d, 28).transpose(-1, -2).unbind(1)
+        seen = q.softmax(dim=-1) / math.sqrt(d) @ (k.softmax(dim=-2).transpose(-1, -2) @ v)
+        return attention.out(seen.transpose(-1, -2).reshape(3, heads * d, 4, 7))
+
+    inputs = {"x": x, **dict(attention.named_parameters())}
+    want, got = written(), attention(x)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    wants, gots = (torch.autograd.grad(y, list(inputs.values()), toward) for y in (want, got))
+    for name, a, b in zip(inputs, gots, wants, strict=True):
+        scale = float(b.abs().max())
+        assert scale > 1e-3, name
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * scale, msg=name)
 
 
 @pytest.mark.parametrize("scale_shift", [True, False])

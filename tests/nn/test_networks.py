@@ -6,9 +6,11 @@ from diffusers import UNet2DModel
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from unraze.config import LeanConfig, UNetConfig
+from unraze import optim
+from unraze.config import LeanConfig, TrainConfig, UNetConfig
 from unraze.errors import InputError
 from unraze.nn import build, parameters_in
+from unraze.nn.layers import LinearAttention
 
 Network = LeanConfig | UNetConfig
 
@@ -69,6 +71,21 @@ def test_starts_at_zero_with_the_input_shape(config: Network) -> None:
     out = network(x, t)
     assert out.shape == x.shape
     assert not out.any()
+
+
+@every
+def test_a_learned_variance_doubles_the_output_and_nothing_else(config: Network) -> None:
+    plain, learned = (build(config, channels=3, size=(8, 16), learned_variance=v) for v in (0, 1))
+    x, t = _inputs(2)
+    out = learned(x, t)
+    assert out.shape == (2, 6, 8, 16)
+    assert not out.any()
+    shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in (plain, learned)]
+    other = [k for k in shapes[0] if shapes[0][k] != shapes[1][k]]
+    assert shapes[0].keys() == shapes[1].keys()
+    assert other == ["out.weight", "out.bias"]
+    for k in other:
+        assert shapes[1][k][0] == 2 * shapes[0][k][0]
 
 
 @every
@@ -194,19 +211,69 @@ def test_the_lean_default_has_about_2_4_million_weights() -> None:
     assert 2.2e6 < parameters_in(build(LeanConfig(), channels=1, size=(28, 28))) < 2.6e6
 
 
-def test_the_lean_network_computes_channels_last() -> None:
-    network = _perturbed(SMALL["lean"])
+def _seen_by_the_layers(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """What every convolution and every linear attention (which calls none) is given."""
     seen: list[Tensor] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
         seen.append(inputs[0])
 
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | LinearAttention):
             module.register_forward_pre_hook(look)
-    network(*_inputs(2))
+    network(*inputs)
     assert len(seen) > 8
-    assert all(h.is_contiguous(memory_format=torch.channels_last) for h in seen)
+    return seen
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@every
+def test_it_computes_channels_last(config: Network, channels: int) -> None:
+    """Grey pictures too, whose one channel lies both ways at once."""
+    network = build(config, channels=channels, size=(8, 16))
+    x, t = _inputs(2)
+    for h in _seen_by_the_layers(network, x[:, :channels].contiguous(), t):
+        assert h.is_contiguous(memory_format=torch.channels_last)
+
+
+@every
+def test_no_layer_falls_back_to_single_precision(config: Network) -> None:
+    network = build(config, channels=3, size=(8, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        first, *others = _seen_by_the_layers(network, *_inputs(2))
+    assert first.dtype == torch.float32
+    assert {h.dtype for h in others} == {torch.bfloat16}
+
+
+@every
+def test_a_restored_optimiser_goes_on_bit_for_bit(config: Network) -> None:
+    """Weights lie channels-last, files row by row: what is read back must lie like the weights."""
+
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        torch.manual_seed(2)
+        optimizer.zero_grad()
+        network(x, t).sub(x).square().mean().backward()
+        optimizer.step()
+
+    x, t = _inputs(2)
+    train = TrainConfig(optimizer="adamw", lr=1e-3)
+    kept = _perturbed(config)
+    going = optim.build(kept, train)
+    for _ in range(2):
+        step(kept, going)
+    saved = {name: value.contiguous() for name, value in kept.state_dict().items()}
+    moments = {n: v.contiguous() for n, v in optim.write_state(kept, going).items()}
+    restored = build(config, channels=3, size=(8, 16))
+    restored.load_state_dict(saved)
+    anew = optim.build(restored, train)
+    optim.read_state(restored, anew, {n: v.clone() for n, v in moments.items()})
+    for name, value in optim.write_state(restored, anew).items():
+        assert torch.equal(value, moments[name]), name
+    step(kept, going)
+    step(restored, anew)
+    for (name, a), b in zip(kept.named_parameters(), restored.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert a.stride() == b.stride(), name
 
 
 def _theirs(widths: tuple[int, ...], groups: int) -> UNet2DModel:

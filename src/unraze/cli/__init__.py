@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
 
-from unraze.cli import draw, look, sample, train  # noqa: F401  (each adds its commands)
+from unraze.cli import draw, evaluate, look, sample, train  # noqa: F401  (each adds its commands)
 from unraze.cli.app import INTERRUPTED, app
 from unraze.errors import UnrazeError
 

@@ -1,11 +1,11 @@
 """The application that the commands are added to, its groups of options, and what they share."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token, convert
 
 from unraze import __version__
 from unraze.errors import InputError
@@ -58,8 +58,18 @@ Threads = Annotated[
 ]
 Seed = Annotated[int, Parameter(group=SAMPLING, help="The same seed gives the same result.")]
 
+
+def _converted(kind: Any, tokens: Sequence[Token]) -> Any:
+    """What the words of an option mean; a fraction where a whole number belongs is not rounded."""
+    for token in tokens if kind is int else ():
+        if "." in token.value:
+            raise ValueError(f'"{token.value}" is not a whole number')
+    return convert(kind, tokens)
+
+
 app = App(
     name="unraze",
+    default_parameter=Parameter(converter=_converted),
     help="Raze an image to noise; learn to raise it back: denoising diffusion models.",
     help_epilogue=(
         "Examples:\n\n"

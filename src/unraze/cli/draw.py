@@ -121,7 +121,8 @@ def destroy(
 )
 def schedule(
     kinds: Annotated[
-        tuple[ScheduleKind, ...], Parameter(help="Which; all of them where absent.")
+        tuple[ScheduleKind, ...],
+        Parameter(show_default=False, help="Which; all of them where absent."),
     ] = (),
     /,
     *,
@@ -146,10 +147,10 @@ def schedule(
     from rich.table import Table
 
     from unraze import plots
-    from unraze.cli.drawing import require_place, writing
+    from unraze.cli.drawing import require_file_place, writing
     from unraze.schedule import MAX_TERMINAL_SIGNAL, SCHEDULES, Schedule
 
-    require_place(out.parent, f"--out {out}")
+    require_file_place(out, f"--out {out}")
     with told_as_options({"steps": "--steps"}):
         chosen: dict[str, Schedule] = {
             kind: SCHEDULES[kind](steps, rescaled=not unscaled) for kind in kinds or SCHEDULE_KINDS
@@ -182,6 +183,8 @@ def _opened(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     from unraze.errors import DataError
 
     white = (255, 255, 255)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a file; give the path of a picture")
     try:
         with quiet_decoders(), path.open("rb") as stream:
             picture = decode(stream)

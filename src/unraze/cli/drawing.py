@@ -30,6 +30,7 @@ __all__ = [
     "again",
     "draw",
     "fresh_folder",
+    "require_file_place",
     "require_new",
     "require_ours",
     "require_place",
@@ -42,6 +43,8 @@ FILM_AT_MOST = 36
 FILM_FRAMES = 100
 FILM_SIDE = 360
 """About the film's width in pixels: noise does not compress, so a larger one weighs too much."""
+LONGEST_NAME = 255
+"""Bytes of a file's or a folder's name: what the usual file systems take."""
 PICTURES = re.compile(r"(\d{5,})\.png|grid\.png|film\.gif")
 """The names that sampling gives to what it writes into a folder."""
 
@@ -68,7 +71,10 @@ class Film:
     times: list[float] = field(default_factory=list)
 
 
-Count = Annotated[int, Field(ge=1, le=2**20)]
+MOST_PICTURES = 10**8
+MOST_AT_ONCE = 2**20
+
+Count = Annotated[int, Field(ge=1, le=MOST_AT_ONCE)]
 Number = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -252,13 +258,13 @@ def require_new(file: Path | None) -> None:
         return
     if file.suffix != ".npy":
         raise InputError(f"--npy {file}: give a name that ends in .npy")
-    if file.exists():
+    if os.path.lexists(file):
         raise InputError(f"--npy {file}: exists; give another name or remove it")
     if not file.parent.is_dir():
         raise InputError(
             f"--npy {file}: there is no folder {file.parent}; make it, or give another"
         )
-    require_place(file.parent, f"--npy {file}")
+    require_file_place(file, f"--npy {file}")
 
 
 def require_place(folder: Path, given: str) -> None:
@@ -267,6 +273,10 @@ def require_place(folder: Path, given: str) -> None:
     It is tried, in the folder or in the nearest above it that exists; no trace is left. `given` is
     what the message begins with: the option and its value.
     """
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
+        raise InputError(f"{given}: the name is too long; give a shorter one")
+    if os.path.islink(folder) and not os.path.exists(folder):
+        raise InputError(f"{given}: is a link that leads nowhere; remove it, or give another")
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryDirectory(prefix=".unraze-", dir=there):
@@ -275,6 +285,15 @@ def require_place(folder: Path, given: str) -> None:
         raise InputError(
             f"{given}: cannot be written ({error.strerror or error}); choose another place"
         ) from error
+
+
+def require_file_place(file: Path, given: str) -> None:
+    """Raises `InputError` where a file can't be written, or is something else than a file now."""
+    if len(os.fsencode(file.name)) > LONGEST_NAME:
+        raise InputError(f"{given}: the name is too long; give a shorter one")
+    if os.path.exists(file) and not file.is_file():
+        raise InputError(f"{given}: exists and is not a file; give another name")
+    require_place(file.parent, given)
 
 
 def set_threads(threads: int | None) -> None:

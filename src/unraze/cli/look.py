@@ -39,9 +39,15 @@ SkipBad = Annotated[
     bool,
     Parameter(group=DATA, negative="", show_default=False, help="Leave unreadable files out."),
 ]
+HeldOut = Annotated[
+    float,
+    Parameter(group=DATA, help="Share of the images that training leaves out, to judge by."),
+]
 
+HELD_OUT = 0.1
+"""As in the presets."""
 NAMED_AT_MOST = 20
-OPTIONS = {"background": "--background"}
+OPTIONS = {"background": "--background", "held_out": "--held-out"}
 
 
 @data.command
@@ -53,6 +59,7 @@ def check(
     channels: Channels = None,
     background: Background = "white",
     skip_bad: SkipBad = False,
+    held_out: HeldOut = HELD_OUT,
     all_: Annotated[
         bool,
         Parameter(
@@ -66,7 +73,8 @@ def check(
 ) -> int:
     """Find what would spoil a training: unreadable files, duplicates, odd sizes, rare classes.
 
-    Exit status 1 where something would stop a run, else 0. Nothing is changed.
+    It tells which images are held out, too. Exit status 1 where something would stop a run, else 0.
+    Nothing is changed.
     """
     from rich.console import Console
 
@@ -74,8 +82,15 @@ def check(
     from unraze.cli.show import follow_reading
 
     progress = follow_reading(Console(stderr=True))
-    wanted = _wanted(source, size=size, channels=channels, background=background, skip_bad=skip_bad)
     with told_as_options(OPTIONS):
+        wanted = _wanted(
+            source,
+            size=size,
+            channels=channels,
+            background=background,
+            skip_bad=skip_bad,
+            held_out=held_out,
+        )
         findings = images.check(wanted, progress=progress)
     for each in findings:
         print(f"{each.severity}: {each.what}; {each.remedy}")
@@ -84,7 +99,7 @@ def check(
             print(f"  {name}")
         if len(shown) < len(each.names):
             print(f"  and {len(each.names) - len(shown)} more: --all names them")
-    if not findings:
+    if all(each.kind == "held out" for each in findings):
         print(f"{source}: nothing wrong with it")
     return 1 if any(each.severity == "error" for each in findings) else 0
 
@@ -102,11 +117,12 @@ def stats(
     ] = "crop",
     background: Background = "white",
     skip_bad: SkipBad = False,
+    held_out: HeldOut = HELD_OUT,
     out: Annotated[
         Path, Parameter(group=OUTPUT, help="The contact sheet, a PNG; an older one is replaced.")
     ] = Path("contact-sheet.png"),
 ) -> int:
-    """Tell size, channels, mean and spread, and lay out a contact sheet.
+    """Tell size, channels, mean and spread, and lay out a contact sheet: of those trained on.
 
     Mean and spread are of the values that the network sees, from -1 (black) to 1 (white).
     """
@@ -115,25 +131,32 @@ def stats(
     from rich.console import Console
 
     from unraze import data as images, pictures
-    from unraze.cli.drawing import require_place
-    from unraze.cli.show import follow_reading
+    from unraze.cli import show
+    from unraze.cli.drawing import require_file_place
 
-    require_place(out.parent, f"--out {out}")
-    progress = follow_reading(Console(stderr=True))
-    wanted = _wanted(
-        source, size=size, channels=channels, fit=fit, background=background, skip_bad=skip_bad
-    )
+    require_file_place(out, f"--out {out}")
+    progress = show.follow_reading(Console(stderr=True))
     with told_as_options(OPTIONS):
+        wanted = _wanted(
+            source,
+            size=size,
+            channels=channels,
+            fit=fit,
+            background=background,
+            skip_bad=skip_bad,
+            held_out=held_out,
+        )
         loaded = images.load(wanted, progress=progress)
     told = images.stats(loaded)
     print(f"images     {told.count}")
+    print(f"held out   {show.held_out(loaded)}")
     print(f"size       {told.size[0]} x {told.size[1]}")
     print(f"channels   {told.channels} ({'grey' if told.channels == 1 else 'RGB'})")
     print(f"mean       {'  '.join(f'{m:.4f}' for m in told.mean)}")
     print(f"spread     {'  '.join(f'{s:.4f}' for s in told.spread)}")
     print(f"sigma_data {told.sigma_data:.4f}")
     for name, count in told.classes.items():
-        print(f"class      {name}: {count}")
+        print(f"class      {name}: {count}{'' if count else ', so none is trained on'}")
     if told.skipped:
         print(f"left out   {told.skipped} unreadable")
     pictures.write_png(
@@ -166,7 +189,7 @@ def get(name: Annotated[str, Parameter(help="A known name: fashion-mnist or digi
     help_epilogue="Examples:\n\n  unraze config literal\n  unraze config --full",
 )
 def config(
-    preset: Annotated[str, Parameter(help="Which preset.")] = "fast",
+    preset: Annotated[str | None, Parameter(help="Which preset; fast where absent.")] = None,
     /,
     *,
     full: Annotated[
@@ -182,18 +205,23 @@ def config(
     """Print a preset as the TOML that `unraze train --config` reads."""
     from unraze import config as configs
 
+    if list_ and (preset is not None or full):
+        raise InputError("--list: names all presets; leave the rest out")
     if list_:
         for name in configs.preset_names():
             print(f"{name:20} {configs.preset(name).about}")
         return 0
+    wanted = "fast" if preset is None else preset
     print(
-        configs.to_toml(configs.preset(preset)) if full else configs.preset_text(preset),
+        configs.to_toml(configs.preset(wanted)) if full else configs.preset_text(wanted),
         end="",
     )
     return 0
 
 
-@app.command(group=LOOK, sort_key=3)
+@app.command(
+    group=LOOK, sort_key=3, help_epilogue="Examples:\n\n  unraze runs\n  unraze runs elsewhere/runs"
+)
 def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("runs"), /) -> int:
     """List the runs of a folder: state, step, loss, preset and data."""
     from rich.console import Console
@@ -214,13 +242,13 @@ def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("
     return 0
 
 
-@app.command(group=LOOK, sort_key=4)
+@app.command(group=LOOK, sort_key=4, help_epilogue="Example: unraze doctor")
 def doctor(*, device: Device = None) -> int:
     """Tell versions, device and threads, and measure how fast this machine computes."""
     from unraze import doctor as examined
     from unraze.hardware import has_bfloat16, require_device
 
-    where = device or "cpu"
+    where = "cpu" if device is None else device
     with told_as_options({"device": "--device"}):
         require_device(where)
     for name, value in examined.versions().items():
@@ -242,6 +270,11 @@ def doctor(*, device: Device = None) -> int:
 
 
 def _wanted(source: str, *, size: str | None, **options: Any) -> DataConfig:
-    from unraze.config import DataConfig
+    from pydantic import ValidationError
 
-    return DataConfig(source=source, size=parse_size(size), **options)
+    from unraze.config import DataConfig, explained
+
+    try:
+        return DataConfig(source=source, size=parse_size(size), **options)
+    except ValidationError as error:
+        raise InputError(explained(error)) from error

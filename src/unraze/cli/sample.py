@@ -33,22 +33,25 @@ __all__ = ["sample"]
 )
 def sample(
     run: Annotated[
-        Path | None, Parameter(help="The run's folder; with --like, absent: the recipe's.")
+        Path | None, Parameter(help="The run's folder; with --like, the recipe's if absent.")
     ] = None,
     /,
     *,
     n: Annotated[
-        int | None, Parameter(name=["-n", "--count"], group=SAMPLING, help="How many; 16.")
+        int | None,
+        Parameter(name=["-n", "--count"], group=SAMPLING, help="How many; 16 if absent."),
     ] = None,
     seed: Annotated[
-        int | None, Parameter(group=SAMPLING, help="The same seed gives the same pictures; 0.")
+        int | None,
+        Parameter(group=SAMPLING, help="The same seed gives the same pictures; 0 if absent."),
     ] = None,
     steps: Annotated[
-        int | None, Parameter(group=SAMPLING, help="Network calls, from 1 to T; as trained for.")
+        int | None,
+        Parameter(group=SAMPLING, help="Network calls, 1 to T; the run's own if absent."),
     ] = None,
     sampler: Annotated[
         Literal["greedy", "random", "ddim"] | None,
-        Parameter(group=SAMPLING, help="The run's own where absent."),
+        Parameter(group=SAMPLING, help="How x_{t-1} follows from x_t; the run's own if absent."),
     ] = None,
     greedy: Annotated[
         bool,
@@ -60,7 +63,7 @@ def sample(
         ),
     ] = False,
     sigma: Annotated[
-        Literal["beta", "beta_tilde"] | None,
+        Literal["beta", "beta_tilde", "learned"] | None,
         Parameter(group=SAMPLING, help="σ_t of random sampling, which it implies."),
     ] = None,
     eta: Annotated[
@@ -97,7 +100,7 @@ def sample(
         ),
     ] = None,
     batch: Annotated[
-        int | None, Parameter(group=SAMPLING, help="Pictures computed at once; 64.")
+        int | None, Parameter(group=SAMPLING, help="Pictures computed at once; 64 if absent.")
     ] = None,
     raw: Annotated[
         bool,
@@ -106,7 +109,8 @@ def sample(
         ),
     ] = False,
     checkpoint: Annotated[
-        int | None, Parameter(group=SAMPLING, help="Of this training step; the newest if absent.")
+        int | Literal["best"] | None,
+        Parameter(group=SAMPLING, help="A training step, or best; the newest if absent."),
     ] = None,
     device: Device = None,
     threads: Threads = None,
@@ -175,6 +179,8 @@ def sample(
 
     from unraze import generate
     from unraze.cli.drawing import (
+        MOST_AT_ONCE,
+        MOST_PICTURES,
         PICTURES,
         Order,
         draw,
@@ -188,6 +194,9 @@ def sample(
     for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
         if value is not None and value < least:
             raise InputError(f"{name} {value}: give at least {least}")
+    for name, value, most in (("-n", n, MOST_PICTURES), ("--batch", batch, MOST_AT_ONCE)):
+        if value is not None and value > most:
+            raise InputError(f"{name} {value}: give at most {most:,}")
     given = {
         "steps": steps,
         "eta": eta,
@@ -201,7 +210,9 @@ def sample(
     with told_as_options({"train.threads": "--threads"} | of_config | names):
         set_threads(threads)
         require_new(npy)
-        model = generate.load(run, raw=raw, step=checkpoint, device=device or "cpu")
+        model = generate.load(
+            run, raw=raw, step=checkpoint, device="cpu" if device is None else device
+        )
         settings = _settings(
             model,
             sampler=_sampler(model.config.sample.sampler, sampler, greedy, sigma, eta, final_noise),

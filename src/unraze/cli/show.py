@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn
 
 if TYPE_CHECKING:
+    from unraze.data import Images
+    from unraze.evaluate.stage import Stage
     from unraze.generate import Progress
     from unraze.train import Report
 
-__all__ = ["clock", "follow_drawing", "follow_reading", "follow_training", "size_of"]
+__all__ = [
+    "clock",
+    "follow_drawing",
+    "follow_reading",
+    "follow_stages",
+    "follow_training",
+    "held_out",
+    "size_of",
+]
+
+T = TypeVar("T")
 
 PLAIN_SECONDS = 5.0
 """How often a line is printed where there is no terminal to draw a bar in."""
@@ -111,6 +123,56 @@ def follow_reading(console: Console) -> Callable[[int, int], None]:
             console.print(f"reading {done}{of}", markup=False, highlight=False)
 
     return show
+
+
+def follow_stages(stages: Generator[Stage, None, T], console: Console) -> T:
+    """Shows the parts of an evaluation as they go by, and returns its result."""
+    if not console.is_terminal:
+        said, name = time.monotonic(), ""
+        while True:
+            try:
+                stage = next(stages)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            if time.monotonic() - said >= PLAIN_SECONDS or (stage.name != name and not name):
+                said, name = time.monotonic(), stage.name
+                print(f"{stage.name} {stage.done}/{stage.total}", flush=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]} left"),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        task, name, started, before = bars.add_task("", total=None, left="?"), "", 0.0, 0
+        while True:
+            try:
+                stage = next(stages)
+            except StopIteration as end:
+                final: T = end.value
+                return final
+            now = time.monotonic()
+            if stage.name != name:
+                name, started, before = stage.name, now, stage.done
+            made = stage.done - before
+            left = (now - started) / made * (stage.total - stage.done) if made else float("nan")
+            bars.update(
+                task,
+                description=stage.name,
+                total=stage.total,
+                completed=stage.done,
+                left=clock(left),
+            )
+
+
+def held_out(images: Images) -> str:
+    """What is held out of these images: how many, their source's test part, or "none"."""
+    from unraze.data import has_test_part
+
+    if images.origin is not None and has_test_part(images.origin.source):
+        return "its own test part"
+    return str(images.held_back or "none")
 
 
 def clock(seconds: float) -> str:

@@ -63,7 +63,10 @@ def train(
     ] = None,
     /,
     *,
-    minutes: Annotated[float | None, Parameter(group=BUDGET, help="Wall-clock minutes.")] = None,
+    minutes: Annotated[
+        float | None,
+        Parameter(group=BUDGET, help="Wall-clock minutes; the preset's if no budget is given."),
+    ] = None,
     steps: Annotated[int | None, Parameter(group=BUDGET, help="Optimiser steps.")] = None,
     epochs: Annotated[float | None, Parameter(group=BUDGET, help="Passes over the data.")] = None,
     size: Annotated[str | None, Parameter(group=DATA, help="32, or height x width: 32x48.")] = None,
@@ -72,10 +75,10 @@ def train(
     ] = None,
     fit: Annotated[
         Literal["crop", "pad", "stretch"] | None,
-        Parameter(group=DATA, help="How an image of another aspect is brought to the size."),
+        Parameter(group=DATA, help="How an image of another aspect is brought to the size; crop."),
     ] = None,
     background: Annotated[
-        str | None, Parameter(group=DATA, help="The colour that transparency is flattened onto.")
+        str | None, Parameter(group=DATA, help="What transparency is flattened onto; white.")
     ] = None,
     flip: Annotated[
         bool | None, Parameter(group=DATA, help="Mirror half of the images (symmetric data only).")
@@ -89,6 +92,14 @@ def train(
             help="Leave unreadable files out and count them.",
         ),
     ] = None,
+    held_out: Annotated[
+        float | None,
+        Parameter(
+            group=DATA,
+            help="Share of the images never trained on, to judge by; 0: none. Default: 0.1; a "
+            "source with a test part of its own keeps that instead.",
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         Parameter(group=NETWORK, help="What to begin with; `unraze config --list`. Default: fast."),
@@ -99,10 +110,21 @@ def train(
     classes: Annotated[
         bool | None, Parameter(group=NETWORK, help="Condition on the class labels.")
     ] = None,
-    batch: Annotated[int | None, Parameter(group=NETWORK, help="Images a step.")] = None,
-    lr: Annotated[float | None, Parameter(group=NETWORK, help="Learning rate.")] = None,
+    batch: Annotated[
+        int | None, Parameter(group=NETWORK, help="Images a step; the preset's if absent.")
+    ] = None,
+    lr: Annotated[
+        float | None, Parameter(group=NETWORK, help="Learning rate; the preset's if absent.")
+    ] = None,
     seed: Annotated[
         int | None, Parameter(group=NETWORK, help="The same seed gives the same run.")
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        Parameter(
+            group=NETWORK,
+            help="Evaluate on held-out images every so many steps, and keep the best.",
+        ),
     ] = None,
     allow_signal: Annotated[
         bool | None,
@@ -150,6 +172,7 @@ def train(
         "data.background": background,
         "data.flip": flip,
         "data.skip_bad": skip_bad,
+        "data.held_out": held_out,
         "schedule.allow_signal": allow_signal,
         "train.minutes": minutes,
         "train.steps": steps,
@@ -160,6 +183,7 @@ def train(
         "train.seed": seed,
         "train.dtype": dtype,
         "train.device": device,
+        "train.eval_every": eval_every,
         "train.threads": threads,
     }
     given = {key: value for key, value in changes.items() if value is not None}
@@ -199,10 +223,9 @@ def _options(keys: Iterable[str]) -> dict[str, str]:
 
 def _refuse_early(wanted: Config, out: Path | None) -> None:
     """Raises `InputError` for what need not wait until all images are read."""
-    import torch
-
-    from unraze import nn, run as runs, schedule as schedules
+    from unraze import run as runs, schedule as schedules, train as training
     from unraze.cli.drawing import require_place
+    from unraze.config import updated
     from unraze.data.shape import colour
     from unraze.hardware import require_device
 
@@ -210,8 +233,7 @@ def _refuse_early(wanted: Config, out: Path | None) -> None:
     colour(wanted.data.background)
     require_device(wanted.train.device)
     if wanted.data.size is not None:
-        with torch.device("meta"):  # shapes alone: nothing is allocated
-            nn.build(wanted.network, channels=wanted.data.channels or 1, size=wanted.data.size)
+        training.require_memory(updated(wanted, {"data.channels": wanted.data.channels or 1}))
     if out is None:
         return
     runs.require_free(out)
@@ -222,7 +244,7 @@ def _source(data: str | None) -> str | None:
     """What is on disk by its full path, so that a run is resumed from any folder."""
     from unraze.data import NAMES
 
-    if data is None or data in NAMES or not Path(data).exists():
+    if data is None or data in NAMES or not os.path.exists(data):
         return data
     return str(Path(data).resolve())
 
@@ -234,7 +256,9 @@ def _configuration(
 
     if preset is not None and file is not None:
         raise InputError(f"--preset {preset} and --config {file}: give one of them")
-    begun = configs.from_toml(file) if file else configs.preset(preset or "fast")
+    begun = (
+        configs.from_toml(file) if file else configs.preset("fast" if preset is None else preset)
+    )
     pairs = [_setting(text) for text in settings]
     changes = dict(pairs)
     if len(changes) < len(pairs):
@@ -254,23 +278,26 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"--set {text}: give KEY=VALUE, as train.lr=1e-3")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        read = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):  # the latter where brackets are without end
         return key.strip(), value.strip()
+    return key.strip(), read["value"] if len(read) == 1 else value
 
 
 def _read(config: Config) -> Images:
     from rich.console import Console
 
-    from unraze.cli.show import follow_reading
+    from unraze.cli.show import follow_reading, held_out
     from unraze.data import load
 
     images = load(config.data, split="train", progress=follow_reading(Console(stderr=True)))
     count, channels, height, width = images.pixels.shape
+    held = held_out(images)
+    held = "" if held == "none" and not config.data.held_out else f", {held} held out"
     skipped = f", {len(images.skipped)} left out as unreadable" if images.skipped else ""
     print(
         f"{images.source}: {count} images of {height} x {width}, "
-        f"{'grey' if channels == 1 else 'colour'}{skipped}",
+        f"{'grey' if channels == 1 else 'colour'}{held}{skipped}",
         flush=True,
     )
     return images

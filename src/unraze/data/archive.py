@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from unraze.data.found import Opener, Pictures, by_class, is_hidden, is_image, natural
+from unraze.data.samples import overviews
 from unraze.data.shape import UnreadableError
 from unraze.errors import DataError
 
@@ -44,6 +45,15 @@ def read(path: Path) -> Pictures:
             f"{path}: holds no images ({len(left_out)} files of other kinds); "
             "give a zip of .png, .jpg or the like"
         )
+    by_parts = dict(found)
+
+    def unpacked(parts: tuple[str, ...]) -> IO[bytes]:
+        with zipfile.ZipFile(path) as archive:
+            return _unpacked(archive, by_parts[parts])
+
+    beside = overviews(list(by_parts), unpacked)
+    left_out += [by_parts[parts].filename for parts in beside]
+    found = [pair for pair in found if pair[0] not in beside]
     found.sort(key=lambda pair: [natural(part) for part in pair[0]])
     labels, class_names = by_class([parts for parts, _ in found], str(path))
     infos = [info for _, info in found]

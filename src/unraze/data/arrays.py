@@ -13,7 +13,7 @@ import numpy as np
 from unraze.data.found import Arrays, listed, no_test_part
 from unraze.errors import DataError
 
-__all__ = ["read"]
+__all__ = ["has_test_part", "read"]
 
 _TRAIN = ("images", "x", "arr_0", "x_train", "nhwc", "nchw")
 _TEST = ("x_test",)
@@ -31,6 +31,17 @@ _DAMAGE = (
 """What zipfile, and numpy's reader of headers, raise on damaged files."""
 
 _Array = np.ndarray[Any, Any]
+
+
+def has_test_part(path: Path) -> bool:
+    """Whether an `.npz` has images that are for testing; of a damaged one `read` tells."""
+    if path.suffix.lower() != ".npz":
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(f"{key}.npy" in archive.namelist() for key in _TEST)
+    except _DAMAGE:
+        return False
 
 
 def read(path: Path, split: Literal["train", "test"] = "train") -> Arrays:

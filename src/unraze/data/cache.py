@@ -1,7 +1,7 @@
 """Decoded images on disk, for sets that do not fit in memory: mapped, not read.
 
 One folder per set under `cache_folder()/images`, named by a hash of all that the pixels depend on:
-the source's path, its files' names, sizes and times of change, and the data options.
+the source's path, its files' names, sizes and times of change, the data options and the part.
 
     pixels      uint8, N x C x H x W, nothing else
     about.json  the shape, labels, names, and the fingerprint that all of it is checked by
@@ -27,7 +27,7 @@ from unraze.errors import UnrazeError
 
 __all__ = ["cache_folder", "describe", "kept", "key", "making"]
 
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 2**24
 _STALE_SECONDS = 24 * 3600.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -64,6 +64,7 @@ def kept(name: str, source: str, *, verify: bool = True) -> Images | None:
             source=source,
             fingerprint=about["fingerprint"],
             skipped=tuple(about["skipped"]),
+            held_back=int(about["held_back"]),
         )
     except (OSError, ValueError, KeyError, TypeError):  # not there, cut off, or another's
         return None
@@ -110,6 +111,7 @@ def describe(folder: Path, images: Images) -> None:
         "class_names": list(images.class_names),
         "names": list(images.names),
         "skipped": list(images.skipped),
+        "held_back": images.held_back,
         "fingerprint": images.fingerprint,
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="ascii")

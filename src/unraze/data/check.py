@@ -12,9 +12,18 @@ from PIL import Image
 
 from unraze.config import DataConfig
 from unraze.data.found import Arrays, Pictures
+from unraze.data.held_out import FEWEST, held_out, is_too_few
 from unraze.data.images import classes
-from unraze.data.reading import find, opaque_bytes, quiet_decoders, read_one
+from unraze.data.reading import (
+    find,
+    has_test_part,
+    opaque_bytes,
+    quiet_decoders,
+    read_one,
+    shape_of,
+)
 from unraze.data.shape import UnreadableError, colour, fitted
+from unraze.errors import DataError
 
 __all__ = ["FEW_IMAGES", "MOST_IMBALANCE", "Finding", "check"]
 
@@ -24,7 +33,18 @@ FEW_IMAGES = 1000
 MOST_IMBALANCE = 10
 """How many times larger than the smallest class the largest may be."""
 
-Kind = Literal["unreadable", "duplicates", "sizes", "small", "modes", "balance", "few", "left out"]
+Kind = Literal[
+    "unreadable",
+    "duplicates",
+    "sizes",
+    "small",
+    "modes",
+    "balance",
+    "few",
+    "left out",
+    "held out",
+    "lost classes",
+]
 
 
 @dataclass(frozen=True)
@@ -50,13 +70,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One image that could be decoded: its name, size (H, W), kind of colours, and pixels' hash."""
+    """One image that could be decoded: its name, size (H, W), kind of colours, and pixels' hash;
+    and whether it is held out of training."""
 
     number: int
     name: str
     size: tuple[int, int]
     mode: str
     digest: bytes
+    held: bool
 
 
 def check(
@@ -65,8 +87,9 @@ def check(
     """Decodes every image and says what is wrong with the set, the worst first; [] if nothing is.
 
     It looks for unreadable files, images of the same pixels, odd sizes, sizes below the asked one,
-    odd colour modes, classes out of balance, too few images, and files that are no images. Changes
-    nothing. Raises `DataError` where there are no images to check.
+    odd colour modes, classes out of balance, too few images, and files that are no images; it tells
+    which images are held out of training, where `config.held_out` is not 0. Changes nothing. Raises
+    `DataError` where there are no images to check.
     """
     colour(config.background)
     found = find(config.source)
@@ -78,6 +101,7 @@ def check(
                 seen.append(one)
             else:
                 bad[one[0]] = one[1]
+    divided = has_test_part(config.source)
     findings = [
         *_unreadable(bad, len(seen), config.skip_bad),
         *_sizes(seen, config),
@@ -86,6 +110,8 @@ def check(
         *_balance(found, seen),
         *_few(seen),
         *_left_out(found),
+        *_held_out(seen, config, divided),
+        *_lost_classes(found, seen, divided),
     ]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.severity])
@@ -97,6 +123,7 @@ def _each(
     background = colour(config.background)
     arrays = isinstance(found, Arrays)
     count = len(found.pixels) if isinstance(found, Arrays) else len(found.names)
+    shape = _shape_of(found, config) if config.held_out else None
     with nullcontext() if isinstance(found, Arrays) else found.opened() as opener:
         for number in range(count):
             name = f"number {number}" if isinstance(found, Arrays) else found.names[number]
@@ -109,11 +136,32 @@ def _each(
                     picture = read_one(opener, number)
                 pixels = fitted(picture, size=None, fit="crop", channels=3, background=background)
                 mode = "array" if arrays else _kind_of_colours(picture)
-                yield _Seen(number, name, pixels.shape[1:], mode, _digest(pixels))
+                held = shape is not None and _is_held_out(picture, config, shape)
+                yield _Seen(number, name, pixels.shape[1:], mode, _digest(pixels), held)
             except UnreadableError as error:
                 yield name, str(error)
             if progress is not None:
                 progress(number + 1, count)
+
+
+def _shape_of(found: Pictures | Arrays, config: DataConfig) -> tuple[int, int, int] | None:
+    """The shape that images are brought to; None where that fails, which other findings tell."""
+    try:
+        return shape_of(found, config, colour(config.background))
+    except DataError:
+        return None
+
+
+def _is_held_out(picture: Image.Image, config: DataConfig, shape: tuple[int, int, int]) -> bool:
+    channels, height, width = shape
+    pixels = fitted(
+        picture,
+        size=(height, width),
+        fit=config.fit,
+        channels=channels,
+        background=colour(config.background),
+    )
+    return bool(held_out(pixels[None], config.held_out)[0])
 
 
 def _digest(pixels: np.ndarray[Any, Any]) -> bytes:
@@ -269,4 +317,48 @@ def _left_out(found: Pictures | Arrays) -> Iterator[Finding]:
             count=len(found.left_out),
             severity="note",
             remedy="none needed: they are left out",
+        )
+
+
+def _held_out(seen: list[_Seen], config: DataConfig, divided: bool) -> Iterator[Finding]:
+    if not config.held_out:
+        return
+    held = tuple(one.name for one in seen if one.held)
+    what = f"{len(held)} of {len(seen)} images are held out of training, to judge it by"
+    remedy = "none needed: --held-out 0 trains on all"
+    if divided:
+        held = ()
+        what = "its own test part is held out of training, and nothing else"
+        remedy = "none needed"
+    elif is_too_few(len(seen) - len(held), len(held)):
+        held = ()
+        what = "no image is held out of training: the set cannot be divided"
+        remedy = f"add images, {FEWEST} at least, to judge training by those it has not seen"
+    yield Finding(
+        kind="held out",
+        what=what,
+        names=held,
+        count=len(held),
+        severity="note",
+        remedy=remedy,
+    )
+
+
+def _lost_classes(found: Pictures | Arrays, seen: list[_Seen], divided: bool) -> Iterator[Finding]:
+    held = sum(one.held for one in seen)
+    if found.labels is None or divided or is_too_few(len(seen) - held, held):
+        return
+    count = len(found.labels)
+    labels, names = classes(found.labels, found.class_names, count, found.source)
+    there = {int(labels[one.number]) for one in seen}
+    kept = {int(labels[one.number]) for one in seen if not one.held}
+    lost = tuple(names[i] for i in sorted(there - kept))
+    if lost:
+        yield Finding(
+            kind="lost classes",
+            what=f"{len(lost)} classes have no image to train on: all of theirs are held out",
+            names=lost,
+            count=len(lost),
+            severity="warning",
+            remedy="add images to them, or hold none out by --held-out 0",
         )

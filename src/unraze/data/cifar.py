@@ -13,7 +13,7 @@ import numpy as np
 from unraze.data.found import Arrays, natural, no_test_part
 from unraze.errors import DataError
 
-__all__ = ["CLASS_NAMES", "is_batch", "is_pickled", "is_set", "read"]
+__all__ = ["CLASS_NAMES", "has_test_part", "is_batch", "is_pickled", "is_set", "read"]
 
 CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -39,6 +39,12 @@ def is_pickled(name: str) -> bool:
 def is_set(folder: Path) -> bool:
     """Whether a folder holds CIFAR-10 in either of its versions."""
     return any(is_batch(entry.name) or is_pickled(entry.name) for entry in folder.iterdir())
+
+
+def has_test_part(path: Path) -> bool:
+    """Whether a folder, or a batch, has the batch for testing beside those for training."""
+    folder = path if path.is_dir() else path.parent
+    return path.name != _TEST and (folder / _TEST).exists()
 
 
 def read(path: Path, split: Literal["train", "test"] = "train") -> Arrays:

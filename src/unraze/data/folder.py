@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from unraze.data.found import Opener, Pictures, by_class, is_hidden, is_image, natural
+from unraze.data.samples import overviews
 from unraze.errors import DataError
 
 __all__ = ["read"]
@@ -13,17 +14,19 @@ __all__ = ["read"]
 def read(path: Path) -> Pictures:
     """The image files of a folder, at any depth, in natural order; see `by_class` for labels.
 
-    Hidden files and files that are not images by their names are left out. Links are followed, but
-    no folder is read twice, so that links in a circle end. Raises `DataError` where a folder cannot
-    be read, or holds no images.
+    Hidden files, files that are not images by their names, and overviews of samples are left out.
+    Links are followed, but no folder is read twice, so that links in a circle end. Raises
+    `DataError` where a folder cannot be read, or holds no images.
     """
     found: list[tuple[str, ...]] = []
     left_out: list[str] = []
     _walk(path, (), {_identity(path)}, found, left_out)
     if not found:
-        beside = f" ({len(left_out)} files of other kinds)" if left_out else ""
-        raise DataError(f"{path}: holds no images{beside}; give a folder of .png, .jpg or the like")
-    found.sort(key=lambda parts: [natural(part) for part in parts])
+        others = f" ({len(left_out)} files of other kinds)" if left_out else ""
+        raise DataError(f"{path}: holds no images{others}; give a folder of .png, .jpg or the like")
+    beside = overviews(found, lambda parts: path.joinpath(*parts).open("rb"))
+    left_out += ["/".join(parts) for parts in beside]
+    found = sorted(set(found) - beside, key=lambda parts: [natural(part) for part in parts])
     labels, class_names = by_class(found, str(path))
     files = [path.joinpath(*parts) for parts in found]
 

@@ -21,7 +21,7 @@ import numpy as np
 from unraze.data.found import Arrays, listed, natural
 from unraze.errors import DataError
 
-__all__ = ["is_images", "is_set", "read", "read_array"]
+__all__ = ["has_test_part", "is_images", "is_set", "read", "read_array"]
 
 _NAME = re.compile(r"(?P<before>.*?)(?P<part>train|t10k|test)-images[.-]idx3-ubyte(?P<gz>\.gz)?")
 _TEST_PARTS = ("t10k", "test")
@@ -38,6 +38,19 @@ def is_images(name: str) -> bool:
 def is_set(folder: Path) -> bool:
     """Whether a folder holds IDX files of images."""
     return any(is_images(entry.name) for entry in folder.iterdir())
+
+
+def has_test_part(path: Path) -> bool:
+    """Whether an IDX file or folder has images that are for testing, beside those for training."""
+    if path.is_dir():
+        files = [file.name for file in path.iterdir()]
+    else:
+        match = _NAME.fullmatch(path.name)
+        if match is None or match["part"] != "train":
+            return False
+        names = _spellings(match["before"], _TEST_PARTS, "images")
+        files = [name for name in names if path.with_name(name).exists()]
+    return any((match := _NAME.fullmatch(n)) and match["part"] in _TEST_PARTS for n in files)
 
 
 def read(

@@ -8,17 +8,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unraze.config import DataConfig
 from unraze.errors import DataError
 
-__all__ = ["Images", "batch", "classes", "fingerprint", "to_float", "to_uint8"]
+__all__ = [
+    "Images",
+    "Split",
+    "absent_classes",
+    "batch",
+    "classes",
+    "fingerprint",
+    "to_float",
+    "to_uint8",
+]
 
 _CHUNK = 1024
+
+Split = Literal["train", "held-out", "test"]
 
 
 def to_float(pixels: np.ndarray[Any, Any]) -> Tensor:
@@ -101,6 +113,9 @@ class Images:
         source: where they come from, for messages.
         fingerprint: SHA-256 of pixels, shape and labels, in hex.
         skipped: names of the unreadable files that were left out.
+        held_back: how many images of the source are held out of these.
+        origin: how `load` read them, so that they can be read again; None for one's own arrays.
+        split: which part of the origin they are.
     """
 
     pixels: np.ndarray[Any, Any]
@@ -110,6 +125,14 @@ class Images:
     source: str
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    held_back: int = 0
+    origin: DataConfig | None = None
+    split: Split = "train"
+
+    @property
+    def held_out(self) -> float:
+        """The share of the source that was to be held out when they were loaded."""
+        return 0.0 if self.origin is None else self.origin.held_out
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -153,6 +176,14 @@ class Images:
             fingerprint=fingerprint(digest, pixels.shape, labels),
             skipped=tuple(skipped),
         )
+
+
+def absent_classes(images: Images) -> tuple[str, ...]:
+    """The classes of which there is no image."""
+    if images.labels is None:
+        return ()
+    there = set(np.unique(images.labels).tolist())
+    return tuple(name for i, name in enumerate(images.class_names) if i not in there)
 
 
 def _need_bytes(pixels: np.ndarray[Any, Any]) -> None:

@@ -8,17 +8,19 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
-from unraze.config import DataConfig
+from unraze.config import DataConfig, explained
 from unraze.data import archive, arrays, cache, cifar, folder, idx, named
 from unraze.data.found import Arrays, Opener, Pictures, is_image, no_test_part, shown
-from unraze.data.images import Images, classes, fingerprint
+from unraze.data.held_out import cannot_hold_out, held_out as which_held_out, is_too_few
+from unraze.data.images import Images, Split, classes, fingerprint
 from unraze.data.shape import (
     MAX_PIXELS,
     Rgb,
@@ -34,22 +36,30 @@ from unraze.data.shape import (
 from unraze.errors import DataError, InputError
 
 __all__ = [
+    "IN_MEMORY",
     "MEMORY_BYTES",
     "find",
+    "has_test_part",
     "load",
     "load_images",
     "opaque_bytes",
     "quiet_decoders",
     "read_one",
+    "shape_of",
 ]
 
 MEMORY_BYTES = 2**30
 """The most bytes of pixels that stay in memory; larger sets are mapped from the cache."""
 
+IN_MEMORY = "memory:"
+"""Before the name of a source that a program gave as numbers: it cannot be read again."""
+
 _CHUNK = 256
+_BY_SHARE = ("train", "held-out")
 
 Progress = Callable[[int, int], None]
-Split = Literal["train", "test"]
+Own = Literal["train", "test"]
+Part = Literal["all", "train", "held-out", "test"]
 Shape = tuple[int, int, int]
 
 
@@ -58,14 +68,22 @@ def load_images(
     *,
     size: int | tuple[int, int] | None = None,
     channels: Literal[1, 3] | None = None,
+    split: Split = "train",
+    held_out: float = 0.0,
 ) -> Images:
     """The images of a folder, zip, array file or known name: `load` with the usual options.
 
     `size` is height and width, one number for squares; absent, it is the images' own, which they
-    must share. `channels` is 1 for grey, 3 for RGB; absent, it is theirs. Raises as `load` does.
+    must share. `channels` is 1 for grey, 3 for RGB; absent, it is theirs. `held_out`, 0 to 0.5, is
+    the share of the images that `split="train"` leaves out and `split="held-out"` gives, where the
+    source has no test part of its own. Raises as `load` does.
     """
     square = (size, size) if isinstance(size, int) else size
-    return load(DataConfig(source=str(source), size=square, channels=channels))
+    try:
+        wanted = DataConfig(source=str(source), size=square, channels=channels, held_out=held_out)
+    except ValidationError as error:
+        raise InputError(explained(error)) from error
+    return load(wanted, split=split)
 
 
 def load(
@@ -79,13 +97,15 @@ def load(
 
     Arguments:
         config: where they are and how they are brought to one shape.
-        split: "train", or "test" for a source that has a test part (IDX, CIFAR-10, `.npz` with
-            x_test, the data sets known by name).
+        split: "train"; "test" for a source that has a test part of its own (IDX, CIFAR-10, `.npz`
+            with x_test, the data sets known by name); "held-out" for that test part, or else for
+            the share `config.held_out`, which "train" leaves out (see `unraze.data.held_out`).
         progress: told how many images of how many are read.
         memory: sets of more bytes than this are decoded once into a memory-mapped cache.
 
-    Raises `DataError` where images are missing, unreadable or of several sizes, `InputError` for
-    an option that will not do, `UnrazeError` where the cache cannot be written.
+    Where a set is too small to be divided, "train" is all of it. Raises `DataError` where images
+    are missing, unreadable or of several sizes, or none is held out though "held-out" is asked for,
+    `InputError` for an option that will not do, `UnrazeError` where the cache cannot be written.
     """
     background = colour(config.background)
     if config.size is not None and math.prod(config.size) > MAX_PIXELS:
@@ -93,19 +113,44 @@ def load(
             f"size = {config.size[0]} x {config.size[1]}: is more than "
             f"{MAX_PIXELS // 1_000_000} million pixels; give a smaller size"
         )
-    found = find(config.source, split)
-    name = _key(found, config)
+    divided = split != "test" and has_test_part(config.source)
+    of_test = split == "test" or (split == "held-out" and divided)
+    found = find(config.source, "test" if of_test else "train")
+    part: Part = "test" if of_test else "all" if divided or not config.held_out else split
+    if split == "held-out" and part == "all":
+        raise cannot_hold_out(found.source, 0.0, _count(found), 0)
+    try:
+        images = _read(found, config, background, part, progress, memory)
+    except _Undivided as error:
+        if split == "held-out":
+            why = cannot_hold_out(found.source, config.held_out, error.kept, error.held)
+            raise why from None
+        images = _read(found, config, background, "all", progress, memory)
+    return replace(images, origin=_origin(config), split=split)
+
+
+def _read(
+    found: Pictures | Arrays,
+    config: DataConfig,
+    background: Rgb,
+    part: Part,
+    progress: Progress | None,
+    memory: int,
+) -> Images:
+    """The images of a part; raises `_Undivided` where there is to be none of that kind."""
+    name = _key(found, config, part)
     images = cache.kept(name, found.source)
     if images is not None:
         return images
     with quiet_decoders():
-        shape = _shape(found, config, background)
+        shape = shape_of(found, config, background)
         size = _count(found) * math.prod(shape)
         chunks = _chunks(found, config, shape, background, progress)
+        taken = _Taken(part, config.held_out)
         if size <= memory:
-            return _in_memory(found, config, shape, chunks)
+            return _in_memory(found, config, shape, chunks, taken)
         with cache.making(name, size) as made:
-            _on_disk(found, config, shape, chunks, made)
+            _on_disk(found, config, shape, chunks, taken, made)
     images = cache.kept(name, found.source, verify=False)
     if images is None:
         raise DataError(
@@ -115,16 +160,14 @@ def load(
     return images
 
 
-def find(source: str, split: Split = "train") -> Pictures | Arrays:
+def find(source: str, split: Own = "train") -> Pictures | Arrays:
     """What a source is and holds: a name of `NAMES`, or else a path. Raises `DataError`.
 
     A folder called as a data set is meant by ./digits.
     """
     if source in named.NAMES:
         return named.read(source, split)
-    path = Path(source).expanduser()
-    if not source or not os.path.exists(path):
-        raise _nothing(source)
+    path = _path(source)
     try:
         if path.is_dir():
             if idx.is_set(path):
@@ -134,9 +177,29 @@ def find(source: str, split: Split = "train") -> Pictures | Arrays:
             return _undivided(folder.read, path, split)
         return _find_file(path, split)
     except OSError as error:
-        raise DataError(
-            f"{shown(source)}: cannot be read ({error.strerror or error}); check its permissions"
-        ) from error
+        raise _denied(source, error) from error
+
+
+def has_test_part(source: str) -> bool:
+    """Whether a source has images for testing of its own, which `split="test"` gives.
+
+    Raises `DataError` where there is nothing there, or it cannot be read.
+    """
+    if source in named.NAMES:
+        return True
+    path = _path(source)
+    try:
+        if path.is_dir():
+            if idx.is_set(path):
+                return idx.has_test_part(path)
+            return cifar.is_set(path) and cifar.has_test_part(path)
+        if idx.is_images(path.name):
+            return idx.has_test_part(path)
+        if path.suffix.lower() == ".bin":
+            return cifar.has_test_part(path)
+        return arrays.has_test_part(path)
+    except OSError as error:
+        raise _denied(source, error) from error
 
 
 def read_one(opener: Opener, number: int) -> Image.Image:
@@ -177,30 +240,68 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Taken:
-    """What has gone by: the numbers of the images read, the others' reasons, the pixels' hash."""
+    """What has gone by: the numbers of the images taken, the others' reasons, the pixels' hash.
 
+    Where `part` is "train" or "held-out", `share` divides what is found, and `others` are the
+    numbers of those of the other part; else all are taken.
+    """
+
+    part: Part
+    share: float
+    others: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
-    def take(self, chunk: _Chunk) -> None:
-        self.numbers.extend(chunk.numbers)
+    def take(self, chunk: _Chunk) -> np.ndarray[Any, Any]:
+        """The pixels of those images of a chunk that belong to the part."""
         self.bad.extend(chunk.bad)
-        self.digest.update(np.ascontiguousarray(chunk.pixels).data)
+        pixels, numbers = chunk.pixels, chunk.numbers
+        if self.part in _BY_SHARE:
+            held = which_held_out(pixels, self.share)
+            ours = held if self.part == "held-out" else ~held
+            self.others.extend(n for n, mine in zip(numbers, ours, strict=True) if not mine)
+            pixels = pixels[ours]
+            numbers = [n for n, mine in zip(numbers, ours, strict=True) if mine]
+        self.numbers.extend(numbers)
+        pixels = np.ascontiguousarray(pixels)
+        self.digest.update(pixels.data)
+        return pixels
+
+    def finish(self, found: Pictures | Arrays, config: DataConfig) -> None:
+        """Raises `DataError` for what could not be read, `_Undivided` where no part is to be."""
+        if self.bad and not (config.skip_bad and (self.numbers or self.others)):
+            raise _unreadable(found, self.bad)
+        if self.part in _BY_SHARE:
+            sides = (len(self.numbers), len(self.others))
+            kept, held = sides if self.part == "train" else sides[::-1]
+            if is_too_few(kept, held):
+                raise _Undivided(kept, held)
+
+
+class _Undivided(Exception):
+    """A set is not to be divided into these numbers of images, see `held_out.is_too_few`."""
+
+    def __init__(self, kept: int, held: int) -> None:
+        super().__init__(f"{kept} and {held} images")
+        self.kept, self.held = kept, held
 
 
 def _in_memory(
-    found: Pictures | Arrays, config: DataConfig, shape: Shape, chunks: Iterator[_Chunk]
+    found: Pictures | Arrays,
+    config: DataConfig,
+    shape: Shape,
+    chunks: Iterator[_Chunk],
+    taken: _Taken,
 ) -> Images:
     pixels = np.empty((_count(found), *shape), dtype=np.uint8)
-    taken = _Taken()
     for chunk in chunks:
         first = len(taken.numbers)
-        pixels[first : first + len(chunk.numbers)] = chunk.pixels
-        taken.take(chunk)
-    _refuse_bad(found, taken, config)
-    whole = len(taken.numbers) == len(pixels)
-    return _images(found, pixels if whole else pixels[: len(taken.numbers)].copy(), taken)
+        part = taken.take(chunk)
+        pixels[first : first + len(part)] = part
+    taken.finish(found, config)
+    # the rest of it was never touched, so takes no memory; a copy would take as much again
+    return _images(found, pixels[: len(taken.numbers)], taken)
 
 
 def _on_disk(
@@ -208,16 +309,15 @@ def _on_disk(
     config: DataConfig,
     shape: Shape,
     chunks: Iterator[_Chunk],
+    taken: _Taken,
     made: Path,
 ) -> None:
-    taken = _Taken()
     with (made / "pixels").open("wb") as out:
         for chunk in chunks:
-            out.write(np.ascontiguousarray(chunk.pixels).data)
-            taken.take(chunk)
+            out.write(taken.take(chunk).data)
         out.flush()
         os.fsync(out.fileno())
-    _refuse_bad(found, taken, config)
+    taken.finish(found, config)
     whole = (len(taken.numbers), *shape)
     pixels = np.memmap(made / "pixels", dtype=np.uint8, mode="r", shape=whole)
     cache.describe(made, _images(found, pixels, taken))
@@ -236,6 +336,7 @@ def _images(found: Pictures | Arrays, pixels: np.ndarray[Any, Any], taken: _Take
         source=found.source,
         fingerprint=fingerprint(taken.digest, pixels.shape, labels),
         skipped=tuple(_name(found, number) for number, _ in taken.bad),
+        held_back=len(taken.others) if taken.part == "train" else 0,
     )
 
 
@@ -313,8 +414,11 @@ def _picture_chunks(
             yield _Chunk(stacked, list(read), bad)
 
 
-def _shape(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:
-    """(C, H, W) that the images are brought to: what the configuration asks, or their own."""
+def shape_of(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:
+    """(C, H, W) that the images are brought to: what the configuration asks, or their own.
+
+    Raises `DataError` where they are of several sizes, or none can be read.
+    """
     if isinstance(found, Arrays):
         height, width = config.size or found.pixels.shape[1:3]
         return config.channels or (1 if found.pixels.shape[-1] == 1 else 3), height, width
@@ -342,11 +446,6 @@ def _shape(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Sha
     return config.channels or (1 if grey else 3), height, width
 
 
-def _refuse_bad(found: Pictures | Arrays, taken: _Taken, config: DataConfig) -> None:
-    if taken.bad and not (config.skip_bad and taken.numbers):
-        raise _unreadable(found, taken.bad)
-
-
 def _unreadable(found: Pictures | Arrays, bad: list[tuple[int, str]]) -> DataError:
     reasons = [f"{shown(_name(found, number))} {reason}" for number, reason in bad[:3]]
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
@@ -370,7 +469,7 @@ def _mixed(source: str, sizes: Counter[tuple[int, int]]) -> DataError:
     )
 
 
-def _find_file(path: Path, split: Split) -> Pictures | Arrays:
+def _find_file(path: Path, split: Own) -> Pictures | Arrays:
     name = path.name.lower()
     if name.endswith(".zip"):
         return _undivided(archive.read, path, split)
@@ -395,10 +494,37 @@ def _find_file(path: Path, split: Split) -> Pictures | Arrays:
     )
 
 
-def _undivided(reader: Callable[[Path], Pictures], path: Path, split: Split) -> Pictures:
+def _undivided(reader: Callable[[Path], Pictures], path: Path, split: Own) -> Pictures:
     if split == "test":
         raise no_test_part(str(path))
     return reader(path)
+
+
+def _path(source: str) -> Path:
+    """The path that a source is; raises `DataError` where there is nothing."""
+    if source.startswith(IN_MEMORY):
+        raise DataError(
+            f"{shown(source)}: images that a program gave as numbers, which cannot be read again; "
+            "give them from Python once more, to go on with a run for example: "
+            "unraze.train.train(unraze.run.find(Path(RUN)), images)"
+        )
+    path = Path(source).expanduser()
+    if not source or not os.path.exists(path):
+        raise _nothing(source)
+    return path
+
+
+def _origin(config: DataConfig) -> DataConfig:
+    """The configuration with the whole path of its source, so that it holds in any folder."""
+    if config.source in named.NAMES:
+        return config
+    return config.model_copy(update={"source": str(Path(config.source).expanduser().resolve())})
+
+
+def _denied(source: str, error: OSError) -> DataError:
+    return DataError(
+        f"{shown(source)}: cannot be read ({error.strerror or error}); check its permissions"
+    )
 
 
 def _nothing(source: str) -> DataError:
@@ -413,14 +539,15 @@ def _nothing(source: str) -> DataError:
     )
 
 
-def _key(found: Pictures | Arrays, config: DataConfig) -> str:
+def _key(found: Pictures | Arrays, config: DataConfig, part: Part) -> str:
     path = str(Path(found.source).absolute())
     stamps = [list(stamp) for stamp in found.stamps]
     names = list(found.names) if isinstance(found, Pictures) else []
     options = config.model_dump(
         mode="json", include={"size", "fit", "channels", "background", "skip_bad"}
     )
-    return cache.key(path, names, stamps, options)
+    share = config.held_out if part in _BY_SHARE else 0.0
+    return cache.key(path, names, stamps, options, part, share)
 
 
 def _count(found: Pictures | Arrays) -> int:

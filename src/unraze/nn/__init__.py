@@ -1,4 +1,7 @@
-"""Networks: functions (x_t, t) -> raw output, of x_t's shape; its meaning is the denoiser's."""
+"""Networks: functions (x_t, t) -> raw output, of x_t's shape; its meaning is the denoiser's.
+
+One that learns its variance emits twice the channels.
+"""
 
 from torch import nn
 from typing_extensions import assert_never
@@ -16,13 +19,15 @@ def build(
     size: tuple[int, int],
     num_classes: int = 0,
     self_conditioning: bool = False,
+    learned_variance: bool = False,
 ) -> nn.Module:
     """The network of a configuration, for images of `channels` x size[0] x size[1] (height, width).
 
     It is called as network(x (B, C, H, W), t (B,), classes=None, previous=None) -> (B, C, H, W), t
     being the training time, 0 … T. `num_classes` > 0 makes it class-conditional, with the index
-    num_classes for "no class"; `self_conditioning` lets it see its last x̂_0 as `previous`. The
-    weights are drawn from torch's generator: the same after the same `torch.manual_seed`.
+    num_classes for "no class"; `self_conditioning` lets it see its last x̂_0 as `previous`. With
+    `learned_variance` its output is (B, 2C, H, W), the second half for the variance. The weights
+    are drawn from torch's generator: the same after the same `torch.manual_seed`.
 
     Raises `InputError` for a size that the network cannot divide (it names the nearest that fit),
     and for groups or heads that do not divide a width.
@@ -40,6 +45,7 @@ def build(
                 channels=channels,
                 num_classes=num_classes,
                 self_conditioning=self_conditioning,
+                learned_variance=learned_variance,
             )
         case UNetConfig():
             unet.require_size(config, size)
@@ -48,6 +54,7 @@ def build(
                 channels=channels,
                 num_classes=num_classes,
                 self_conditioning=self_conditioning,
+                learned_variance=learned_variance,
             )
         case _:
             assert_never(config)

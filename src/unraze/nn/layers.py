@@ -23,6 +23,7 @@ __all__ = [
     "ResNetBlock",
     "SubPixelUpsample",
     "Upsample",
+    "channels_last",
     "group_norm",
     "head_width",
     "require_divisible",
@@ -101,6 +102,17 @@ def zero_conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lays the filters of a network out as a CPU's convolutions want them: channels innermost.
+
+    Values, names and shapes stay. For a network's own `__init__`: what is made like a weight later
+    (gradient, average, the optimiser's moments) then lies like it.
+    """
+    for weight in network.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def with_previous(x: Tensor, previous: Tensor | None, *, self_conditioning: bool) -> Tensor:
@@ -276,12 +288,17 @@ class Attention(nn.Module):
 class LinearAttention(nn.Module):
     """Attention whose cost is O(HW): (B, C, H, W) -> the same.
 
-        out = softmax_features(q)/√d · (softmax_positions(k) vᵀ)   per head
+        out = W_o [softmax_features(q)/√d · (softmax_positions(k)ᵀ v)] + b_o    q, k, v (HW, d)
 
-    The d x d sum over positions is formed once and read by every position. q, k, v and the output
-    (which starts at zero) are 1x1 convolutions. Source: Shen et al. 2018, "Efficient attention",
-    arXiv:1812.01243, with the 1/√d of the tutorial; its norm behind the output is left out, as it
-    would undo the start at zero.
+    per head, the heads side by side before W_o. The d x d sum over positions is formed once and
+    read by every position. q, k, v and the output (which starts at zero) are 1x1 convolutions. As
+    softmax_positions sums to one and v = x W_vᵀ + b_v,
+
+        softmax_positions(k)ᵀ v = (softmax_positions(k)ᵀ x) W_vᵀ + b_v
+
+    so W_v and W_o act on the small sum: neither v nor the bracket, both as long as the picture, is
+    formed. Source: Shen et al. 2018, "Efficient attention", arXiv:1812.01243, with the 1/√d of the
+    tutorial; its norm behind the output is left out, as it would undo the start at zero.
     """
 
     def __init__(self, channels: int, *, heads: int, head_dim: int) -> None:
@@ -291,12 +308,22 @@ class LinearAttention(nn.Module):
         self.out = zero_conv(heads * head_dim, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, height, width = x.shape
-        q, k, v = self.qkv(x).reshape(b, 3, self.heads, -1, height * width).unbind(1)
-        q = q.softmax(dim=-2) * q.shape[-2] ** -0.5
-        context = v @ k.softmax(dim=-1).transpose(-1, -2)
-        out: Tensor = self.out((context @ q).reshape(b, -1, height, width))
-        return out
+        assert self.qkv.bias is not None
+        assert self.out.bias is not None
+        b, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C), a view where x is channels-last
+        w_q, w_k, w_v = self.qkv.weight.flatten(1).chunk(3)
+        b_q, b_k, b_v = self.qkv.bias.chunk(3)
+        q = F.linear(rows, w_q, b_q).reshape(b, height * width, self.heads, -1).softmax(dim=3)
+        k = F.linear(rows, w_k, b_k).reshape(b, height * width, self.heads, -1).softmax(dim=1)
+        w_v, b_v = w_v.reshape(self.heads, -1, channels), b_v.reshape(self.heads, 1, -1)
+        w_o = self.out.weight.reshape(channels, self.heads, -1)
+        # p position, h head, i feature of q and k, j feature of v, c channel
+        sums = torch.einsum("bphi,bpc->bhic", k, rows)
+        context = torch.einsum("bhic,hjc->bhij", sums, w_v) + b_v
+        read = torch.einsum("bhij,chj->bhic", context * q.shape[3] ** -0.5, w_o)
+        out = torch.baddbmm(self.out.bias, q.flatten(2), read.flatten(1, 2))
+        return out.reshape(b, height, width, channels).permute(0, 3, 1, 2)
 
 
 class PreNormResidual(nn.Module):

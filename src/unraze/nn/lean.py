@@ -24,6 +24,7 @@ from unraze.nn.layers import (
     PreNormResidual,
     ResNetBlock,
     SubPixelUpsample,
+    channels_last,
     group_norm,
     head_width,
     require_divisible,
@@ -44,6 +45,8 @@ def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
 class LeanUNet(nn.Module):
     """network(x (B, C, H, W), t (B,)) -> (B, C, H, W), the raw output, zero before training.
 
+    With `learned_variance` that is (B, 2C, H, W), the second half for the variance.
+
     t is the training time, 0 … T, fractional where wanted. `classes` (B,) int64, with
     `num_classes` for "no class" (None: all of them); `previous` (B, C, H, W) the last x̂_0 of a
     self-conditioned network (None: zeros). Raises `ValueError` for either where the network was
@@ -58,6 +61,7 @@ class LeanUNet(nn.Module):
         channels: int,
         num_classes: int = 0,
         self_conditioning: bool = False,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -98,10 +102,8 @@ class LeanUNet(nn.Module):
             self.ups.append(SubPixelUpsample(below, width))
 
         self.norm = group_norm(config.groups, first)
-        self.out = zero_conv(first, folded)
-        for weight in self.parameters():
-            if weight.dim() == 4:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self.out = zero_conv(first, folded * (2 if learned_variance else 1))
+        channels_last(self)
 
     def forward(
         self,
@@ -115,7 +117,7 @@ class LeanUNet(nn.Module):
         emb = self.conditioning(t, classes)
         x = with_previous(x, previous, self_conditioning=self.self_conditioning)
         x = F.pixel_unshuffle(x, self.config.fold)
-        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        h = self.stem(x.to(memory_format=torch.channels_last))
         skips = []
         for level, stages in enumerate(self.down_levels):
             for stage in stages.children():

@@ -32,6 +32,7 @@ from unraze.nn.layers import (
     PreNormResidual,
     ResNetBlock,
     Upsample,
+    channels_last,
     group_norm,
     head_width,
     require_divisible,
@@ -104,6 +105,8 @@ class _Stage(nn.Module):
 class UNet(nn.Module):
     """network(x (B, C, H, W), t (B,)) -> (B, C, H, W), the raw output, zero before training.
 
+    With `learned_variance` that is (B, 2C, H, W), the second half for the variance.
+
     t is the training time, 0 … T, fractional where wanted. `classes` (B,) int64, with
     `num_classes` for "no class" (None: all of them); `previous` (B, C, H, W) the last x̂_0 of a
     self-conditioned network (None: zeros). Raises `ValueError` for either where the network was
@@ -118,6 +121,7 @@ class UNet(nn.Module):
         channels: int,
         num_classes: int = 0,
         self_conditioning: bool = False,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         levels = len(config.multipliers)
@@ -162,7 +166,8 @@ class UNet(nn.Module):
                 self.ups.append(Upsample(now, now))
 
         self.norm = group_norm(config.groups, now)
-        self.out = zero_conv(now, channels)
+        self.out = zero_conv(now, channels * (2 if learned_variance else 1))
+        channels_last(self)
 
     def forward(
         self,
@@ -174,7 +179,8 @@ class UNet(nn.Module):
     ) -> Tensor:
         require_size(self.config, (x.shape[2], x.shape[3]))
         emb = self.conditioning(t, classes)
-        h = self.stem(with_previous(x, previous, self_conditioning=self.self_conditioning))
+        x = with_previous(x, previous, self_conditioning=self.self_conditioning)
+        h = self.stem(x.to(memory_format=torch.channels_last))
         skips = [h]
         for level, stages in enumerate(self.down_levels):
             for stage in stages.children():

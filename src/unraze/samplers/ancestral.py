@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from unraze.denoiser import Denoiser
-from unraze.process import like, posterior
+from unraze.denoiser import Denoiser, Prediction
+from unraze.process import like, log_variance, posterior
 from unraze.samplers.step import Noise, Step
 from unraze.schedule import Schedule
 
 __all__ = ["Sigma", "greedy", "random"]
 
 Sigma = str | Tensor | Sequence[float] | Callable[[Schedule], Tensor]
-"""σ: "beta", "beta_tilde", an array (T+1,) whose entry t is σ_t, or a function of the schedule."""
+"""σ: "beta", "beta_tilde", "learned", an array (T+1,) of σ_t, or a function of the schedule."""
 
 
 def greedy(denoise: Denoiser, x: Tensor, schedule: Schedule) -> Iterator[Step]:
@@ -48,18 +48,36 @@ def random(
     """x_{t-1} = μ(x_t) + σ_t z, z standard normal; usually σ_t = β_t.
 
     σ = β_t is right for standard normal data, σ = β̃_t for a single point (Ho et al. 2020, section
-    3.2). In the last step (t = 1) no noise is added unless `final_noise`, the text's literal rule.
-    Raises `ValueError` for a σ that is unknown, negative, not finite or of another length.
+    3.2). "learned" is what the network says, ln σ² = v ln β² + (1-v) ln β̃² (Nichol & Dhariwal 2021,
+    arXiv:2102.09672, eq. 15), of the step taken. In the last step (t = 1) no noise is added unless
+    `final_noise`, the text's literal rule. Raises `ValueError` for a σ that is unknown, negative,
+    not finite or of another length, or learned where the denoiser says none.
     """
-    sigmas = _sigmas(sigma, schedule)
+    sigmas = None if _is_learned(sigma) else _sigmas(sigma, schedule)
     previous = None
     for t in range(schedule.steps, 0, -1):
         prediction = denoise(x, schedule.times[t], previous=previous)
         x, _ = posterior(schedule, x, t, prediction.x0)
-        if sigmas[t] > 0 and (t > 1 or final_noise):
-            x = x + like(sigmas[t], x) * noise(t)
+        if t > 1 or final_noise:
+            if sigmas is None:
+                x = x + _learned(schedule, t, prediction) * noise(t)
+            elif sigmas[t] > 0:
+                x = x + like(sigmas[t], x) * noise(t)
         previous = prediction.x0
         yield Step(float(schedule.times[t - 1]), x, prediction)
+
+
+def _is_learned(sigma: Sigma) -> bool:
+    return isinstance(sigma, str) and sigma == "learned"
+
+
+def _learned(schedule: Schedule, t: int, prediction: Prediction) -> Tensor:
+    """σ_t (B, …) as the network says it."""
+    if prediction.share is None:
+        raise ValueError(
+            "sigma = 'learned': this denoiser learned no variance; take 'beta' or 'beta_tilde'"
+        )
+    return (0.5 * log_variance(schedule, t, prediction.share)).exp()
 
 
 def _sigmas(sigma: Sigma, schedule: Schedule) -> Tensor:
@@ -69,7 +87,9 @@ def _sigmas(sigma: Sigma, schedule: Schedule) -> Tensor:
         case "beta_tilde":
             return schedule.beta_tilde
         case str():
-            raise ValueError(f"sigma = {sigma!r}: 'beta', 'beta_tilde', an array or a function")
+            raise ValueError(
+                f"sigma = {sigma!r}: 'beta', 'beta_tilde', 'learned', an array or a function"
+            )
         case _:
             values = sigma(schedule) if callable(sigma) else sigma
             s = torch.as_tensor(values, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Know how good a generator is: figures with intervals and floors, memorisation, likelihood."""

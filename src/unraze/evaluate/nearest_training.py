@@ -1,0 +1,217 @@
+"""The nearest training image of every image, in a space of features or in pixels.
+
+Training images that are equal, or each other's mirror image where training flipped, are one kind:
+the nearest is d₁ away, and d₂ is the distance to the nearest of another kind.
+"""
+
+import hashlib
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from unraze.errors import DataError
+from unraze.evaluate.nearest import neighbours
+from unraze.evaluate.stage import Stage
+
+__all__ = [
+    "FEWEST",
+    "Known",
+    "Nearest",
+    "Pixels",
+    "Space",
+    "first_of_kind",
+    "known_points",
+    "near",
+    "near_others",
+    "nearest_training",
+    "numbered",
+    "require_images",
+]
+
+Array = np.ndarray[Any, Any]
+
+FEWEST = 3
+"""Distinct training images without which there is no second nearest of a training image."""
+CHUNK = 4096
+"""Images that are looked up, or turned into features, between two stages."""
+
+
+class Space(Protocol):
+    """Where distances are taken: a name, and what turns pixels into points."""
+
+    @property
+    def name(self) -> str: ...
+
+    def extract(self, pixels: Array, /) -> Array:
+        """uint8 (N, C, H, W) to numbers (N, d)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """Each sample's nearest training image, in the order in which samples were given.
+
+    Arguments:
+        training: its index (N,), the first of its duplicates.
+        mirrored: whether it is nearest as its mirror image (N,).
+        distance: d₁ (N,), Euclidean; in grey levels (0 to 255) for "pixels".
+        ratio: d₁/d₂ (N,); 1 where both are 0.
+    """
+
+    training: Array
+    mirrored: Array
+    distance: Array
+    ratio: Array
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The space of grey levels as they are."""
+
+    name: str = "pixels"
+
+    def extract(self, pixels: Array, /) -> Array:
+        return np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The points (K, d) of distinct training images; of their mirror images where these count."""
+
+    points: Array
+    turned: Array | None
+
+
+def nearest_training(
+    generated: Array, training: Array, space: Space | None = None, *, flip: bool
+) -> Generator[Stage, None, Nearest]:
+    """Every sample's nearest training image in a space, in pixels where it is absent.
+
+    Arguments:
+        generated, training: uint8 (N, C, H, W), in any numbers.
+        flip: mirror images of training images are training images.
+
+    Raises `DataError` for images that do not fit together or too few distinct training images.
+    """
+    require_images(training, generated=generated)
+    first = first_of_kind(training, flip)
+    where = Pixels() if space is None else space
+    known = yield from known_points(where, training[first], flip)
+    return numbered((yield from near(where, known, generated, "samples")), first)
+
+
+def known_points(space: Space, distinct: Array, flip: bool) -> Generator[Stage, None, Known]:
+    """The points of training images, each of another kind."""
+    points = yield from _points(space, distinct, "training images")
+    turned = None
+    if flip:
+        turned = yield from _points(space, distinct[..., ::-1], "mirror images")
+    return Known(points, turned)
+
+
+def near(space: Space, known: Known, pixels: Array, what: str) -> Generator[Stage, None, Nearest]:
+    """The nearest of `known` to images, and how many times farther the next is."""
+    query = yield from _points(space, pixels, what)
+    return (yield from _searched(query, known, f"nearest to {what}, {space.name}"))
+
+
+def near_others(space: Space, known: Known, some: Array) -> Generator[Stage, None, Nearest]:
+    """The nearest other training images of the training images `some`."""
+    name = f"nearest to training images, {space.name}"
+    return (yield from _searched(known.points[some], known, name, but=some))
+
+
+def _searched(
+    query: Array, known: Known, name: str, *, but: Array | None = None
+) -> Generator[Stage, None, Nearest]:
+    parts = []
+    for start in range(0, len(query), CHUNK):
+        rows = slice(start, start + CHUNK)
+        parts.append(_two_nearest(query[rows], known, but=None if but is None else but[rows]))
+        yield Stage(name, min(start + CHUNK, len(query)), len(query))
+    return Nearest(
+        np.concatenate([part.training for part in parts]),
+        np.concatenate([part.mirrored for part in parts]),
+        np.concatenate([part.distance for part in parts]),
+        np.concatenate([part.ratio for part in parts]),
+    )
+
+
+def _two_nearest(query: Array, known: Known, *, but: Array | None = None) -> Nearest:
+    """The nearest point and the nearest other one, of points and their mirror images.
+
+    With `but`, query i is point but[i] itself, which does not count, nor does its mirror image.
+    The nearest two of other numbers are among the nearest two, or three, of either kind.
+    """
+    k = 2 if but is None else 3
+    index, distance = neighbours(query, known.points, k=k)
+    mirrored = np.zeros(index.shape, dtype=bool)
+    if known.turned is not None:
+        more, farther = neighbours(query, known.turned, k=k)
+        index = np.concatenate([index, more], axis=1)
+        distance = np.concatenate([distance, farther], axis=1)
+        mirrored = np.concatenate([mirrored, np.ones(more.shape, dtype=bool)], axis=1)
+    if but is not None:
+        distance = np.where(index == but[:, None], np.inf, distance)
+    rows = np.arange(len(query))
+    best = distance.argmin(1)
+    nearest, d1 = index[rows, best], distance[rows, best]
+    d2 = np.where(index == nearest[:, None], np.inf, distance).min(1)
+    ratio = np.divide(d1, d2, out=np.ones_like(d1), where=d2 > 0)
+    return Nearest(nearest, mirrored[rows, best], d1, ratio)
+
+
+def numbered(near: Nearest, first: Array) -> Nearest:
+    """With the numbers of all training images in place of those of the distinct ones."""
+    return replace(near, training=first[near.training])
+
+
+def require_images(training: Array, **given: Array) -> None:
+    """Raises `DataError` unless all are uint8 (N, C, H, W) of one shape, none of them empty."""
+    for name, pixels in {"training": training, **given}.items():
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != training.shape[1:]:
+            raise DataError(
+                f"{name}: {pixels.dtype} {pixels.shape}; give uint8 (N, C, H, W) of the training "
+                f"images' shape, {training.shape[1:]}"
+            )
+        if len(pixels) == 0:
+            raise DataError(f"{name}: holds no image; give at least one")
+
+
+def first_of_kind(pixels: Array, flip: bool) -> Array:
+    """The index of the first image of each kind (K,), rising; mirror images are one kind.
+
+    Raises `DataError` where the kinds are too few.
+    """
+    seen: dict[bytes, int] = {}
+    for i, image in enumerate(pixels):
+        key = image.tobytes()
+        if flip:
+            key = min(key, image[..., ::-1].tobytes())
+        seen.setdefault(hashlib.blake2b(key, digest_size=16).digest(), i)
+    if len(seen) < FEWEST:
+        raise DataError(
+            f"training: holds {len(seen)} distinct image{'s' if len(seen) > 1 else ''}; "
+            f"copying can be told from {FEWEST} on"
+        )
+    return np.array(list(seen.values()), dtype=np.int64)
+
+
+def _points(space: Space, pixels: Array, what: str) -> Generator[Stage, None, Array]:
+    """The points (N, d) of images; pixels are no work, and no stage."""
+    if isinstance(space, Pixels):
+        return space.extract(pixels)
+    parts = []
+    for start in range(0, len(pixels), CHUNK):
+        some = np.ascontiguousarray(pixels[start : start + CHUNK])
+        points = np.asarray(space.extract(some))
+        if points.ndim != 2 or len(points) != len(some) or not np.isfinite(points).all():
+            raise DataError(
+                f"feature space {space.name}: gave {points.shape} for {len(some)} images, or "
+                "values that are not finite; it must give (N, d) finite numbers"
+            )
+        parts.append(points)
+        yield Stage(f"{space.name} of {what}", min(start + CHUNK, len(pixels)), len(pixels))
+    return np.concatenate(parts)

@@ -1,0 +1,58 @@
+"""What a generator is measured against: the images it learned from, and those it never saw.
+
+Figures are taken against the held-out part alone: training images would reward copying. The
+training part is what the feature networks learn from, and where copies are looked for.
+"""
+
+from dataclasses import dataclass
+
+from unraze.config import Config, DataConfig
+from unraze.data import Images, load
+from unraze.errors import DataError, InputError
+
+__all__ = ["SHARE_OF_A_FOLDER", "Reference", "of_run", "of_source", "require_same_shape"]
+
+SHARE_OF_A_FOLDER = 0.5
+"""How much of images without a test part are the real ones; features are learned from the rest."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images in two parts, of one shape; `flip`: whether training also saw them mirrored."""
+
+    training: Images
+    held_out: Images
+    flip: bool
+
+
+def of_run(config: Config) -> Reference:
+    """The images that a run was trained on, and its held-out part.
+
+    Raises `DataError` where they cannot be read, or where there is no held-out part.
+    """
+    training = load(config.data, split="train")
+    try:
+        held_out = load(config.data, split="held-out")
+    except DataError as error:
+        raise DataError(f"{error}; an evaluation needs images that were not trained on") from error
+    return Reference(training, held_out, config.data.flip)
+
+
+def of_source(data: DataConfig) -> Reference:
+    """Images that are no run's: a known data set's two parts, or a folder's two halves.
+
+    Raises `DataError` where they cannot be read or are too few to be divided.
+    """
+    halves = data.model_copy(update={"held_out": SHARE_OF_A_FOLDER})
+    return Reference(load(halves, split="train"), load(halves, split="held-out"), data.flip)
+
+
+def require_same_shape(images: Images, reference: Reference) -> None:
+    """Raises `InputError` where images are of another size or channel count than the real ones."""
+    ours, theirs = images.pixels.shape[1:], reference.held_out.pixels.shape[1:]
+    if ours != theirs:
+        shown = [f"{h} x {w} {'grey' if c == 1 else 'colour'}" for c, h, w in (ours, theirs)]
+        raise InputError(
+            f"{images.source}: images of {shown[0]}, but {reference.held_out.source} has "
+            f"{shown[1]}; bring both to one shape with --size and --channels"
+        )
