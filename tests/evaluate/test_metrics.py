@@ -310,14 +310,14 @@ def test_float32_features_are_computed_with_in_float64() -> None:
 # floors
 
 
-def test_the_floor_is_the_figure_between_halves_of_the_reals_and_the_note_says_so() -> None:
+def test_the_floor_is_the_figure_between_halves_of_the_reals() -> None:
     x, y = pair(60, 400, 300, 4)
     (figure,) = with_floor(frechet, x, y)
     assert figure.value == frechet(x, y).value
     # twice the figure's own bias at these counts, and nothing else
     assert 0 < figure.floor < 0.2 < figure.value
-    start = "unequal counts: it depends on both; floor from 200 and 200 real images, at which"
-    assert figure.note.startswith(start)
+    assert figure.note == "unequal counts: it depends on both"
+    assert figure.halves == 200
     assert with_floor(frechet, x, y) == (figure,)  # always the same halves
 
 
@@ -329,8 +329,9 @@ def test_the_halves_are_disjoint_equal_and_real() -> None:
         seen.append((real, generated))
         return kid(real, generated)
 
-    with_floor(measure, x, y)
+    (figure,) = with_floor(measure, x, y)
     (_, (first, second), (again, some)) = seen
+    assert (figure.floor, figure.alike) == (kid(first, second).value, kid(first, some).value)
     rows = np.concatenate([first, second])
     assert len(first) == len(second) == len(some) == 20
     assert len(np.unique(rows, axis=0)) == 40
@@ -342,14 +343,15 @@ def test_the_halves_are_disjoint_equal_and_real() -> None:
 def test_a_floor_takes_no_more_images_than_were_generated() -> None:
     x, y = pair(62, 400, 50, 4)
     (figure,) = with_floor(kid, x, y)
-    assert "floor from 50 and 50 real images" in figure.note
+    assert figure.halves == 50
 
 
 def test_halves_that_are_too_few_leave_the_figure_without_a_floor() -> None:
     x, y = pair(63, 30, 30, 5)
     (figure,) = with_floor(frechet, x, y)
     assert np.isfinite(figure.value)
-    assert np.isnan(figure.floor)
+    assert np.isnan([figure.floor, figure.alike]).all()
+    assert figure.halves == 0
     assert figure.note == "no floor: halves of 15 real images are too few"
 
 
@@ -366,7 +368,8 @@ def test_all_figures_are_the_figures_with_their_floors() -> None:
         assert (figure.real, figure.generated) == (120, 110)
         assert figure.low <= figure.value <= figure.high
         assert np.isfinite(figure.floor)
-        assert "floor from 60 and 60 real images" in figure.note
+        assert figure.halves == 60
+        assert np.isfinite(figure.alike)
         lower_is_better = figure.name in NAMES[:3]
         assert figure.better == ("lower" if lower_is_better else "higher")
 

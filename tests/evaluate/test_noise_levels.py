@@ -69,7 +69,7 @@ def test_the_exact_denoiser_of_a_gaussian_loses_what_the_closed_form_says() -> N
         # the best linear denoiser is that very one
         assert row.linear == pytest.approx(expected, rel=0.05)
         assert not row.overfitted
-    assert found.words == "no noise level at which held-out images lose more than training ones"
+    assert found.words == "No noise level at which held-out images lose more than training ones."
 
 
 def test_the_times_are_even_in_angle_and_carry_their_alpha_bar() -> None:
@@ -95,7 +95,7 @@ def test_the_denoiser_of_its_own_points_is_overfitted_where_noise_is_small() -> 
     assert not first.underfitted  # that is another thing
     # where nearly all is noise, all that is to be known is the mean
     assert last.held_out < 2 * last.training
-    assert found.words.startswith("overfitted where t/T is 0.0")
+    assert found.words.startswith("Overfitted where t/T is 0.0")
 
 
 def test_a_denoiser_worse_than_linear_is_underfitted_there_and_only_there() -> None:
@@ -109,7 +109,7 @@ def test_a_denoiser_worse_than_linear_is_underfitted_there_and_only_there() -> N
     found = measured(early, draws(0, 300), draws(1, 300), known=draws(2, 5000))
     assert [row.underfitted for row in found.rows] == [row.t > 50 for row in found.rows]
     assert not any(row.overfitted for row in found.rows)
-    assert "underfitted where t/T is" in found.words
+    assert "nderfitted where t/T is" in found.words
 
 
 def test_errors_and_difference_are_those_of_the_images_losses() -> None:

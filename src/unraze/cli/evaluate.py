@@ -412,18 +412,24 @@ def _finish(
 
 
 def _print(result: Evaluation, console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from unraze.evaluate.report import number, summary
+    from unraze.evaluate.report import noted, number, summary
 
+    arrows = {"lower": "↓", "higher": "↑"}
     for space in result.spaces:
-        table = Table("figure", "value", "95 % interval", "floor", "better", title=space.name)
+        halves = max(f.halves for f in space.figures)
+        alike = (f"of {halves:,}", f"floor of {halves:,}") if halves else ()
+        columns = ("figure", "value", "95 % interval", *alike)
+        title = f"{space.name}, weights {space.hash[:12]}; better is ↓ lower, ↑ higher"
+        table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
         for f in space.figures:
-            interval = f"{number(f.low)} … {number(f.high)}"
-            table.add_row(f.name, number(f.value), interval, number(f.floor), f.better)
+            interval = f"{number(f.low, 3)} … {number(f.high, 3)}"
+            beside = (number(f.alike), number(f.floor)) if halves else ()
+            table.add_row(f"{arrows[f.better]} {f.name}", number(f.value), interval, *beside)
         console.print(table)
-        for f in space.figures:
-            if f.note:
-                print(f"{f.name}: {f.note}")
+        for line in noted(space.figures):
+            print(line)
     for line in (*summary(result), *result.remarks):
         print(line)

@@ -29,6 +29,8 @@ class Figure:
             generator would get. NaN where it was not computed.
         better: whether a lower or a higher value is the better one.
         generated, real: how many images of each kind it is computed from.
+        alike: the same number at the floor's counts, which alone may be held against the floor.
+        halves: how many images each side of `floor` and `alike` has; 0 where there is no floor.
         note: what must be said beside it, "extrapolated" say; empty where nothing.
     """
 
@@ -40,4 +42,6 @@ class Figure:
     better: Literal["lower", "higher"]
     generated: int
     real: int
+    alike: Number = float("nan")
+    halves: int = 0
     note: str = ""

@@ -3,8 +3,8 @@ two of them differ.
 
 A figure says little alone. Its floor is the same figure between two disjoint halves of the real
 images, what a perfect generator would get. Halves hold half as many images, and most figures
-depend on that number, so that beside the floor a note says what the figure itself is at the
-floor's counts: those two may be compared.
+depend on that number, so that beside the floor stands what the figure itself is at the floor's
+counts: those two may be compared.
 """
 
 from collections.abc import Callable
@@ -91,10 +91,9 @@ def with_floor(measure: Measure, real: Array, generated: Array) -> tuple[Figure,
     """The figures of `measure`, each with its floor.
 
     The floor is measured between two disjoint random sets of as many real images as there are
-    generated, or, where the reals do not suffice, halves of them; always the same ones. Its note
-    holds the floor's counts and the figure at those counts, between the floor's first set and as
-    many of the generated. Where the halves are too few to measure, the floor is NaN and the note
-    says so.
+    generated, or, where the reals do not suffice, halves of them; always the same ones. `alike` is
+    the figure at those counts, between the floor's first set and as many of the generated. Where
+    the halves are too few to measure, both are NaN and the note says so.
 
     Raises `InputError` as `measure` does.
     """
@@ -109,9 +108,8 @@ def with_floor(measure: Measure, real: Array, generated: Array) -> tuple[Figure,
         return tuple(_noted(figure, word) for figure in figures)
     chosen = permutation(0, "evaluate-floor-generated", len(generated))[:size]
     alike = _several(measure(first, generated[chosen]))
-    word = f"floor from {size} and {size} real images, at which counts the figure is"
     return tuple(
-        _noted(replace(figure, floor=floor.value), f"{word} {same.value:.4g}")
+        replace(figure, floor=floor.value, alike=same.value, halves=size)
         for figure, floor, same in zip(figures, floors, alike, strict=True)
     )
 

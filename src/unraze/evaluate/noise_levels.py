@@ -263,7 +263,8 @@ def _words(rows: Sequence[NoiseLevel], last: float) -> str:
         parts.append(f"underfitted where t/T is {under}: a linear denoiser loses less")
     if not over:
         parts.insert(0, "no noise level at which held-out images lose more than training ones")
-    return "; ".join(parts)
+    said = "; ".join(parts)
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def _ranges(rows: Sequence[NoiseLevel], marked: Sequence[bool], last: float) -> str:

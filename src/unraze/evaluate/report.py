@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from unraze.evaluate.likelihood import likelihood_names
 from unraze.evaluate.memorisation import worst_pairs
 from unraze.evaluate.reference import Reference
 
-__all__ = ["count", "number", "percent", "summary", "write_report"]
+__all__ = ["count", "noted", "number", "percent", "summary", "write_report"]
 
 SHOWN = 64
 """Samples, and real images, that the page shows."""
@@ -52,6 +52,7 @@ def write_report(
         images=_images(evaluation, samples, reference),
         likelihoods=likelihood_names(evaluation.bound, evaluation.flow),
         number=number,
+        noted=noted,
         percent=percent,
         count=count,
         scale=scale,
@@ -88,11 +89,22 @@ def _distance_in_words(figure: Figure) -> str:
     return f"{said}: so few images do not tell samples from real ones"
 
 
-def number(value: float | None) -> str:
-    """Four digits that count, no exponent where it can be helped; "–" for what is not there."""
+def noted(figures: Sequence[Figure]) -> list[str]:
+    """What must be said beside the figures, each note once, with the figures it is of."""
+    named: dict[str, list[str]] = {}
+    for figure in figures:
+        for note in filter(None, figure.note.split("; ")):
+            named.setdefault(note, []).append(figure.name)
+    return [f"{', '.join(names)}: {note}" for note, names in named.items()]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """So many digits that count, no exponent where it can be helped; "–" for what is not there."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{float(f'{value:.4g}'):,g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2g}"
+    if 0 < abs(value) < 1e-4:
+        return f"{value:.2g}"
+    return f"{float(f'{value:.{digits}g}'):,g}"
 
 
 def percent(share: float | None) -> str:
