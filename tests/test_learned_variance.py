@@ -255,8 +255,5 @@ def test_learning_it_improves_the_bound(
     changes = LEARNED | {"train.steps": 1500, "train.lr": 5e-3, "train.batch": 32}
     # on the training images: what is asked is whether the optimum is found, not how it carries over
     model = fit(tiny_images, updated(tiny_config, changes), out=tmp_path / "run")
-    got = {
-        sigma: finish(bound(model, tiny_images.pixels, sigma=sigma, draws=49))
-        for sigma in ("learned", "beta", "beta_tilde")
-    }
+    got = {bound.sigma: bound for bound in finish(bound(model, tiny_images.pixels, draws=49))}
     assert got["learned"].bits < min(got["beta"].bits, got["beta_tilde"].bits) - 0.02

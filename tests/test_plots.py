@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from unraze import pictures, plots
+from unraze.evaluate.likelihood import Bound, Sigma, Term
 from unraze.evaluate.noise_levels import Levels, NoiseLevel
 from unraze.schedule import SCHEDULES, Schedule
 
@@ -118,6 +119,56 @@ def test_levels_without_a_linear_denoiser_are_drawn_without_a_warning(
         "held-out images",
     ]
     assert whole.axes[0].get_yscale() == "linear"
+
+
+def bits(sigma: Sigma, decoder: float, steps: list[float], prior: float) -> Bound:
+    terms = tuple(
+        Term(first=k, last=k, t_first=k, t_last=k, bits=cost, error=0.1)
+        for k, cost in enumerate(steps, start=2)
+    )
+    return Bound(
+        bits=decoder + sum(steps) + prior,
+        low=0,
+        high=0,
+        prior=prior,
+        steps=sum(steps),
+        decoder=decoder,
+        terms=terms,
+        images=10,
+        calls=30,
+        chain=3,
+        sigma=sigma,
+        clipped=True,
+        note="",
+    )
+
+
+def test_the_bounds_terms_stand_side_by_side_one_bar_for_each_sigma() -> None:
+    given = [bits("beta", 1.0, [0.5, 0.25], 0.125), bits("beta_tilde", 2.0, [0.6, 0.3], 0.125)]
+    axes = plots.bound_figure(given).axes[0]
+    bars = [c for c in axes.containers if type(c).__name__ == "BarContainer"]
+    assert [[bar.get_height() for bar in one] for one in bars] == [
+        [1.0, 0.5, 0.25, 0.125],
+        [2.0, 0.6, 0.3, 0.125],
+    ]
+    for first, second in zip(*bars, strict=True):
+        assert first.get_x() + first.get_width() == pytest.approx(second.get_x())
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["σ = β: 1.875 in all", "σ = β̃: 3.025 in all"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["decoder", "2", "3", "prior"]
+
+
+def test_the_best_evaluation_is_marked() -> None:
+    rows = [
+        {"step": 10 * k, "kid": kid, "low": kid - 0.1, "high": kid + 0.1}
+        for k, kid in enumerate([0.5, 0.2, 0.3], start=1)
+    ]
+    axes = plots.quality_figure(rows).axes[0]
+    curve, best = axes.lines
+    assert list(curve.get_xdata()) == [10, 20, 30]
+    assert list(curve.get_ydata()) == [500, 200, 300]
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([20], [200])
+    assert "not evaluated yet" in plots.quality_figure([]).axes[0].texts[0].get_text()
 
 
 def test_a_figures_file_is_the_same_each_time_and_holds_its_recipe(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Curves: schedules and losses. matplotlib is imported when something is drawn."""
+"""Curves and bars: schedules, losses, quality, likelihood.
+
+matplotlib is imported when something is drawn.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "SIGMAS",
     "bare",
     "bound_figure",
     "figure",
@@ -39,6 +43,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 STYLES = ("-", (0, (5, 2)), (0, (1, 1.2)))
 """Solid, dashed, dotted in turn, so that a curve shows where it lies upon another."""
 INK = "#444444"
+SIGMAS = {"beta": "σ = β", "beta_tilde": "σ = β̃", "learned": "σ learned"}
+"""How the spreads of a chain's steps are written."""
 LOG_FROM = 3.0
 """The ratio of largest to smallest loss from which on the axis is logarithmic."""
 LOWEST = 1e-4
@@ -207,24 +213,27 @@ def noise_level_figure(levels: Levels) -> Figure:
     return whole
 
 
-def bound_figure(bound: Bound) -> Figure:
-    """Where on the way the bound's bits are: decoder, groups of steps, prior, one bar each.
+def bound_figure(bounds: Sequence[Bound]) -> Figure:
+    """Where on the way the bounds' bits are: decoder, groups of steps, prior, a bar for each σ.
 
-    Bars are one after the other from the picture to the noise, their width the same whatever the
-    number of steps; two standard errors to either side.
+    Groups are one after the other from the picture to the noise, their width the same whatever the
+    number of steps; two standard errors to either side. All bounds are of one chain.
     """
     whole = figure(8.0, 3.6)
     axes = whole.subplots()
     bare(axes)
-    terms = bound.terms
-    heights = [bound.decoder, *(term.bits for term in terms), bound.prior]
-    errors = [0.0, *(2 * term.error for term in terms), 0.0]
-    colours = [COLOURS[1], *[COLOURS[0]] * len(terms), COLOURS[2]]
-    places = np.arange(len(heights))
-    axes.bar(places, heights, color=colours, yerr=errors, ecolor=INK, width=0.8)
+    width = 0.84 / len(bounds)
+    for which, (bound, colour) in enumerate(zip(bounds, COLOURS, strict=False)):
+        heights = [bound.decoder, *(term.bits for term in bound.terms), bound.prior]
+        errors = [0.0, *(2 * term.error for term in bound.terms), 0.0]
+        places = np.arange(len(heights)) + (which - (len(bounds) - 1) / 2) * width
+        label = f"{SIGMAS[bound.sigma]}: {bound.bits:.3f} in all"
+        axes.bar(places, heights, width, color=colour, yerr=errors, ecolor=INK, label=label)
+    terms = bounds[0].terms
     labels = ["decoder", *(_steps(t.first, t.last) for t in terms), "prior"]
-    axes.set_xticks(places, labels, rotation=90, fontsize=8)
+    axes.set_xticks(np.arange(len(labels)), labels, rotation=90, fontsize=8)
     axes.set_title("bits a dimension, by the steps they are spent in", loc="left", fontsize=11)
+    axes.legend(frameon=False, labelcolor=INK)
     return whole
 
 

@@ -1,6 +1,7 @@
 """The estimated bound and the flow's likelihood against closed forms, and those of a run."""
 
 import math
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +25,8 @@ from unraze.evaluate.likelihood import (
     flow,
     flowed,
     groups_of,
-    likelihood_names,
 )
-from unraze.evaluate.stage import finish
+from unraze.evaluate.stage import Stage, finish
 from unraze.generate import Model
 from unraze.samplers import even_times
 from unraze.schedule import Schedule, angle, cosine, from_config, linear
@@ -37,6 +37,12 @@ EIGENVALUES = [0.05, 0.3, 2.0]
 COVARIANCE = generic_covariance(5, EIGENVALUES)
 D = 3
 LN2 = math.log(2)
+
+
+def one(stages: Generator[Stage, None, tuple[Bound, ...]]) -> Bound:
+    """The bound of a call that asks for one."""
+    (found,) = finish(stages)
+    return found
 
 
 def _images(n: int, seed: int = 1) -> Tensor:
@@ -84,9 +90,9 @@ CHAINS = {
 def test_the_bound_is_the_closed_form_on_a_gaussian(name: str, sigma: str) -> None:
     chain, share = CHAINS[name], {"beta": 1.0, "beta_tilde": 0.0, "learned": 0.4}[sigma]
     denoise = _with_share(gaussian(chain, MEAN, COVARIANCE), 0.4)
-    got = finish(
+    got = one(
         bounded(
-            lambda labels: denoise, chain, _images(2000), sigma=sigma, continuous=True, draws=12
+            lambda labels: denoise, chain, _images(2000), sigmas=[sigma], continuous=True, draws=12
         )
     )
     expected = _expected(chain, share)
@@ -108,7 +114,7 @@ def test_the_bound_is_the_closed_form_on_a_gaussian(name: str, sigma: str) -> No
 
 def test_groups_of_one_step_each_leave_nothing_of_t_to_chance() -> None:
     chain = even_times(cosine(), 9)
-    got = finish(
+    got = one(
         bounded(lambda labels: gaussian(chain, MEAN, COVARIANCE), chain, _images(4), draws=50)
     )
     assert [(term.first, term.last) for term in got.terms] == [(t, t) for t in range(2, 10)]
@@ -121,7 +127,7 @@ def test_the_interval_covers() -> None:
     denoise = gaussian(chain, MEAN, COVARIANCE)
     exact = sum(_expected(chain, 1.0))
     for k in range(200):
-        got = finish(
+        got = one(
             bounded(
                 lambda labels: denoise,
                 chain,
@@ -210,7 +216,7 @@ def _bytes(n: int) -> np.ndarray:
 def test_the_bound_of_a_network_that_says_nothing(tiny_config: Config) -> None:
     # x_0 - x̂_0 = β̄² x_0 - ᾱ β̄ ε̄: all expectations but the decoder's are closed forms
     model, pixels = _model(tiny_config), _bytes(150)
-    got = finish(bound(model, pixels, clip=False, images=150))
+    got = one(bound(model, pixels, clip=False, images=150, sigmas=["beta"]))
     x2 = ((pixels.astype(np.float64) / 127.5 - 1) ** 2).reshape(150, -1).mean()
     a2 = model.schedule.alpha_bar.numpy() ** 2
     steps = 0.0
@@ -267,13 +273,13 @@ def _tuple(got: Bound) -> list[float]:
 def test_the_same_images_cost_the_same_in_any_batch(
     model: Model, tiny_images: Images, sigma: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = finish(bound(model, tiny_images.pixels, sigma=sigma, draws=5))
-    again = finish(bound(model, tiny_images.pixels, sigma=sigma, draws=5))
+    whole = one(bound(model, tiny_images.pixels, sigmas=[sigma], draws=5))
+    again = one(bound(model, tiny_images.pixels, sigmas=[sigma], draws=5))
     assert whole == again
     monkeypatch.setattr(likelihood, "BATCH", 7)
-    parts = finish(bound(model, tiny_images.pixels, sigma=sigma, draws=5))
+    parts = one(bound(model, tiny_images.pixels, sigmas=[sigma], draws=5))
     assert _tuple(parts) == pytest.approx(_tuple(whole), rel=1e-4)
-    other = finish(bound(model, tiny_images.pixels, sigma=sigma, draws=5, seed=1))
+    other = one(bound(model, tiny_images.pixels, sigmas=[sigma], draws=5, seed=1))
     assert other.bits != whole.bits
     assert abs(other.bits - whole.bits) < 2 * (whole.high - whole.low)  # 5.5 standard errors
     assert whole.images == 40
@@ -282,8 +288,8 @@ def test_the_same_images_cost_the_same_in_any_batch(
 def test_training_makes_images_likelier_and_the_flow_agrees(
     model: Model, tiny_images: Images, tiny_config: Config
 ) -> None:
-    before = finish(bound(_model(tiny_config), tiny_images.pixels))
-    after = finish(bound(model, tiny_images.pixels))
+    before = one(bound(_model(tiny_config), tiny_images.pixels, sigmas=["beta"]))
+    after = one(bound(model, tiny_images.pixels, sigmas=["beta"]))
     assert after.high < before.low - 0.3
     by_flow = finish(flow(model, tiny_images.pixels, images=40, steps=16))
     # bounds of two laws of one network: neither need be the lower, but they are near
@@ -292,20 +298,22 @@ def test_training_makes_images_likelier_and_the_flow_agrees(
 
 
 def test_the_bound_is_that_of_the_sampler_s_steps(model: Model, tiny_images: Images) -> None:
-    few, all_ = (finish(bound(model, tiny_images.pixels, steps=n)) for n in (3, None))
+    few, all_ = (one(bound(model, tiny_images.pixels, sigmas=["beta"], steps=n)) for n in (3, None))
     assert (few.chain, few.calls, all_.chain) == (3, 3 * 40, 50)
     assert few.bits > all_.bits
 
 
-def test_each_has_its_name(model: Model, tiny_images: Images) -> None:
-    ours = finish(bound(model, tiny_images.pixels, sigma="learned", draws=2, images=2))
-    by_flow = finish(flow(model, tiny_images.pixels, images=2, steps=2))
-    named = likelihood_names(ours, by_flow)
-    assert named == [
-        ("variational bound, σ learned, 50 steps", ours),
-        ("probability flow", by_flow),
-    ]
-    assert likelihood_names(None, None) == []
+def test_every_sigma_of_a_run_comes_from_the_same_calls(
+    model: Model, tiny_config: Config, tiny_images: Images
+) -> None:
+    together = finish(bound(model, tiny_images.pixels, draws=2, images=5))
+    assert [found.sigma for found in together] == ["beta", "beta_tilde", "learned"]
+    for found in together:
+        sigmas = [found.sigma]
+        alone = bound(model, tiny_images.pixels, sigmas=sigmas, draws=2, images=5)
+        assert one(alone) == found
+    fixed = finish(bound(_model(tiny_config), tiny_images.pixels, draws=2, images=5))
+    assert [found.sigma for found in fixed] == ["beta", "beta_tilde"]
 
 
 def test_stages_count_up_to_their_total(model: Model, tiny_images: Images) -> None:
@@ -345,4 +353,4 @@ def test_bad_input_is_refused(model: Model, tiny_config: Config) -> None:
     with pytest.raises(InputError, match="steps = 3"):
         finish(flow(model, _bytes(9), steps=3))
     with pytest.raises(InputError, match="this run learned no variance"):
-        finish(bound(_model(tiny_config), _bytes(9), sigma="learned"))
+        finish(bound(_model(tiny_config), _bytes(9), sigmas=["learned"]))

@@ -119,7 +119,7 @@ class Evaluation:
     spaces: tuple[InSpace, ...] = ()
     memorisation: Memorisation | None = None
     levels: Levels | None = None
-    bound: likelihood.Bound | None = None
+    bounds: tuple[likelihood.Bound, ...] = ()
     flow: likelihood.Flow | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -192,11 +192,12 @@ def evaluate_run(
         )
     if "bound" in parts:
 
-        def bound() -> Generator[Stage, None, likelihood.Bound]:
+        def bound() -> Generator[Stage, None, tuple[likelihood.Bound, ...]]:
             return likelihood.bound(model, held_out.pixels, labels=held_out.labels)
 
-        measured["bound"] = yield from _timed(
-            seconds, "bound", kept_part(folder / "bound.json", TypeAdapter(likelihood.Bound), bound)
+        adapter = TypeAdapter(tuple[likelihood.Bound, ...])
+        measured["bounds"] = yield from _timed(
+            seconds, "bound", kept_part(folder / "bound.json", adapter, bound)
         )
     if "flow" in parts:
 

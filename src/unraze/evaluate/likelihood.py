@@ -48,7 +48,6 @@ __all__ = [
     "flow",
     "flowed",
     "groups_of",
-    "likelihood_names",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -146,19 +145,20 @@ def bound(
     held_out: Array,
     *,
     labels: Array | None = None,
-    sigma: Sigma = "beta",
+    sigmas: Sequence[Sigma] | None = None,
     steps: int | None = None,
     clip: bool = True,
     images: int = IMAGES,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Generator[Stage, None, Bound]:
-    """The variational bound of a trained model on held-out images, without guidance.
+) -> Generator[Stage, None, tuple[Bound, ...]]:
+    """The variational bound of a trained model on held-out images, without guidance, for each σ.
 
     Arguments:
         held_out: uint8 (N, C, H, W), of which `images` are taken, evenly over the set.
         labels: (N,), needed where the model is conditional: then it is the bound given the class.
-        sigma: the chain's σ_t; β̃_1 = 0 is replaced by β̃_2.
+        sigmas: the chains' σ_t, where β̃_1 = 0 is replaced by β̃_2; absent: β, β̃ and, of a run that
+            learned it, the learned one. All of them are had from the same network calls.
         steps: those of a sampler that keeps so many, spaced as the run's; absent: all T.
         clip: x̂_0 to [-1, 1], as the chain that samples does, and Nichol & Dhariwal's evaluation.
         draws: groups of steps, of which each image sees one; beside the last step, always seen.
@@ -167,7 +167,10 @@ def bound(
     or fewer than 2, `InputError` for missing labels, a σ that was not learned, too many steps.
     """
     _require(images=(images, 2), draws=(draws, 1))
-    if sigma == "learned" and model.config.loss.variance == "fixed":
+    learned = model.config.loss.variance == "learned"
+    every: tuple[Sigma, ...] = ("beta", "beta_tilde", *(("learned",) if learned else ()))
+    sigmas = every if sigmas is None else sigmas
+    if "learned" in sigmas and not learned:
         raise InputError(
             "sigma = learned: this run learned no variance; take beta or beta_tilde, or train one "
             "with loss.variance = learned"
@@ -183,7 +186,7 @@ def bound(
             chain,
             to_float(x0).to(next(model.network.parameters()).device),
             labels=asked,
-            sigma=sigma,
+            sigmas=sigmas,
             clipped=clip,
             draws=draws,
             seed=seed,
@@ -199,14 +202,14 @@ def bounded(
     x0: Tensor,
     *,
     labels: Labels | None = None,
-    sigma: Sigma = "beta",
+    sigmas: Sequence[Sigma] = ("beta",),
     clipped: bool = False,
     continuous: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
     note: str = "",
-) -> Generator[Stage, None, Bound]:
-    """The bound of a denoiser's chain on images x_0 (N, …).
+) -> Generator[Stage, None, tuple[Bound, ...]]:
+    """The bounds of a denoiser's chains, one for each σ, on images x_0 (N, …).
 
     x_0 holds bytes as p/127.5 - 1, or real numbers, of density, where `continuous`. What is drawn
     for image i is a function of (seed, i). `clipped` and `note` are handed on.
@@ -215,7 +218,7 @@ def bounded(
     groups = groups_of(chain, draws)
     calls = 1 + len(groups)
     named = labels or [None] * count
-    nats = np.empty((calls, count))
+    nats = np.empty((len(sigmas), calls, count))
     for first in range(0, count, BATCH):
         rows = range(first, min(first + BATCH, count))
         window = slice(rows.start, rows.stop)
@@ -228,23 +231,53 @@ def bounded(
             t = torch.from_numpy(group[place])
             eps = rng.normal(seed, "bound", rows, k, x.shape[1:]).to(x)
             prediction = denoise(destroy(chain, x, t, eps), chain.times[t])
-            log_var = log_variance(chain, t, _share(sigma, prediction))
-            if k == 0:
-                cost = (continuous_decoder if continuous else decoder)(x, prediction.x0, log_var)
-            else:
-                cost = step(chain, x, t, prediction.x0, log_var)
-            nats[k, window] = cost.cpu().numpy() / mass[place]
+            for which, sigma in enumerate(sigmas):
+                log_var = log_variance(chain, t, _share(sigma, prediction))
+                if k == 0:
+                    cost = (continuous_decoder if continuous else decoder)(
+                        x, prediction.x0, log_var
+                    )
+                else:
+                    cost = step(chain, x, t, prediction.x0, log_var)
+                nats[which, k, window] = cost.cpu().numpy() / mass[place]
             yield Stage("variational bound", len(rows) * (k + 1) + first * calls, count * calls)
-    start = prior(chain, x0).cpu().numpy()
-    every = bits(torch.from_numpy(np.concatenate([start[None], nats])), values).numpy()
-    mean, low, high = _interval(every.sum(0))
+    start = bits(prior(chain, x0), values).cpu().numpy()
+    every = bits(torch.from_numpy(nats), values).numpy()
+    return tuple(
+        _summed(
+            sigma,
+            chain,
+            start,
+            terms,
+            groups,
+            calls=calls * count,
+            clipped=clipped,
+            note=note,
+        )
+        for sigma, terms in zip(sigmas, every, strict=True)
+    )
+
+
+def _summed(
+    sigma: Sigma,
+    chain: Schedule,
+    start: Array,
+    terms: Array,
+    groups: Sequence[tuple[Array, Array]],
+    *,
+    calls: int,
+    clipped: bool,
+    note: str,
+) -> Bound:
+    """The bound from the prior (N,) and the terms (1 + G, N), decoder first, in bits."""
+    mean, low, high = _interval(start + terms.sum(0))
     return Bound(
         bits=mean,
         low=low,
         high=high,
-        prior=float(every[0].mean()),
-        steps=float(every[2:].sum(0).mean()),
-        decoder=float(every[1].mean()),
+        prior=float(start.mean()),
+        steps=float(terms[1:].sum(0).mean()),
+        decoder=float(terms[0].mean()),
         terms=tuple(
             Term(
                 first=int(group[0]),
@@ -254,10 +287,10 @@ def bounded(
                 bits=float(cost.mean()),
                 error=_error(cost),
             )
-            for (group, _), cost in zip(groups, every[2:], strict=True)
+            for (group, _), cost in zip(groups, terms[1:], strict=True)
         ),
-        images=count,
-        calls=calls * count,
+        images=len(start),
+        calls=calls,
         chain=chain.steps,
         sigma=sigma,
         clipped=clipped,
@@ -382,17 +415,6 @@ def flowed(
         theta=theta,
         note=", ".join(said),
     )
-
-
-def likelihood_names(bound: Bound | None, flow: Flow | None) -> list[tuple[str, Bound | Flow]]:
-    """What there is of them, each with its name for a table."""
-    sigmas = {"beta": "σ = β", "beta_tilde": "σ = β̃", "learned": "σ learned"}
-    out: list[tuple[str, Bound | Flow]] = []
-    if bound is not None:
-        out.append((f"variational bound, {sigmas[bound.sigma]}, {bound.chain} steps", bound))
-    if flow is not None:
-        out.append(("probability flow", flow))
-    return out
 
 
 def _share(sigma: Sigma, prediction: Prediction) -> Tensor:

@@ -17,11 +17,11 @@ from unraze import pictures, plots
 from unraze.checkpoint import write_atomically
 from unraze.evaluate.evaluation import Evaluation
 from unraze.evaluate.figures import Figure
-from unraze.evaluate.likelihood import likelihood_names
+from unraze.evaluate.likelihood import Bound, Flow
 from unraze.evaluate.memorisation import worst_pairs
 from unraze.evaluate.reference import Reference
 
-__all__ = ["count", "noted", "number", "percent", "summary", "write_report"]
+__all__ = ["count", "likelihoods", "noted", "number", "percent", "summary", "write_report"]
 
 SHOWN = 64
 """Samples, and real images, that the page shows."""
@@ -50,7 +50,7 @@ def write_report(
         e=evaluation,
         summary=summary(evaluation),
         images=_images(evaluation, samples, reference),
-        likelihoods=likelihood_names(evaluation.bound, evaluation.flow),
+        likelihoods=likelihoods(evaluation),
         number=number,
         noted=noted,
         percent=percent,
@@ -70,8 +70,8 @@ def summary(evaluation: Evaluation) -> list[str]:
                 said.append(f"{_distance_in_words(figure)} ({space.name}).")
     if evaluation.memorisation is not None:
         said.append(f"Memorisation: {evaluation.memorisation.words}")
-    if evaluation.bound is not None:
-        bound = evaluation.bound
+    if evaluation.bounds:
+        bound = min(evaluation.bounds, key=lambda b: b.bits)
         said.append(
             f"Held-out images cost at most {number(bound.bits)} bits a dimension "
             f"({number(bound.low)} … {number(bound.high)})."
@@ -79,6 +79,17 @@ def summary(evaluation: Evaluation) -> list[str]:
     if evaluation.levels is not None:
         said.append(evaluation.levels.words)
     return said
+
+
+def likelihoods(evaluation: Evaluation) -> list[tuple[str, Bound | Flow]]:
+    """What there is of them, each with its name for a table."""
+    out: list[tuple[str, Bound | Flow]] = [
+        (f"variational bound, {plots.SIGMAS[bound.sigma]}, {bound.chain} steps", bound)
+        for bound in evaluation.bounds
+    ]
+    if evaluation.flow is not None:
+        out.append(("probability flow", evaluation.flow))
+    return out
 
 
 def _distance_in_words(figure: Figure) -> str:
@@ -166,8 +177,8 @@ def _images(
             made["pairs"] = _png(pairs)
     if evaluation.levels is not None:
         made["levels"] = _plot(plots.noise_level_figure(evaluation.levels))
-    if evaluation.bound is not None:
-        made["terms"] = _plot(plots.bound_figure(evaluation.bound))
+    if evaluation.bounds:
+        made["terms"] = _plot(plots.bound_figure(evaluation.bounds))
     return made
 
 
