@@ -56,7 +56,7 @@ demo: $(VENV)/.installed ## trains on Fashion-MNIST for DEMO_MINUTES (4), sample
 	@echo "Worth trying next:"
 	@echo "  $(UNRAZE) sample $(DEMO) -n 64 --greedy"
 	@echo "  $(UNRAZE) destroy $(DEMO)/pictures/00000.png"
-	@echo "  $(UNRAZE) train digits --classes --minutes 2"
+	@echo "  $(UNRAZE) eval $(DEMO)"
 
 test: $(VENV)/.installed-dev lint ## lint, types, import contract and the tests; under ten minutes
 	$(BIN)/python -m pytest -q -n 2

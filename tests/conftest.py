@@ -1,6 +1,7 @@
 """One thread a test process: the test command runs one process a core."""
 
 import os
+from pathlib import Path
 
 for variable, value in {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE"}.items():
     os.environ.setdefault(variable, value)
@@ -13,6 +14,14 @@ from unraze.config import Config, from_dict
 from unraze.data import Images
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests keep for the next time goes into a folder of their own, not into the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["UNRAZE_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture

@@ -165,9 +165,9 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["train", "digits", "--set", "train.lr=[1]"], ["train.lr"]),
         (["train", "digits", "--set", "train.lr=1", "--lr", "1"], ["train.lr", "give one"]),
         (["train", "digits", "--set", "train.lr=1", "--set", "train.lr=2"], ["train.lr", "twice"]),
-        (["train", "digits", "--lr", "-1"], ["error: --lr = -1.0: ", "greater than 0"]),
-        (["train", "digits", "--steps", "-3"], ["error: --steps = -3: ", "greater than"]),
-        (["train", "digits", "--batch", "0"], ["error: --batch = 0: ", "greater than"]),
+        (["train", "digits", "--lr", "-1"], ["error: --lr = -1.0: give more than 0"]),
+        (["train", "digits", "--steps", "-3"], ["error: --steps = -3: give at least 1"]),
+        (["train", "digits", "--batch", "0"], ["error: --batch = 0: give at least 1"]),
         (["train", "digits", "--set", "train.lr=-1"], ["error: --set: train.lr = -1"]),
         (
             ["train", "digits", "--batch", "7", "--set", "train.accumulate=2"],
@@ -189,6 +189,27 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
             ["network: has more weights than can be counted"],
         ),
         (["train", "digits", "--preset", ""], ["no preset ''"]),
+        (["train", "digits", "--set", "preset=literal"], ["--set preset", "--preset literal"]),
+        (
+            ["train", "digits", "--steps", "1", "--set", "sample.eta=2"],
+            ["error: --set: sample.eta = 2: give at most 1"],
+        ),
+        (
+            [
+                "train",
+                "digits",
+                "--preset",
+                "annotated",
+                "--lr",
+                "1",
+                "--set",
+                "network.widths=[8]",
+            ],
+            ["error: --set: there is no key 'network.widths'"],
+        ),
+        (["train", "digits", "--steps", "1e3"], ["--steps", '"1e3" is not a whole number']),
+        (["train", "digits", "--seed", "1", "--seed", "2"], ["--seed is given twice"]),
+        (["train", "digits", "--config", "."], ["cannot be read", "`unraze config`"]),
         (["train", "digits", "--set", "train.lr=1\nx=2"], ["train.lr = '1"]),
         (["train", "digits", "--set", "train.lr=" + "9" * 5000], ["train.lr = '9"]),
         (["train", "digits", "--set", "train.lr=" + "[" * 5000], ["train.lr = '["]),
@@ -488,7 +509,15 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["--out", "/proc/x"], ["--out /proc/x", "another place"]),
         (["--npy", "no/such/a.npy"], ["--npy no/such/a.npy", "no folder no/such"]),
         (["--threads", "20000"], ["error: --threads = 20000", "1024"]),
-        (["--class", "horse"], ["--class horse", "0, 1, 2"]),
+        (["--class", "horse"], ["--class horse", "0, 1, 2", "all and none"]),
+        (["--class", "All"], ["--class All", "did you mean 'all'"]),
+        (["--checkpoint", "worst"], ["--checkpoint", '"worst" is neither a whole number nor best']),
+        (["--checkpoint", "best"], ["no best checkpoint", "--eval-every"]),
+        (
+            ["--guidance", "2", "--guidance-interval", "0", "3"],
+            ["error: --guidance-interval = 3.0: give at most 1"],
+        ),
+        (["--guidance-interval", "a", "b"], ["--guidance-interval", "is not a number"]),
         (["--guidance", "-1"], ["guidance", "-1"]),
         (["--guidance", "2", "--class", "none"], ["--guidance", "none"]),
         (["--guidance-interval", "0", "1"], ["--guidance too"]),
@@ -498,7 +527,7 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["--greedy", "--final-noise"], ["--final-noise", "random"]),
         (["--sampler", "random", "--eta", "1"], ["--eta 1", "ddim"]),
         (["--sampler", "ddim", "--sigma", "beta"], ["--sigma beta", "random"]),
-        (["--sigma", "learned"], ["sample.sigma", "learned", "loss.variance"]),
+        (["--sigma", "learned"], ["error: --sigma learned", "beta_tilde", "loss.variance=learned"]),
         (["--eta", "1.5"], ["eta", "1.5"]),
         (["--checkpoint", "2"], ["step 2", "there is 3"]),
         (["--npy", "a.png"], ["a.png", ".npy"]),
@@ -844,6 +873,13 @@ def test_data_commands_tell_and_find(folder: Path, capfd: pytest.CaptureFixture[
     assert main(["data", "check", "photos", "--skip-bad"]) == 0
     assert "warning: 1 of 13 images cannot be read" in capfd.readouterr().out
     refused(capfd, ["data", "stats", "photos"], "03.png", "--skip-bad")
+    Path("bad").mkdir()
+    Path("bad/1.png").write_bytes(b"")
+    assert main(["data", "check", "bad"]) == 1
+    assert capfd.readouterr().out.splitlines() == [
+        "error: 1 of 1 images cannot be read; give other images",
+        "  1.png (is empty, 0 bytes)",
+    ]
     assert main(["data", "stats", "photos", "--skip-bad", "--out", "sheet.png"]) == 0
     assert "1 unreadable" in capfd.readouterr().out
     (folder / "03.png").unlink()

@@ -109,6 +109,8 @@ def test_the_presets_are_those_of_the_documents() -> None:
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"no preset 'anotated', did you mean 'annotated'"):
         preset("anotated")
+    with pytest.raises(InputError, match=r"no preset 'FAST', did you mean 'fast'"):
+        preset("FAST")
     with pytest.raises(InputError, match="the presets are fast, "):
         preset("../../etc/passwd")
 
@@ -172,6 +174,34 @@ def test_a_value_that_will_not_do_is_named(values: dict[str, Any], names: str) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"train": {"steps": "12"}}, "train.steps = '12': give a whole number"),
+        ({"train": {"steps": 12.5}}, "train.steps = 12.5: give a whole number"),
+        ({"train": {"steps": True}}, "train.steps = true: give a whole number"),
+        ({"train": {"minutes": "soon"}}, "train.minutes = 'soon': give a number"),
+        ({"train": {"minutes": 0.0}}, "train.minutes = 0.0: give more than 0"),
+        ({"train": {"minutes": float("inf")}}, "train.minutes = inf: give a finite number"),
+        ({"train": {"threads": 2000}}, "train.threads = 2000: give at most 1024"),
+        ({"train": {"ema": 1.0}}, "train.ema = 1.0: give less than 1"),
+        ({"train": {"keep": 1}}, "train.keep = 1: give at least 2"),
+        ({"train": {"betas": [0.9]}}, "train.betas = [0.9]: give one number more"),
+        ({"data": {"flip": "yes"}}, "data.flip = 'yes': give true or false"),
+        ({"data": {"size": 28}}, "data.size = 28: give a list of numbers"),
+        ({"data": {"size": [28, 28, 1]}}, "data.size = [28, 28, 1]: give 2 numbers"),
+        ({"data": {"source": 3}}, "data.source = 3: give a text in quotes"),
+        ({"data": 3}, "data = 3: give a section of keys"),
+        ({"network": {"kind": "lean", "widths": []}}, "network.widths = []: give 1 number or more"),
+        ({"sample": {"sampler": "euler"}}, "sample.sampler = 'euler': give 'greedy', 'random' or"),
+    ],
+)
+def test_what_would_do_is_said_in_the_words_of_the_file(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as error:
+        from_dict(values, where="here")
+    assert str(error.value).startswith(f"here: {says}")
+
+
 def test_whole_numbers_do_for_fractions() -> None:
     assert from_dict({"train": {"minutes": 4, "betas": [0, 0]}}).train.minutes == 4.0
 
@@ -201,7 +231,7 @@ def test_the_kind_of_network_can_be_switched() -> None:
     assert same.network.dim == 16  # naming the kind it has resets nothing
     with pytest.raises(InputError, match=r"no key 'network.dim'"):
         updated(Config(), {"network.dim": 16})
-    with pytest.raises(InputError, match="'lean', 'unet'"):
+    with pytest.raises(InputError, match="give 'lean' or 'unet'"):
         updated(Config(), {"network.kind": "dit"})
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from unraze.cli import main
+from unraze.evaluate import feature_training
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("README.md")])
@@ -87,6 +88,8 @@ def test_the_commands_of_the_readme_run(
 ) -> None:
     """As they stand, on less: digits for Fashion-MNIST, made pictures for photos, four steps."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(feature_training, "FEWEST_STEPS", 5)
+    monkeypatch.setattr(feature_training, "EPOCHS", 1)
     generator = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for i in range(12):
@@ -99,11 +102,13 @@ def test_the_commands_of_the_readme_run(
         if "--minutes" in line:
             at = line.index("--minutes")
             del line[at : at + 2]
-        assert main([*line, *(SMALL if line[0] == "train" else [])]) == 0, line
+        less = {"train": SMALL, "eval": ["-n", "50"]}.get(line[0], [])
+        assert main([*line, *less]) == 0, line
     run = Path("runs/00000-digits")
     assert sorted(p.name for p in Path("runs").iterdir()) == [run.name, "00001-photos"]
     assert len(list(run.glob("samples-*/000*.png"))) == 64
     assert len(list(run.glob("samples-*/film.gif"))) == 1
+    assert "<h2>Memorisation</h2>" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

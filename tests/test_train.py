@@ -406,7 +406,9 @@ def test_a_run_records_how_its_images_are_loaded_again(
     assert config.data.held_out == share == images.held_out
     again = load(config.data)
     assert again.fingerprint == images.fingerprint
-    assert [r.message for r in train(run, again) if r.message] == ["continuing from step 12 of 12"]
+    assert [r.message for r in train(run, again) if r.message] == [
+        "finished already, at step 12 of 12"
+    ]
     if share:
         assert len(load(config.data, split="held-out")) == 60 - len(images)
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ __all__ = [
     "newest",
     "read",
     "remove_after",
+    "require_dtypes",
     "require_fit",
     "save",
     "set_aside",
@@ -43,6 +45,8 @@ __all__ = [
 PARTS = ("model", "ema", "optim")
 NAME = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
+"""How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
 
 
 Number = Annotated[int, Field(ge=0, lt=2**53)]
@@ -177,19 +181,17 @@ def read(path: Path) -> Checkpoint:
     if not state_file.is_file():
         pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
         if pickles:
-            raise CheckpointError(
-                f"{path / pickles[0]}: a pickle can run code when it is opened, so it is not "
-                "read; convert it to safetensors where you trust it"
-            )
+            raise CheckpointError(_is_pickle(path / pickles[0]))
         raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
     try:
         state = json.loads(state_file.read_text(encoding="utf-8"))
         step = _State.model_validate(state).step
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         what = first["msg"].removeprefix("Value error, ")
-        raise CheckpointError(f"{state_file}: is damaged ({place}: {what})") from error
+        if place := ".".join(map(str, first["loc"])):
+            what = f"{place} is missing" if first["type"] == "missing" else f"{place}: {what}"
+        raise CheckpointError(f"{state_file}: is damaged ({what})") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{state_file}: is damaged ({error})") from error
     if path.name != f"step-{step:08d}":
@@ -222,12 +224,20 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Loads weights into a network; raises `CheckpointError` that names what does not fit."""
     wanted = network.state_dict()
     require_fit({k: v.shape for k, v in wanted.items()}, tensors, where)
-    for name, value in wanted.items():
-        if tensors[name].dtype != value.dtype:
-            raise CheckpointError(
-                f"{where}: {name} holds {tensors[name].dtype}, the network needs {value.dtype}"
-            )
+    require_dtypes({k: v.dtype for k, v in wanted.items()}, tensors, where)
     network.load_state_dict(tensors)
+
+
+def require_dtypes(
+    wanted: Mapping[str, torch.dtype], tensors: Mapping[str, Tensor], where: Path
+) -> None:
+    """Raises `CheckpointError` unless the tensors of these names have these dtypes."""
+    for name, dtype in wanted.items():
+        if tensors[name].dtype != dtype:
+            raise CheckpointError(
+                f"{where}: {name} holds {tensors[name].dtype}, the network needs {dtype}; was it "
+                "converted since?"
+            )
 
 
 def require_fit(
@@ -246,7 +256,7 @@ def require_fit(
         if tuple(tensors[name].shape) != tuple(shape):
             raise CheckpointError(
                 f"{where}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"the network of config.toml needs {tuple(shape)}"
+                f"the network of config.toml needs {tuple(shape)}; was config.toml changed since?"
             )
 
 
@@ -280,9 +290,15 @@ def _read_part(path: Path, expected: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: is damaged, it is not a file")
     try:
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        if pickles := [p for suffix in PICKLES if (p := path.with_suffix(suffix)).exists()]:
+            raise CheckpointError(_is_pickle(pickles[0])) from error
+        raise CheckpointError(f"{path}: is missing") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     found = hashlib.sha256(data).hexdigest()
+    if found != expected and data.startswith(PICKLED):
+        raise CheckpointError(_is_pickle(path))
     if found != expected:
         raise CheckpointError(
             f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {expected[:12]}…"
@@ -290,7 +306,16 @@ def _read_part(path: Path, expected: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
+        if data.startswith(PICKLED):
+            raise CheckpointError(_is_pickle(path)) from error
         raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
+
+
+def _is_pickle(path: Path) -> str:
+    return (
+        f"{path}: a pickle can run code when it is opened, so it is not read; convert it to "
+        "safetensors where you trust it"
+    )
 
 
 def _write_and_flush(path: Path, data: bytes) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from unraze.errors import InputError
 
@@ -39,6 +40,7 @@ __all__ = [
     "preset",
     "preset_names",
     "preset_text",
+    "remedy",
     "to_toml",
     "updated",
 ]
@@ -325,7 +327,10 @@ def from_toml(path: Path, *, complete: bool = False) -> Config:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); give a TOML file such as "
+            "`unraze config` prints"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not TOML ({error})") from error
     if not complete:
@@ -414,6 +419,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:
     """The words ", did you mean …?" where something known is close to `name`, else nothing."""
+    name = name.lower()
     tails = {k.rsplit(".", 1)[-1]: k for k in known}
     close = difflib.get_close_matches(name, known, n=1) or [
         tails[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(tails), n=1)
@@ -435,10 +441,65 @@ def explained(error: ValidationError) -> str:
         )
         return f"there is no key '{place}'{_nearest(place, known)}"
     if first["type"] == "union_tag_not_found":
-        return f"{place}.kind is missing: give 'lean', 'unet'"
+        return f"{place}.kind is missing: give 'lean' or 'unet'"
     if first["type"] == "union_tag_invalid":
-        return f"{place}.kind = {first['input'].get('kind')!r}: give 'lean', 'unet'"
-    message = first["msg"].removeprefix("Value error, ")
+        return f"{place}.kind = {first['input'].get('kind')!r}: give 'lean' or 'unet'"
+    if first["type"] == "missing":  # one of the numbers of a list, whose place ends the path
+        place = ".".join(path[:-1])
+    what = remedy(first)
     if isinstance(first["input"], dict):
-        return f"{place}: {message}" if place else message
-    return f"{place} = {first['input']!r}: {message}"
+        return f"{place}: {what}" if place else what
+    return f"{place} = {_as_written(first['input'])}: {what}"
+
+
+def remedy(error: ErrorDetails) -> str:
+    """What would do in place of a value that will not, in the words of a configuration."""
+    known = error.get("ctx", {})
+    match error["type"]:
+        case "greater_than":
+            return f"give more than {_figure(known['gt'])}"
+        case "greater_than_equal":
+            return f"give at least {_figure(known['ge'])}"
+        case "less_than":
+            return f"give less than {_figure(known['lt'])}"
+        case "less_than_equal":
+            return f"give at most {_figure(known['le'])}"
+        case "finite_number":
+            return "give a finite number"
+        case "int_type" | "int_from_float" | "int_parsing":
+            return "give a whole number"
+        case "float_type" | "float_parsing":
+            return "give a number"
+        case "bool_type" | "bool_parsing":
+            return "give true or false"
+        case "string_type":
+            return "give a text in quotes"
+        case "literal_error":
+            return f"give {known['expected']}"
+        case "tuple_type":
+            return "give a list of numbers, in brackets"
+        case "model_type" | "model_attributes_type":
+            return "give a section of keys"
+        case "too_long":
+            return f"give {known['max_length']} numbers"
+        case "too_short":
+            return f"give {known['min_length']} number or more"
+        case "missing":
+            return "give one number more"
+        case _:
+            return error["msg"].removeprefix("Value error, ")
+
+
+def _figure(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _as_written(value: object) -> str:
+    """A value as TOML has it, where Python has it otherwise."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return f"[{', '.join(map(_as_written, value))}]"
+        case _:
+            return repr(value)

@@ -46,7 +46,8 @@ class Model:
     """A trained network with all that sampling needs.
 
     `shape` is (C, H, W); `num_classes` is 0 for an unconditional network; `checkpoint` is the
-    SHA-256 of the weights' file, `step` the training step it was saved at.
+    SHA-256 of the weights' file, `step` the training step it was saved at, `data` the fingerprint
+    of the images it was trained on.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Model:
     run: str = ""
     checkpoint: str = ""
     step: int = 0
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,17 @@ def load(
     run = find(Path(path))
     config = read_config(run)
     if step is not None:
-        saved = checkpoint.read(_folder_of(run, step))
+        try:
+            saved = checkpoint.read(_folder_of(run, step))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; give another --checkpoint") from error
     else:
         newest, problems = checkpoint.newest(run.checkpoints)
         if problems:
-            raise CheckpointError(f"{problems[0]}; name an older one with --checkpoint STEP")
+            remedy = "there is no older one that is whole: train anew"
+            if newest is not None:
+                remedy = f"the one before it is whole: give --checkpoint {newest.step}"
+            raise CheckpointError(f"{problems[0]}; {remedy}")
         if newest is None:
             raise CheckpointError(f"{run.path}: has no checkpoint yet; train it for longer first")
         saved = newest
@@ -123,6 +131,7 @@ def load(
         run=str(path),
         checkpoint=saved.state["sha256"]["model"] if raw else saved.hash,
         step=saved.step,
+        data=saved.state["data"],
     )
 
 

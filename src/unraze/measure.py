@@ -57,9 +57,8 @@ def measured(config: Config, images: Images, run: Run) -> Config:
 def told(config: Config, count: int) -> str:
     """The budget in words: steps, images, epochs of `count` images, dtype."""
     steps, batch = config.train.steps or 0, config.train.batch
-    return (
-        f"{steps} steps of {batch} images, {steps * batch / count:.1f} epochs, {config.train.dtype}"
-    )
+    words = f"{steps} step{'' if steps == 1 else 's'} of {batch} images"
+    return f"{words}, {steps * batch / count:.1f} epochs, {config.train.dtype}"
 
 
 class Pace:

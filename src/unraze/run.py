@@ -141,7 +141,10 @@ def find(path: Path) -> Run:
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: there is no such run; `unraze runs` lists what there is")
     if not (path / "config.toml").is_file():
-        raise CheckpointError(f"{path}: is not a run, it has no config.toml")
+        raise CheckpointError(
+            f"{path}: is not a run, it has no config.toml; give the folder of one, as "
+            "`unraze runs` lists them"
+        )
     return Run(path)
 
 

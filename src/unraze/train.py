@@ -164,10 +164,12 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
     with runs.locked(run), reproducible(config.train):
         (run.path / "failed.txt").unlink(missing_ok=True)
         saved, problems = checkpoint.newest(run.checkpoints)
+        if saved is None and problems:
+            raise CheckpointError(
+                f"{run.path}: every checkpoint is damaged, the newest: {problems[0]}; train it anew"
+            )
         for text in problems:
             yield _said(run, f"DAMAGED: {text}; going back to an older checkpoint")
-        if saved is None and problems:
-            raise CheckpointError(f"{run.path}: every checkpoint is damaged; train it anew")
         for path in checkpoint.listing(run.checkpoints)[-len(problems) :] if problems else []:
             checkpoint.set_aside(path)
 
@@ -188,20 +190,23 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
             state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
             start = 0
         else:
-            for text in _differences(run, config, saved, images):
-                yield _said(run, text)
+            differences = list(_differences(run, config, saved, images))
             state, start = _restore(trainee, saved), saved.step
+            for text in differences:
+                yield _said(run, text)
             runs.truncate_rows(run, start)
-            yield _said(run, f"continuing from step {start} of {config.train.steps}")
+            how = "finished already, at" if start == config.train.steps else "continuing from"
+            yield _said(run, f"{how} step {start} of {config.train.steps}")
 
         steps, every = config.train.steps, config.train.checkpoint_every
         assert steps is not None
         assert every is not None
         ruler = None
         if config.train.eval_every is not None:
-            yield Report("measuring", 0, 0, message="making ready to evaluate on held-out images")
+            yield Report("measuring", 0, 0, message=during.told(images))
             held_out = load_images_of(config.data, split="held-out")
             ruler = finish(during.ruler(config, images, held_out))
+        cost = during.Cost.before(run, config.train.batch)
         step, pace = start, Pace(config.train.batch)
         while step < steps:
             step += 1
@@ -253,7 +258,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
             )
             yield report
             if ruler is not None and (step % ruler.every == 0 or step == steps):
-                said = _evaluate(trainee, ruler, run, step, state)
+                said = _evaluate(trainee, ruler, run, step, state, cost)
                 runs.log(run, said)
                 yield replace(report, phase="evaluated", message=said)
                 pace.restart()
@@ -353,31 +358,49 @@ def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, k
 
 
 def _evaluate(
-    trainee: Trainee, ruler: during.Ruler, run: Run, step: int, state: dict[str, Any]
+    trainee: Trainee,
+    ruler: during.Ruler,
+    run: Run,
+    step: int,
+    state: dict[str, Any],
+    cost: during.Cost,
 ) -> str:
-    """Evaluates the averaged weights, logs it, keeps them where none were better; in words."""
-    figure = during.quality(averaged_model(trainee, run), ruler)
+    """Evaluates the averaged weights, logs it, keeps them where none were better; in words.
+
+    What it cost is logged too: how long this one took, and the share of the time so far that was
+    spent evaluating. Nothing depends on it.
+    """
+    with cost.of_evaluation():
+        figure = during.quality(averaged_model(trainee, run), ruler)
+    spent = f"; it took {cost.seconds:.1f} s, evaluating {cost.share:.1%} of the time so far"
     if figure is None:
-        return f"step {step}: not evaluated, the images drawn are not finite"
-    row = {"step": step, "kid": figure.value, "low": figure.low, "high": figure.high}
-    runs.append_row(run.quality, row | {"samples": ruler.count, "features": ruler.space.hash})
+        return f"step {step}: not evaluated, the images drawn are not finite{spent}"
+    row: dict[str, Any] = {"step": step, "kid": figure.value}
+    row |= {"low": figure.low, "high": figure.high}
+    row |= {"samples": ruler.count, "features": ruler.space.hash}
+    row |= {"seconds": round(cost.seconds, 2), "share": round(cost.share, 4)}
+    runs.append_row(run.quality, row)
     said = (
         f"step {step}: KID × 1000 is {1000 * figure.value:.2f} "
         f"({1000 * figure.low:.2f} … {1000 * figure.high:.2f})"
     )
-    best, _ = checkpoint.newest(run.best)
+    best, problems = checkpoint.newest(run.best)
     # after a crash the best may be of a step that is yet to be made again, or of this one
     if best is None or best.step == step or figure.value < best.state["kid"]:
         checkpoint.remove_after(run.best, step)
         best_state = state | {"periodic": False, "kid": figure.value}
         _save(trainee, run.best, step, best_state, keep=1)
         said += ", the best so far"
-    return said
+        if problems:
+            said += f", or kept as such for the best is lost (DAMAGED: {problems[0]})"
+    return said + spent
 
 
 def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
     shapes = {name: value.shape for name, value in trainee.average.items()}
     checkpoint.require_fit(shapes, saved.ema, saved.path / "ema.safetensors")
+    dtypes = {name: value.dtype for name, value in trainee.average.items()}
+    checkpoint.require_dtypes(dtypes, saved.ema, saved.path / "ema.safetensors")
     moments = optim.state_shapes(trainee.network) if saved.state["updates"] else {}
     checkpoint.require_fit(moments, saved.optim, saved.path / "optim.safetensors")
     checkpoint.fill(trainee.network, saved.model, saved.path / "model.safetensors")
@@ -446,6 +469,9 @@ def _differences(
             )
         yield f"DIFFERENT from when the run began: config.toml has {key} = {is_now!r}, was {was!r}"
     before, now = runs.read_env(run), runs.environment()
+    if lost := before.get("env.json"):
+        yield f"{run.path / 'env.json'}: {lost}, so whether the machine is the same is not known"
+        return
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             yield (

@@ -126,7 +126,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "holds no images", "give a folder")
     (tmp_path / "empty" / "a.txt").write_text("")
-    refused(tmp_path / "empty", "1 files of other kinds")
+    refused(tmp_path / "empty", "1 file of other kinds")
 
 
 def test_a_name_that_is_not_printable_stays_one_line(folder: Path) -> None:

@@ -56,7 +56,7 @@ class TestFolder:
     def test_images_beside_classes_are_refused(self, folder: Path) -> None:
         (folder / "cats").mkdir()
         (folder / "0.png").rename(folder / "cats" / "0.png")
-        with pytest.raises(DataError, match=r"11 images \(1\.png.*beside 1 folders.*\(cats\)"):
+        with pytest.raises(DataError, match=r"11 images \(1\.png.*beside 1 folder of.*\(cats\)"):
             read(folder)
 
     def test_what_is_no_image_is_left_out_and_counted(self, folder: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
+from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTokensError
 
 from unraze.cli import draw, evaluate, look, sample, train  # noqa: F401  (each adds its commands)
 from unraze.cli.app import INTERRUPTED, app
@@ -49,6 +49,8 @@ def _complain(message: str, status: int) -> int:
 def _usage_sentence(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"there is no place for {' '.join(map(repr, error.unused_tokens or []))}"
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword} is given twice; give one value"
     text = str(error)
     return text if text.endswith("...") else text.removesuffix(".")
 

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token, convert
+from cyclopts.exceptions import CoercionError
 
 from unraze import __version__
 from unraze.errors import InputError
@@ -61,10 +62,21 @@ Seed = Annotated[int, Parameter(group=SAMPLING, help="The same seed gives the sa
 
 def _converted(kind: Any, tokens: Sequence[Token]) -> Any:
     """What the words of an option mean; a fraction where a whole number belongs is not rounded."""
-    for token in tokens if kind is int else ():
-        if "." in token.value:
-            raise ValueError(f'"{token.value}" is not a whole number')
-    return convert(kind, tokens)
+    parts = {kind, *get_args(kind)}
+    given = f'"{" ".join(token.value for token in tokens)}"'
+    if len(tokens) > 1:  # else the option is named by cyclopts
+        given = f"{tokens[0].keyword} {given}"
+    what = "a whole number" if int in parts else "a number"
+    words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    said = f"is neither {what} nor {' nor '.join(map(str, words))}" if words else f"is not {what}"
+    if int in parts and "." in given:
+        raise ValueError(f"{given} {said}")
+    try:
+        return convert(kind, tokens)
+    except CoercionError as error:
+        if parts.isdisjoint((int, float)):
+            raise
+        raise ValueError(f"{given} {said}") from error
 
 
 app = App(
@@ -114,12 +126,15 @@ def option_of(key: str) -> str:
 def told_as_options(names: Mapping[str, str]) -> Iterator[None]:
     """Lets errors name the options that were given, not the keys that these set.
 
-    With {"train.lr": "--lr"}, "option: train.lr = -1.0: …" becomes "--lr = -1.0: …".
+    With {"train.lr": "--lr"}, "option: train.lr = -1.0: …" becomes "--lr = -1.0: …". Of a list, as
+    "train.betas.1 = 2", the option is named, not the place in it.
     """
     try:
         yield
     except InputError as error:
-        found = re.match(r"(?:option: |--set: )?(?:([a-z]+): )?([a-z_.]+)(?= = )", str(error))
+        found = re.match(
+            r"(?:option: |--set: )?(?:([a-z]+): )?([a-z_.]+?)(?:\.[0-9])?(?= = )", str(error)
+        )
         key = ".".join(part for part in found.groups() if part) if found else ""
         if found is None or key not in names:
             raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from unraze.config import Config, SampleConfig, updated
+from unraze.config import Config, SampleConfig, remedy, updated
 from unraze.errors import CheckpointError, InputError, UnrazeError
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ def _understood(recipe: Mapping[str, Any], picture: Path) -> Recipe:
         first = error.errors()[0]
         path = first["loc"][: 2 if first["loc"][:1] in (("settings",), ("batch",)) else 1]
         place = ".".join(map(str, path))
-        what = first["msg"].removeprefix("Value error, ")
+        what = remedy(first)
         if first["type"] == "missing":
             what = f"{place} is missing"
         elif place:

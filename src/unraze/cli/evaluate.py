@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shlex
 import sys
-import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -13,6 +15,7 @@ from cyclopts import Group, Parameter
 
 from unraze.cli.app import (
     DATA,
+    INTERRUPTED,
     LOOK,
     OUTPUT,
     SAMPLING,
@@ -27,10 +30,13 @@ from unraze.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
+    from rich.table import Table
 
     from unraze.config import SampleConfig
-    from unraze.evaluate.evaluation import Evaluation, Part
+    from unraze.evaluate.compare import Comparison
+    from unraze.evaluate.evaluation import Evaluation, Part, Subject
     from unraze.evaluate.features import FeatureSpace
+    from unraze.evaluate.places import Places
     from unraze.evaluate.reference import Reference
     from unraze.evaluate.stage import Stage
     from unraze.generate import Model
@@ -41,6 +47,13 @@ T = TypeVar("T")
 MEASURES = Group("What is measured", sort_key=3)
 PartName = Literal["figures", "memorisation", "levels", "bound", "flow"]
 NEED_A_NETWORK = ("levels", "bound", "flow")
+COUNT = 2000
+"""Samples that are drawn where -n is not given."""
+OURS = re.compile(r"report\.html|kept|images-[0-9a-f]{8}\.json|\..*\.part")
+"""What an evaluation of images leaves in its folder."""
+ARROWS = {"lower": "↓", "higher": "↑"}
+WIDTH = 120
+"""Columns of a table that no terminal bounds."""
 
 
 @app.command(
@@ -74,23 +87,33 @@ def evaluate(
         str | None,
         Parameter(
             group=MEASURES,
-            help="onnx:FILE, a network of your own; where absent two made for the data set.",
+            help="onnx:FILE, a network of your own; absent: two that learn from the data set.",
         ),
     ] = None,
     skip: Annotated[
         tuple[PartName, ...],
-        Parameter(group=MEASURES, negative="", consume_multiple=True, help="Parts to leave out."),
+        Parameter(
+            group=MEASURES,
+            negative="",
+            consume_multiple=True,
+            show_default=False,
+            help="Parts not to measure; one that was measured before stays.",
+        ),
     ] = (),
     n: Annotated[
-        int | None, Parameter(name=["-n", "--count"], group=SAMPLING, help="Samples; 2000.")
+        int | None,
+        Parameter(name=["-n", "--count"], group=SAMPLING, help="Samples; 2000 if absent."),
     ] = None,
-    seed: Annotated[int | None, Parameter(group=SAMPLING, help="Of the samples' noise; 0.")] = None,
+    seed: Annotated[
+        int | None, Parameter(group=SAMPLING, help="Of the samples' noise; 0 if absent.")
+    ] = None,
     steps: Annotated[
-        int | None, Parameter(group=SAMPLING, help="Network calls a sample; the run's own.")
+        int | None,
+        Parameter(group=SAMPLING, help="Network calls a sample; the run's own if absent."),
     ] = None,
     sampler: Annotated[
         Literal["greedy", "random", "ddim"] | None,
-        Parameter(group=SAMPLING, help="The run's own where absent."),
+        Parameter(group=SAMPLING, help="The run's own if absent."),
     ] = None,
     guidance: Annotated[
         float | None, Parameter(group=SAMPLING, help="How far towards the class; 1 is none.")
@@ -116,16 +139,18 @@ def evaluate(
 ) -> int:
     """Measure how good samples are, whether they are copies, and what held-out images cost.
 
-    Writes a report page; its path is the last line printed. Stopped, the same command goes on
-    where it was.
+    Of a run, samples are drawn and measured against its held-out images, in two feature spaces and
+    with intervals; of images from any program, they are. A report page is written, whose path is
+    the last line printed. Stopped, the same command goes on where it was.
     """
-    from unraze.cli.drawing import set_threads
+    from unraze.cli.drawing import MOST_PICTURES, set_threads
     from unraze.evaluate.evaluation import PARTS
 
-    if n is not None and n < 1:
-        raise InputError(f"-n {n}: give at least 1")
-    if seed is not None and seed < 0:
-        raise InputError(f"--seed {seed}: give 0 or more")
+    for name, value, least in (("-n", n, 1), ("--seed", seed, 0)):
+        if value is not None and value < least:
+            raise InputError(f"{name} {value}: give at least {least}")
+    if n is not None and n > MOST_PICTURES:
+        raise InputError(f"-n {n}: give at most {MOST_PICTURES:,}")
     of_run = (target / "config.toml").is_file()
     only_images = {"--against": against, "--size": size, "--channels": channels, "--out": out}
     only_runs = {
@@ -138,33 +163,53 @@ def evaluate(
         "--checkpoint": checkpoint,
         "--device": device,
     }
+    if not of_run and against is None:
+        raise InputError(_no_run(target))
     misplaced = only_images if of_run else only_runs
     wrong = [name for name, value in misplaced.items() if value is not None]
     if wrong:
-        what = "a run, which knows its own images" if of_run else "no run; these are for runs"
-        raise InputError(f"{target} is {what}: leave {' and '.join(wrong)} out")
+        what = "a run, which knows its own images" if of_run else "no run, and these are for runs"
+        raise InputError(f"{target}: is {what}; leave {' and '.join(wrong)} out")
     parts = tuple(p for p in PARTS if p not in skip and (of_run or p not in NEED_A_NETWORK))
     if not parts:
-        raise InputError("--skip: leaves nothing to measure")
-    set_threads(threads)
-    if of_run:
+        raise InputError("--skip: leaves nothing to measure; leave less out")
+    with told_as_options({"train.threads": "--threads"}):
+        set_threads(threads)
+    try:
+        if not of_run:
+            assert against is not None
+            return _images(target, against, parse_size(size), channels, features, parts, out)
         return _run(
             target,
             features,
             parts,
-            count=2000 if n is None else n,
+            count=COUNT if n is None else n,
             seed=seed or 0,
             changes={"steps": steps, "sampler": sampler, "guidance": guidance},
             raw=raw,
             checkpoint=checkpoint,
             device=device or "cpu",
         )
-    if against is None:
-        raise InputError(
-            f"{target}: is no run; to evaluate images, say which real ones to hold them against: "
-            "--against fashion-mnist, or a folder"
+    except KeyboardInterrupt:
+        print(
+            f"unraze: interrupted; what is done is kept, go on with: {_command()}", file=sys.stderr
         )
-    return _images(target, against, parse_size(size), channels, features, parts, out)
+        return INTERRUPTED
+
+
+def _no_run(target: Path) -> str:
+    from unraze.data import NAMES
+
+    if str(target) not in NAMES and not os.path.exists(target):
+        return f"{target}: there is no such run, nor such images; `unraze runs` lists the runs"
+    return (
+        f"{target}: is no run; to evaluate images, say which real ones to hold them against: "
+        "--against fashion-mnist, or a folder"
+    )
+
+
+def _command() -> str:
+    return shlex.join(["unraze", *sys.argv[1:]])
 
 
 def _run(
@@ -182,18 +227,22 @@ def _run(
     from rich.console import Console
 
     from unraze import generate
+    from unraze.cli.drawing import require_place
     from unraze.config import updated
-    from unraze.evaluate.evaluation import Subject, evaluate_run, key_of
+    from unraze.evaluate.evaluation import Subject, evaluate_run, require_enough
+    from unraze.evaluate.places import places_of_run
     from unraze.evaluate.reference import of_run
 
-    given = {f"sample.{key}": value for key, value in changes.items() if value is not None}
-    with told_as_options({key: f"--{key.split('.')[1]}" for key in given}):
+    given = {key: value for key, value in changes.items() if value is not None}
+    names = {name: f"--{key}" for key in given for name in (key, f"sample.{key}")}
+    with told_as_options(names | {"device": "--device"}):
         model = generate.load(path, raw=raw, step=checkpoint, device=device)
-        settings = updated(model.config, given).sample
-        generate.steps_of(model, settings)
-    reference = of_run(model.config)
-    console = Console(stderr=True)
-    spaces = _spaces(features, reference, console)
+        wanted = {f"sample.{key}": value for key, value in given.items()}
+        settings = updated(model.config, wanted).sample
+        next(generate.generate(model, 1, seed=seed, settings=settings))  # refuses what will not do
+    require_place(path / "eval", str(path))
+    reference = of_run(model)
+    require_enough(f"-n {count}", count, reference, parts)
     subject = Subject(
         kind="run",
         name=str(path),
@@ -207,10 +256,12 @@ def _run(
         classes="all in turn" if model.num_classes else None,
         settings=settings.model_dump(mode="json"),
     )
-    name = f"step-{model.step:08d}-{key_of(subject, reference, spaces)}"
-    folder = path / "eval" / name
-    print(_told(subject, reference, spaces), flush=True)
-    print(_how_long(model, settings, parts, count), flush=True)
+    places = places_of_run(
+        path / "eval", model, reference, settings=settings, count=count, seed=seed, classes=None
+    )
+    console = Console(stderr=True)
+    print(_told(subject, reference), flush=True)
+    spaces = _spaces(features, reference, parts, places, subject, console, (model, settings))
     stages = evaluate_run(
         model,
         reference,
@@ -219,11 +270,11 @@ def _run(
         settings=settings,
         classes=None,
         parts=parts,
-        folder=folder,
+        places=places,
     )
-    result = _followed(stages, console)
-    samples = _samples_of(folder, count, model.shape) if "figures" in parts else None
-    return _finish(result, path / "eval" / f"{name}.json", path / "report.html", samples, reference)
+    result, samples = _followed(stages, console)
+    file = places.result(spaces, f"step-{model.step:08d}")
+    return _finish(result, file, path / "report.html", samples, reference)
 
 
 def _images(
@@ -237,92 +288,183 @@ def _images(
 ) -> int:
     from rich.console import Console
 
+    from unraze.cli.drawing import require_ours, require_place
     from unraze.config import DataConfig
     from unraze.data import load
-    from unraze.evaluate.evaluation import Subject, evaluate_images, key_of
+    from unraze.evaluate.evaluation import Subject, evaluate_images, require_enough
+    from unraze.evaluate.places import places_of_images
     from unraze.evaluate.reference import of_source, require_same_shape
 
+    folder = out or Path(f"{target.resolve().stem or 'images'}-evaluation")
+    require_ours(folder, OURS)
+    require_place(folder, f"--out {folder}")
     images = load(DataConfig(source=str(target), size=size, channels=channels))
     reference = of_source(DataConfig(source=against, size=size, channels=channels))
     require_same_shape(images, reference)
-    console = Console(stderr=True)
-    spaces = _spaces(features, reference, console)
+    require_enough(f"{target}: {len(images)} images", len(images), reference, parts)
     subject = Subject(kind="images", name=str(target), generated=len(images))
-    folder = out or Path(f"{target.stem or 'images'}-evaluation")
-    name = f"images-{key_of(subject, reference, spaces, images.fingerprint)}"
-    print(_told(subject, reference, spaces), flush=True)
-    stages = evaluate_images(
-        images, reference, spaces, subject=subject, parts=parts, folder=folder / name
-    )
+    places = places_of_images(folder, images, reference)
+    console = Console(stderr=True)
+    print(_told(subject, reference), flush=True)
+    spaces = _spaces(features, reference, parts, places, subject, console, None)
+    stages = evaluate_images(images, reference, spaces, subject=subject, parts=parts, places=places)
     result = _followed(stages, console)
-    return _finish(
-        result, folder / f"{name}.json", folder / "report.html", images.pixels, reference
-    )
+    file = places.result(spaces, "images")
+    return _finish(result, file, folder / "report.html", images.pixels, reference)
 
 
 @app.command(
     group=LOOK,
     sort_key=1,
-    help_epilogue="Example: unraze compare runs/00000-fashion-mnist runs/00001-fashion-mnist",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze compare runs/00000-fashion-mnist runs/00001-fashion-mnist\n"
+        "  unraze compare RUN/eval/step-00002000-0a1b2c3d.json RUN"
+    ),
 )
 def compare(
     runs: Annotated[
         tuple[Path, ...],
-        Parameter(help="Runs that were evaluated, or evaluations' .json files; two or more."),
+        Parameter(
+            help="Evaluated runs, folders of evaluated images, or evaluations' .json files; two or "
+            "more."
+        ),
     ],
     /,
 ) -> int:
-    """Put evaluated runs side by side and say which differences are real.
+    """Put evaluations side by side and say which differences are real.
 
-    Of a run the newest evaluation is taken.
+    Of a run the newest evaluation is taken. They must be of as many samples, in the same feature
+    spaces, against the same real images.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from unraze.evaluate.compare import compared
+    from unraze.evaluate.compare import compared, letter
     from unraze.evaluate.evaluation import EVALUATION
     from unraze.evaluate.kept import read_result
-    from unraze.evaluate.report import number
 
-    evaluations = [read_result(_newest(run), EVALUATION) for run in runs]
+    chosen = [_newest(run) for run in runs]
+    evaluations = [read_result(file, EVALUATION) for file, _ in chosen]
     found = compared(evaluations)
-    console = Console()
-    letters = [chr(ord("A") + k) for k in range(len(runs))]
-    for letter, evaluation in zip(letters, evaluations, strict=True):
-        subject = evaluation.subject
-        print(f"{letter}  {subject.name}, {subject.generated} samples, step {subject.step}")
-    for place, space in enumerate(evaluations[0].spaces):
-        table = Table("figure", *letters, "real differences", title=space.name)
-        for row, figure in enumerate(space.figures):
-            shown = [e.spaces[place].figures[row] for e in evaluations]
-            cells = [f"{number(f.value)} ({number(f.low)} … {number(f.high)})" for f in shown]
-            real = [
-                f"{letters[p.better]} better than {letters[p.first + p.second - p.better]}"
-                for p in found.pairs
-                if p.space == space.name and p.figure == figure.name and p.better is not None
-            ]
-            table.add_row(figure.name, *cells, "\n".join(real) or "none")
-        console.print(table)
-    for remark in found.remarks:
-        print(remark)
+    for number, (evaluation, (file, count)) in enumerate(zip(evaluations, chosen, strict=True)):
+        newest = f", the newest of {count}" if count > 1 else ""
+        print(f"{letter(number)}  {_described(evaluation)}: {file}{newest}")
+    _print_comparison(evaluations, found)
     return 0
 
 
-def _newest(run: Path) -> Path:
-    """The newest evaluation of a run, or the file itself."""
-    if run.is_file():
-        return run
-    if not (run / "config.toml").is_file():
-        raise InputError(f"{run}: is neither a run nor an evaluation's .json file")
-    files = sorted((run / "eval").glob("step-*.json"), key=lambda file: file.stat().st_mtime)
+def _described(evaluation: Evaluation) -> str:
+    subject, copies = evaluation.subject, evaluation.memorisation
+    said = [subject.name]
+    if subject.kind == "run":
+        said.append(f"step {subject.step}{' as trained' if subject.raw else ''}")
+        said.append(f"seed {subject.seed}")
+    said.append(f"{subject.generated} {'samples' if subject.kind == 'run' else 'images'}")
+    if copies is not None:
+        said.append(copies.verdict.partition(":")[0])
+    return ", ".join(said)
+
+
+def _print_comparison(evaluations: Sequence[Evaluation], found: Comparison) -> None:
+    from unraze.evaluate.compare import letter
+    from unraze.evaluate.report import number
+
+    letters = [letter(k) for k in range(len(evaluations))]
+    for place, space in enumerate(evaluations[0].spaces):
+        table = _table(f"{space.name}, weights {space.hash[:12]}")
+        table.add_column("figure", no_wrap=True)
+        for name in letters:
+            table.add_column(name, justify="right", no_wrap=True)
+        for name in ("of", "difference", "95 % interval", "really better"):
+            table.add_column(
+                name, justify="right" if name == "difference" else "left", no_wrap=True
+            )
+        for row, figure in enumerate(space.figures):
+            values = [number(e.spaces[place].figures[row].value) for e in evaluations]
+            pairs = [p for p in found.pairs if (p.space, p.figure) == (space.name, figure.name)]
+            columns: list[list[str]] = [[], [], [], []]
+            for pair in pairs:
+                d = pair.difference
+                better = "–" if pair.better is None else letters[pair.better]
+                cells = (
+                    f"{letters[pair.first]} − {letters[pair.second]}",
+                    number(d.value, 3) if d else "–",
+                    f"{number(d.low, 3)} … {number(d.high, 3)}" if d else "not measured",
+                    better,
+                )
+                for column, cell in zip(columns, cells, strict=True):
+                    column.append(cell)
+            joined = ["\n".join(column) for column in columns]
+            table.add_row(f"{ARROWS[figure.better]} {figure.name}", *values, *joined)
+        _wide().print(table)
+    for line in (*found.words, *found.remarks):
+        print(line)
+
+
+def _newest(place: Path) -> tuple[Path, int]:
+    """The newest evaluation of a run or of images, of how many; or the file itself, of one."""
+    if place.is_file():
+        return place, 1
+    files = [*(place / "eval").glob("step-*.json"), *place.glob("images-*.json")]
     if not files:
-        raise InputError(f"{run}: was not evaluated yet; `unraze eval {run}` does it")
-    return files[-1]
+        if (place / "config.toml").is_file():
+            raise InputError(f"{place}: was not evaluated yet; `unraze eval {place}` does it")
+        raise InputError(f"{place}: is neither an evaluated run nor an evaluation's .json file")
+    return max(files, key=lambda file: (_made(file), file.name)), len(files)
+
+
+def _made(file: Path) -> str:
+    """When an evaluation was made, in ISO 8601 of UTC, which sorts by time."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["made"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"{file}: is damaged, or no evaluation; remove it, or name another's file"
+        ) from error
 
 
 def _spaces(
+    features: str | None,
+    reference: Reference,
+    parts: Sequence[Part],
+    places: Places,
+    subject: Subject,
+    console: Console,
+    run: tuple[Model, SampleConfig] | None,
+) -> tuple[FeatureSpace, ...]:
+    """The feature spaces, trained where need be; says first how long all of it will take."""
+    from unraze.evaluate import forecast
+    from unraze.evaluate.features import spaces, to_train
+
+    recipes = () if features is not None else to_train(reference.training)
+    found = () if recipes else _at_hand(features, reference, console)
+    count = subject.generated
+    seconds = {
+        "training feature networks, once": forecast.features_time(recipes, reference.training),
+        # of two networks one may be there already, which costs what the other does
+        "figures and memorisation": forecast.samples_time(
+            found or (*recipes, *recipes)[:2], reference, parts, places, count=count
+        ),
+    }
+    if run is not None:
+        model, settings = run
+        if "figures" in parts or "memorisation" in parts:
+            seconds["sampling"] = forecast.sampling_time(
+                model, settings, count=count, classes=None, places=places
+            )
+        seconds["noise levels and likelihood"] = forecast.network_time(
+            model, reference, parts, places
+        )
+    print(_how_long(seconds), flush=True)
+    if recipes:
+        found = _followed(spaces(reference.training, reference.held_out), console)
+    kinds = "; ".join(f"{space.name}, weights {space.hash[:12]}" for space in found)
+    print(f"features: {kinds}", flush=True)
+    return found
+
+
+def _at_hand(
     features: str | None, reference: Reference, console: Console
 ) -> tuple[FeatureSpace, ...]:
+    """Spaces that need no training."""
     from unraze.evaluate.features import spaces
 
     if features is None:
@@ -341,52 +483,26 @@ def _followed(stages: Generator[Stage, None, T], console: Console) -> T:
     return follow_stages(stages, console)
 
 
-def _told(subject: Any, reference: Reference, spaces: Sequence[FeatureSpace]) -> str:
-    kinds = "; ".join(f"{space.name}, weights {space.hash[:12]}" for space in spaces)
+def _told(subject: Subject, reference: Reference) -> str:
+    if subject.kind == "run":
+        weights = "as trained" if subject.raw else "averaged"
+        what = (
+            f"{subject.name}, step {subject.step}, weights {weights}: {subject.generated} samples"
+        )
+    else:
+        what = f"{subject.name}: {subject.generated} images"
     return (
-        f"{subject.generated} samples against {len(reference.held_out)} held-out images of "
-        f"{reference.held_out.source}\nfeatures: {kinds}"
+        f"{what} against {len(reference.held_out)} held-out images of {reference.held_out.source}"
     )
 
 
-def _how_long(model: Model, settings: SampleConfig, parts: Sequence[Part], count: int) -> str:
-    """The time that network calls will take, from one call measured here."""
-    import torch
-
+def _how_long(seconds: dict[str, float]) -> str:
     from unraze.cli.show import clock
-    from unraze.evaluate.samples import BATCH
-    from unraze.generate import class_of, denoiser_of
 
-    labels = [class_of(model, None, k) for k in range(BATCH)]
-    denoise = denoiser_of(model, settings, labels)
-    device = next(model.network.parameters()).device
-    x = torch.zeros(BATCH, *model.shape, device=device)
-    t = model.schedule.times[-1] / 2
-    with torch.no_grad():
-        denoise(x, t)
-        began = time.perf_counter()
-        denoise(x, t)
-    seconds = (time.perf_counter() - began) / BATCH
-    said = []
-    if "figures" in parts or "memorisation" in parts:
-        said.append(f"sampling about {clock(seconds * count * settings.steps)}")
-    from unraze.evaluate import likelihood
-
-    calls = 256 * 2 * 24 if "levels" in parts else 0
-    calls += likelihood.BOUND_CALLS if "bound" in parts else 0
-    calls += likelihood.FLOW_CALLS if "flow" in parts else 0
-    if calls:
-        said.append(f"likelihood and noise levels about {clock(seconds * calls)}")
-    return ", ".join([*said, "the rest a minute or so"])
-
-
-def _samples_of(folder: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray:
-    import numpy as np
-
-    parts = sorted((folder / "samples").glob("part-*.npy"))
-    samples = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
-    assert samples.shape == (count, *shape), "every part was drawn or found whole"
-    return samples
+    said = [f"{what} {clock(took)}" for what, took in seconds.items() if took >= 1]
+    if not said:
+        return "this takes seconds"
+    return f"this takes about {clock(sum(seconds.values()))}: {', '.join(said)}"
 
 
 def _finish(
@@ -396,40 +512,49 @@ def _finish(
     samples: np.ndarray | None,
     reference: Reference,
 ) -> int:
-    from rich.console import Console
-
     from unraze.evaluate.evaluation import EVALUATION
     from unraze.evaluate.kept import write_result
     from unraze.evaluate.report import write_report
 
     write_result(json, EVALUATION, result)
-    command = shlex.join(["unraze", *sys.argv[1:]])
-    write_report(result, report, samples=samples, reference=reference, command=command)
-    _print(result, Console())
+    write_report(result, report, samples=samples, reference=reference, command=_command())
+    _print(result)
     print(f"as data: {json}")
     print(report)
     return 0
 
 
-def _print(result: Evaluation, console: Console) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _print(result: Evaluation) -> None:
     from unraze.evaluate.report import noted, number, summary
 
-    arrows = {"lower": "↓", "higher": "↑"}
     for space in result.spaces:
         halves = max(f.halves for f in space.figures)
         alike = (f"of {halves:,}", f"floor of {halves:,}") if halves else ()
-        columns = ("figure", "value", "95 % interval", *alike)
-        title = f"{space.name}, weights {space.hash[:12]}; better is ↓ lower, ↑ higher"
-        table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+        table = _table(f"{space.name}, weights {space.hash[:12]}; better is ↓ lower, ↑ higher")
+        table.add_column("figure", no_wrap=True)
+        for name in ("value", "95 % interval", *alike):
+            table.add_column(name, justify="right", no_wrap=True)
         for f in space.figures:
             interval = f"{number(f.low, 3)} … {number(f.high, 3)}"
             beside = (number(f.alike), number(f.floor)) if halves else ()
-            table.add_row(f"{arrows[f.better]} {f.name}", number(f.value), interval, *beside)
-        console.print(table)
+            table.add_row(f"{ARROWS[f.better]} {f.name}", number(f.value), interval, *beside)
+        _wide().print(table)
         for line in noted(space.figures):
             print(line)
     for line in (*summary(result), *result.remarks):
         print(line)
+
+
+def _table(title: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def _wide() -> Console:
+    """As wide as the terminal; where there is none, wide enough for a table."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)

@@ -213,6 +213,11 @@ def sample(
         model = generate.load(
             run, raw=raw, step=checkpoint, device="cpu" if device is None else device
         )
+        if sigma == "learned" and model.config.loss.variance == "fixed":
+            raise InputError(
+                "--sigma learned: this run learned no variance; give beta or beta_tilde, or train "
+                "one with --set loss.variance=learned"
+            )
         settings = _settings(
             model,
             sampler=_sampler(model.config.sample.sampler, sampler, greedy, sigma, eta, final_noise),
@@ -303,9 +308,12 @@ def _classes(model: Model, text: str | None) -> Classes:
         return "none"
     if text.removeprefix("-").isdecimal():
         return int(text)
-    close = difflib.get_close_matches(text, model.class_names, n=1, cutoff=0.5)
-    hint = f", did you mean '{close[0]}'?" if close else ""
+    from unraze.data.found import listed
+
+    words = {name.lower(): name for name in ("none", "all", *reversed(model.class_names))}
+    close = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.5)
+    hint = f", did you mean '{words[close[0]]}'?" if close and text.isalpha() else ""
     raise InputError(
         f"--class {text}: there is no such class{hint}; this run knows "
-        f"{', '.join(model.class_names)}"
+        f"{listed(model.class_names, 20)}; all and none will do too"
     )

@@ -265,10 +265,13 @@ def _configuration(
         keys = [key for key, _ in pairs]
         again = next(key for key in keys if keys.count(key) > 1)
         raise InputError(f"--set {again}: is given twice; give one value")
+    if "preset" in changes:
+        raise InputError(f"--set preset: only names it; give --preset {changes['preset']} instead")
     twice = sorted(changes.keys() & options.keys())
     if twice:
         raise InputError(f"--set {twice[0]}: is given as an option of its own too; give one")
-    where = "--set" if changes and not options.keys() - {"data.source"} else "option"
+    # what an option of its own sets is named by `told_as_options`, so the rest is of --set
+    where = "--set" if changes else "option"
     return configs.updated(begun, changes | options, where=where)
 
 
@@ -289,6 +292,7 @@ def _read(config: Config) -> Images:
 
     from unraze.cli.show import follow_reading, held_out
     from unraze.data import load
+    from unraze.data.found import counted
 
     images = load(config.data, split="train", progress=follow_reading(Console(stderr=True)))
     count, channels, height, width = images.pixels.shape
@@ -296,7 +300,7 @@ def _read(config: Config) -> Images:
     held = "" if held == "none" and not config.data.held_out else f", {held} held out"
     skipped = f", {len(images.skipped)} left out as unreadable" if images.skipped else ""
     print(
-        f"{images.source}: {count} images of {height} x {width}, "
+        f"{images.source}: {counted(count, 'image')} of {height} x {width}, "
         f"{'grey' if channels == 1 else 'colour'}{held}{skipped}",
         flush=True,
     )

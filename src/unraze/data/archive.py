@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from unraze.data.found import Opener, Pictures, by_class, is_hidden, is_image, natural
+from unraze.data.found import Opener, Pictures, by_class, counted, is_hidden, is_image, natural
 from unraze.data.samples import overviews
 from unraze.data.shape import UnreadableError
 from unraze.errors import DataError
@@ -42,7 +42,7 @@ def read(path: Path) -> Pictures:
             left_out.append(name)
     if not found:
         raise DataError(
-            f"{path}: holds no images ({len(left_out)} files of other kinds); "
+            f"{path}: holds no images ({counted(len(left_out), 'file')} of other kinds); "
             "give a zip of .png, .jpg or the like"
         )
     by_parts = dict(found)

@@ -296,10 +296,11 @@ def _balance(found: Pictures | Arrays, seen: list[_Seen]) -> Iterator[Finding]:
 
 def _few(seen: list[_Seen]) -> Iterator[Finding]:
     different = len({one.digest for one in seen})
-    if different < FEW_IMAGES:
+    if 0 < different < FEW_IMAGES:
+        are = "image is" if different == 1 else "images are"
         yield Finding(
             kind="few",
-            what=f"{different} different images are few: below {FEW_IMAGES} a network soon "
+            what=f"{different} different {are} few: below {FEW_IMAGES} a network soon "
             "learns them by heart",
             names=(),
             count=different,
@@ -321,7 +322,7 @@ def _left_out(found: Pictures | Arrays) -> Iterator[Finding]:
 
 
 def _held_out(seen: list[_Seen], config: DataConfig, divided: bool) -> Iterator[Finding]:
-    if not config.held_out:
+    if not config.held_out or not seen:
         return
     held = tuple(one.name for one in seen if one.held)
     what = f"{len(held)} of {len(seen)} images are held out of training, to judge it by"

@@ -4,7 +4,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from unraze.data.found import Opener, Pictures, by_class, is_hidden, is_image, natural
+from unraze.data.found import Opener, Pictures, by_class, counted, is_hidden, is_image, natural
 from unraze.data.samples import overviews
 from unraze.errors import DataError
 
@@ -22,7 +22,7 @@ def read(path: Path) -> Pictures:
     left_out: list[str] = []
     _walk(path, (), {_identity(path)}, found, left_out)
     if not found:
-        others = f" ({len(left_out)} files of other kinds)" if left_out else ""
+        others = f" ({counted(len(left_out), 'file')} of other kinds)" if left_out else ""
         raise DataError(f"{path}: holds no images{others}; give a folder of .png, .jpg or the like")
     beside = overviews(found, lambda parts: path.joinpath(*parts).open("rb"))
     left_out += ["/".join(parts) for parts in beside]

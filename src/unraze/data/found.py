@@ -19,6 +19,7 @@ __all__ = [
     "Arrays",
     "Pictures",
     "by_class",
+    "counted",
     "is_hidden",
     "is_image",
     "listed",
@@ -120,13 +121,19 @@ def by_class(
     folders = sorted({p[0] for p in rest if len(p) > 1}, key=natural)
     if flat:
         raise DataError(
-            f"{source}: {len(flat)} images ({listed([p[0] for p in flat])}) lie beside "
-            f"{len(folders)} folders of images ({listed(folders)}); sub-folders are classes, so "
-            "move those images into one, or give one sub-folder as the source"
+            f"{source}: holds {counted(len(flat), 'image')} ({listed([p[0] for p in flat])}) "
+            "beside "
+            f"{counted(len(folders), 'folder')} of images ({listed(folders)}); sub-folders are "
+            "classes, so move what lies beside them into one, or give one sub-folder as the source"
         )
     number = {name: i for i, name in enumerate(folders)}
     labels = np.array([number[p[0]] for p in rest], dtype=np.int64)
     return labels, tuple(shown(name) for name in folders)
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 image", "2 images"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

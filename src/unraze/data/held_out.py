@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from unraze.data.found import counted
 from unraze.errors import DataError
 
 __all__ = ["FEWEST", "cannot_hold_out", "held_out", "is_too_few"]
 
 FEWEST = 20
 """Of fewer images than this none is held out of training."""
+
+LARGEST = 0.5
+"""The largest share, as `unraze.config.DataConfig` bounds it."""
 
 _SALT = b"unraze held-out"
 
@@ -43,11 +47,13 @@ def cannot_hold_out(source: str, share: float, kept: int, held: int) -> DataErro
         why = "has no test part of its own, and held_out = 0 holds no images back from training"
         remedy = "train with a share of them held out, held_out = 0.1 for example"
     elif count < FEWEST:
-        why = f"has {count} images; of fewer than {FEWEST} none is held out of training"
+        why = f"has {counted(count, 'image')}; of fewer than {FEWEST} none is held out of training"
         remedy = "add images"
     elif not held:
         why = f"none of its {count} images falls into the share held_out = {share:g}"
-        remedy = "train with a larger share, at most 0.5, or add images"
+        remedy = "add other images"
+        if share < LARGEST:
+            remedy = f"train with a larger share, at most {LARGEST:g}, or add images"
     else:
         why = f"held_out = {share:g} would hold out all of its {count} images, so it holds out none"
         remedy = "add other images: nearly all of these are the same"

@@ -1,6 +1,6 @@
-"""Runs side by side: which differences of their figures are real, and where the rulers disagree."""
+"""Evaluations side by side: which differences are real, and where the feature spaces disagree."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -9,7 +9,7 @@ from unraze.evaluate.evaluation import Evaluation
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.metrics import Difference, difference
 
-__all__ = ["Comparison", "Pair", "compared", "require_comparable"]
+__all__ = ["Comparison", "Pair", "compared", "letter", "require_comparable"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Pair:
     """One figure of two evaluations, numbered in the order given: first less second.
 
     `better` is the number of the one that is really better; None where sampling explains the
-    difference, or where one of them has no such figure.
+    difference, or where `difference` is None: one of them has no such figure.
     """
 
     space: str
@@ -30,14 +30,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every pair in every space, and what must be said besides."""
+    """Every pair in every space, and in words what follows, and what must be said besides."""
 
     pairs: tuple[Pair, ...]
+    words: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
 def compared(evaluations: Sequence[Evaluation]) -> Comparison:
-    """All pairs of two or more evaluations; raises `InputError` where they are not comparable."""
+    """All pairs of two or more evaluations, which words call A, B and so on.
+
+    Raises `InputError` where they are not comparable.
+    """
     require_comparable(evaluations)
     pairs = []
     for place, space in enumerate(evaluations[0].spaces):
@@ -45,34 +49,54 @@ def compared(evaluations: Sequence[Evaluation]) -> Comparison:
             for i, j in combinations(range(len(evaluations)), 2):
                 a, b = (evaluations[k].spaces[place].figures[number] for k in (i, j))
                 pairs.append(_pair(space.name, figure, i, j, a, b))
-    return Comparison(tuple(pairs), tuple(_remarks(evaluations, pairs)))
+    words = (*_counted(pairs), *_disagreements(pairs))
+    return Comparison(tuple(pairs), words, tuple(_remarks(evaluations, pairs)))
+
+
+def letter(number: int) -> str:
+    """What an evaluation is called: A … Z, then A2 … Z2 and so on."""
+    round_, place = divmod(number, 26)
+    return chr(ord("A") + place) + (str(round_ + 1) if round_ else "")
 
 
 def require_comparable(evaluations: Sequence[Evaluation]) -> None:
     """Raises `InputError` that names what differs: real images, feature weights, or counts."""
     if len(evaluations) < 2:
-        raise InputError("give two runs or more to compare")
+        raise InputError("give two evaluated runs or more to compare")
+    for evaluation in evaluations:
+        if not evaluation.spaces:
+            raise InputError(
+                f"{evaluation.subject.name}: was evaluated without figures; evaluate it again "
+                "without --skip figures"
+            )
     first = evaluations[0]
     for other in evaluations[1:]:
         names = f"{first.subject.name} and {other.subject.name}"
-        if not (first.spaces and other.spaces):
-            raise InputError(f"{names}: one was evaluated without figures; evaluate it again")
         if first.against.fingerprint != other.against.fingerprint:
             raise InputError(
-                f"{names}: were measured against different real images "
-                f"({first.against.source}, {other.against.source}); figures of different data "
-                "sets say nothing about each other"
+                f"{names}: were measured against different real images ({_real(first)}, "
+                f"{_real(other)}), which says nothing about each other; measure samples of both "
+                "against the same: unraze sample RUN, then unraze eval FOLDER --against IMAGES"
             )
         if [s.hash for s in first.spaces] != [s.hash for s in other.spaces]:
             raise InputError(
-                f"{names}: were measured in different feature spaces; evaluate both with the same "
-                "--features"
+                f"{names}: were measured in different feature spaces ({_spaces(first)}; "
+                f"{_spaces(other)}); evaluate both on one machine and with the same --features"
             )
         if first.subject.generated != other.subject.generated:
             raise InputError(
-                f"{names}: {first.subject.generated} and {other.subject.generated} samples; "
-                "figures depend on that number: evaluate both with the same -n"
+                f"{names}: {first.subject.generated} and {other.subject.generated} samples, and "
+                "figures depend on that number; evaluate both with the same -n"
             )
+
+
+def _real(evaluation: Evaluation) -> str:
+    against = evaluation.against
+    return f"{against.real} of {against.source}, fingerprint {against.fingerprint[:12]}…"
+
+
+def _spaces(evaluation: Evaluation) -> str:
+    return ", ".join(f"{space.name} {space.hash[:12]}…" for space in evaluation.spaces)
 
 
 def _pair(space: str, figure: Figure, i: int, j: int, a: Figure, b: Figure) -> Pair:
@@ -87,29 +111,44 @@ def _pair(space: str, figure: Figure, i: int, j: int, a: Figure, b: Figure) -> P
     return Pair(space, figure.name, i, j, found, better)
 
 
-def _remarks(evaluations: Sequence[Evaluation], pairs: Sequence[Pair]) -> list[str]:
-    said = []
-    by_pair: dict[tuple[str, int, int], dict[str, int]] = {}
+def _counted(pairs: Sequence[Pair]) -> Iterator[str]:
+    """For each two, in how many figures either is really better."""
+    for i, j in sorted({(pair.first, pair.second) for pair in pairs}):
+        of_these = [p for p in pairs if (p.first, p.second) == (i, j) and p.difference is not None]
+        wins = {k: sum(p.better == k for p in of_these) for k in (i, j)}
+        yield (
+            f"{letter(i)} and {letter(j)}: of {len(of_these)} figures {letter(i)} is really better "
+            f"in {wins[i]}, {letter(j)} in {wins[j]}; sampling explains the rest."
+        )
+
+
+def _disagreements(pairs: Sequence[Pair]) -> Iterator[str]:
+    """The figures by which one of two is really better in one space, the other in another."""
+    found: dict[tuple[str, int, int], dict[str, int]] = {}
     for pair in pairs:
         if pair.better is not None:
             key = (pair.figure, pair.first, pair.second)
-            by_pair.setdefault(key, {})[pair.space] = pair.better
-    for (figure, _, _), better in by_pair.items():
+            found.setdefault(key, {})[pair.space] = pair.better
+    for (figure, _, _), better in found.items():
         if len(set(better.values())) > 1:
-            named = " and ".join(
-                f"{evaluations[k].subject.name} in {space}" for space, k in better.items()
-            )
-            said.append(f"The feature spaces disagree on {figure}: better is {named}.")
-    made = len(pairs)
+            named = ", ".join(f"{letter(k)} in {space}" for space, k in better.items())
+            yield f"The feature spaces disagree on {figure}: better is {named}."
+
+
+def _remarks(evaluations: Sequence[Evaluation], pairs: Sequence[Pair]) -> Iterator[str]:
+    made = sum(pair.difference is not None for pair in pairs)
     if made > 1:
-        said.append(
+        yield (
             f"{made} differences are tested, each at 5 %: about {max(1, round(0.05 * made))} "
             "would be called real among equals."
         )
-    seeds = {(e.subject.preset, e.subject.trained_seed) for e in evaluations}
-    said.append(
-        "A real difference is one between these two trained models; whether it is one between "
-        "their recipes, other training seeds must show."
-        + (" All were trained from different seeds or presets." if len(seeds) > 1 else "")
+    seeds = [e.subject.seed for e in evaluations if e.subject.seed is not None]
+    if len(seeds) > len(set(seeds)):
+        yield (
+            "Samples of one --seed begin with the same noise, so that models that are alike draw "
+            "alike; the intervals take them as independent, and are rather too wide."
+        )
+    yield (
+        "A real difference is one between these trained models; whether it is one between their "
+        "recipes, other seeds of the training must show."
     )
-    return said

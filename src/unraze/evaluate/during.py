@@ -5,29 +5,48 @@ as the Fréchet distance has, and as every evaluation of a run starts from the s
 one run can be compared more closely than the interval says.
 """
 
-from collections.abc import Generator
+import math
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from unraze import run as runs
 from unraze.config import Config
 from unraze.data import Images, to_uint8
 from unraze.errors import InputError
-from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.features import FeatureSpace, first_space, to_train
 from unraze.evaluate.figures import Figure
+from unraze.evaluate.forecast import features_time
 from unraze.evaluate.kept import features_of_images
 from unraze.evaluate.metrics import kid
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model, changed, sample
+from unraze.run import Run
 
-__all__ = ["CALLS", "SHARE", "Ruler", "affordable", "quality", "require_worth", "ruler"]
+__all__ = [
+    "CALLS",
+    "SHARE",
+    "Cost",
+    "Ruler",
+    "affordable",
+    "quality",
+    "require_worth",
+    "ruler",
+    "told",
+]
 
 SHARE = 0.1
 """The most of the training time that these evaluations may take."""
 CALLS = 25
 """Network calls a sample, by DDIM, whatever the run is sampled with otherwise."""
 FEWEST, MOST = 100, 1000
+"""Samples of an evaluation."""
+MOST_REAL = 10_000
+"""Held-out images, at most, that they are held against; taken evenly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,31 +60,85 @@ class Ruler:
     every: int
 
 
-def affordable(every: int, batch: int, calls: int = CALLS) -> int:
-    """Samples whose drawing takes `SHARE` of `every` training steps; a forward pass is taken for a
+class Cost:
+    """A stopwatch, in seconds, of the time that evaluations take and of all the rest."""
+
+    def __init__(self, rest: float = 0.0, evaluating: float = 0.0) -> None:
+        self.rest, self.evaluating = rest, evaluating
+        self.last = time.perf_counter()
+
+    @classmethod
+    def before(cls, run: Run, batch: int) -> "Cost":
+        """What the logs of a run say of the steps that it has made."""
+        paces = (row.get("images_per_second", 0.0) for row in runs.read_rows(run.stats))
+        spent = (row.get("seconds", 0.0) for row in runs.read_rows(run.quality))
+        return cls(sum(batch / pace for pace in paces if pace > 0), sum(spent))
+
+    @contextmanager
+    def of_evaluation(self) -> Iterator[None]:
+        """What is done in this context is an evaluation."""
+        began = time.perf_counter()
+        self.rest += began - self.last
+        yield
+        self.last = time.perf_counter()
+        self.seconds = self.last - began
+        self.evaluating += self.seconds
+
+    @property
+    def share(self) -> float:
+        """The evaluations' share of the time so far."""
+        return self.evaluating / (self.evaluating + self.rest)
+
+
+def affordable(steps: float, batch: int, calls: int = CALLS) -> int:
+    """Samples whose drawing takes `SHARE` of so many training steps; a forward pass is taken for a
     third of a training step."""
-    return int(SHARE * every * batch * 3 / calls)
+    return int(SHARE * steps * batch * 3 / calls)
 
 
 def require_worth(config: Config) -> None:
     """Raises `InputError` where so few samples are affordable that they would say nothing."""
-    every, batch = config.train.eval_every, config.train.batch
-    if every is None or affordable(every, batch) >= FEWEST:
+    every, steps, batch = config.train.eval_every, config.train.steps, config.train.batch
+    if every is None or affordable(_interval(every, steps), batch) >= FEWEST:
         return
-    least = -(-FEWEST * CALLS * 10 // (3 * batch))
+    least = math.ceil(FEWEST * CALLS / (SHARE * 3 * batch))
+    too_dear = f"drawing the {FEWEST} samples that say something takes more than {SHARE:.0%}"
+    if steps is not None and steps < least:
+        raise InputError(
+            f"train.eval_every = {every}: {too_dear} of the run's {steps} steps; train for at "
+            f"least {least}, or evaluate the run when it is done: unraze eval RUN"
+        )
+    if steps is not None:  # the last evaluation is at the end, however close the one before
+        least = math.ceil(steps / (steps // least))
     raise InputError(
-        f"train.eval_every = {every}: drawing the {FEWEST} samples that say something takes more "
-        f"than {SHARE:.0%} of so few steps; give at least {least}"
+        f"train.eval_every = {every}: {too_dear} of so few steps; give at least {least}"
     )
+
+
+def told(training: Images) -> str:
+    """What is done before the first evaluation, and how long it takes."""
+    said = "making ready to evaluate on held-out images"
+    recipes = to_train(training, first=True)
+    if not recipes:
+        return said
+    seconds = features_time(recipes, training)
+    return f"{said}: training a feature network, once, takes about {seconds:.0f} s"
 
 
 def ruler(config: Config, training: Images, held_out: Images) -> Generator[Stage, None, Ruler]:
     """The first feature space of the data set and the held-out images' features in it."""
-    every = config.train.eval_every
+    every, steps = config.train.eval_every, config.train.steps
     assert every is not None
-    space, _ = yield from spaces(training, held_out)
+    space = yield from first_space(training, held_out)
     real = yield from features_of_images(space, held_out, "features of held-out images")
-    return Ruler(space, real, min(MOST, affordable(every, config.train.batch)), every)
+    chosen = np.linspace(0, len(real) - 1, min(len(real), MOST_REAL)).round().astype(np.int64)
+    count = affordable(_interval(every, steps), config.train.batch)
+    return Ruler(space, real[chosen], min(MOST, max(FEWEST, count)), every)
+
+
+def _interval(every: int, steps: int | None) -> float:
+    """Steps for each evaluation: there is one every so many, and one at the end."""
+    return every if steps is None else steps / math.ceil(steps / every)
 
 
 def quality(model: Model, by: Ruler) -> Figure | None:

@@ -1,13 +1,12 @@
 """All of an evaluation in order, from a run or a folder of images to one result.
 
-Every part is kept in the evaluation's folder as soon as it is done: samples by batches, the other
-parts as JSON. The same evaluation called again takes what is there and makes the rest.
+Every part is kept as soon as it is done: samples by batches, the other parts as JSON. The same
+evaluation called again takes what is there and makes the rest; another one takes what it shares.
 """
 
-import hashlib
-import json
+import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,13 +18,16 @@ from pydantic import TypeAdapter
 from unraze import __version__
 from unraze.config import SampleConfig
 from unraze.data import Images
-from unraze.errors import InputError
+from unraze.errors import InputError, UnrazeError
 from unraze.evaluate import likelihood, metrics
 from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.figures import Figure, Number
-from unraze.evaluate.kept import features_of_images, features_of_pixels, kept_part
+from unraze.evaluate.intervals import checked
+from unraze.evaluate.kept import features_of_images, features_of_pixels, found_part, kept_part
 from unraze.evaluate.memorisation import Memorisation, memorisation
+from unraze.evaluate.nearest_training import first_of_kind
 from unraze.evaluate.noise_levels import Levels, noise_levels
+from unraze.evaluate.places import Places
 from unraze.evaluate.reference import Reference
 from unraze.evaluate.samples import drawn, labels_asked
 from unraze.evaluate.stage import Stage
@@ -41,14 +43,18 @@ __all__ = [
     "Subject",
     "evaluate_images",
     "evaluate_run",
-    "key_of",
+    "require_enough",
 ]
 
 T = TypeVar("T")
+Array = np.ndarray[Any, Any]
+Makes = Callable[[], Generator[Stage, None, T]]
 Part = Literal["figures", "memorisation", "levels", "bound", "flow"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """What an evaluation consists of; the last three need the network, not its samples."""
 
+FEWEST = {"figures": 7, "memorisation": 1, "levels": 2, "bound": 2, "flow": 2}
+"""The fewest images, real ones and samples, without which a part cannot be measured at all."""
 FEWEST_OF_A_CLASS = 20
 """Fewer images of a class than this, real or generated, have no figure of their own."""
 
@@ -110,7 +116,10 @@ class InSpace:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was measured; a part that was not asked for is None or empty."""
+    """Everything that was measured; a part that was never asked for is None or empty.
+
+    `seconds` are those that each part took when it was made, be that now or in an earlier call.
+    """
 
     unraze: str
     made: str
@@ -129,19 +138,27 @@ EVALUATION = TypeAdapter(Evaluation)
 """Reads and writes an evaluation as JSON."""
 
 
-def key_of(
-    subject: Subject, reference: Reference, spaces: Sequence[FeatureSpace], fingerprint: str = ""
-) -> str:
-    """Eight hex digits that tell one evaluation from another; `fingerprint` of given images."""
-    what = {
-        "subject": TypeAdapter(Subject).dump_python(subject, mode="json"),
-        "real": reference.held_out.fingerprint,
-        "training": reference.training.fingerprint,
-        "spaces": [space.hash for space in spaces],
-        "images": fingerprint,
-        "unraze": __version__,
-    }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+def require_enough(generated: str, count: int, reference: Reference, parts: Sequence[Part]) -> None:
+    """Raises `InputError` where a part cannot be measured of so few images.
+
+    `generated` is what the message calls the images whose number is `count`. `DataError` where
+    nearly all training images are the same.
+    """
+    real = reference.held_out
+    for part in parts:
+        least = FEWEST[part]
+        if len(real) < least:
+            raise InputError(
+                f"{real.source}: {len(real)} held-out images are too few for {part}; give more "
+                f"images, {least} at least are to be held out, or leave it out: --skip {part}"
+            )
+        if count < least:
+            raise InputError(
+                f"{generated}: too few for {part}; give at least {least}, a thousand for figures "
+                f"that say much, or leave it out: --skip {part}"
+            )
+    if "memorisation" in parts:
+        first_of_kind(reference.training.pixels, reference.flip)
 
 
 def evaluate_run(
@@ -153,61 +170,31 @@ def evaluate_run(
     settings: SampleConfig,
     classes: Classes,
     parts: Sequence[Part],
-    folder: Path,
-) -> Generator[Stage, None, Evaluation]:
+    places: Places,
+) -> Generator[Stage, None, tuple[Evaluation, Array | None]]:
     """Draws `subject.generated` samples and measures them, and the network itself, part by part.
 
-    `folder` keeps what is done. Raises `InputError` and `UnrazeError` as the parts do.
+    Parts that are not among `parts` are taken where they were made before. Returns the samples too,
+    None where none were drawn. Raises `InputError` and `UnrazeError` as the parts do.
     """
-    count, seed = subject.generated, subject.seed or 0
-    seconds: dict[str, float] = {}
-    samples: np.ndarray | None = None
+    count, seconds = subject.generated, dict[str, float]()
+    real = yield from _real_features(spaces, reference, parts)
+    samples: Array | None = None
     if "figures" in parts or "memorisation" in parts:
-        drawing = drawn(
+        seconds["sampling"], samples = yield from drawn(
             model,
             settings,
             count=count,
-            seed=seed,
+            seed=subject.seed or 0,
             classes=classes,
-            folder=folder / "samples",
+            folder=places.samples,
         )
-        samples = yield from _timed(seconds, "sampling", drawing)
     labels = labels_asked(model, classes, count) if model.num_classes else None
-    measured = yield from _of_samples(samples, labels, reference, spaces, parts, folder, seconds)
-
-    training, held_out = reference.training, reference.held_out
-    if "levels" in parts:
-
-        def levels() -> Generator[Stage, None, Levels]:
-            return noise_levels(
-                model,
-                training.pixels,
-                held_out.pixels,
-                training_labels=training.labels,
-                held_out_labels=held_out.labels,
-            )
-
-        measured["levels"] = yield from _timed(
-            seconds, "levels", kept_part(folder / "levels.json", TypeAdapter(Levels), levels)
-        )
-    if "bound" in parts:
-
-        def bound() -> Generator[Stage, None, tuple[likelihood.Bound, ...]]:
-            return likelihood.bound(model, held_out.pixels, labels=held_out.labels)
-
-        adapter = TypeAdapter(tuple[likelihood.Bound, ...])
-        measured["bounds"] = yield from _timed(
-            seconds, "bound", kept_part(folder / "bound.json", adapter, bound)
-        )
-    if "flow" in parts:
-
-        def flow() -> Generator[Stage, None, likelihood.Flow]:
-            return likelihood.flow(model, held_out.pixels, labels=held_out.labels)
-
-        measured["flow"] = yield from _timed(
-            seconds, "flow", kept_part(folder / "flow.json", TypeAdapter(likelihood.Flow), flow)
-        )
-    return _whole(subject, reference, measured, seconds)
+    measured = yield from _of_samples(
+        samples, labels, real, reference, spaces, parts, places, seconds
+    )
+    yield from _of_network(model, reference, parts, places, measured, seconds)
+    return _whole(subject, reference, measured, seconds), samples
 
 
 def evaluate_images(
@@ -217,86 +204,168 @@ def evaluate_images(
     *,
     subject: Subject,
     parts: Sequence[Part],
-    folder: Path,
+    places: Places,
 ) -> Generator[Stage, None, Evaluation]:
     """Measures images from any program, by the parts that need no network."""
     seconds: dict[str, float] = {}
+    real = yield from _real_features(spaces, reference, parts)
     measured = yield from _of_samples(
-        images.pixels, None, reference, spaces, parts, folder, seconds
+        images.pixels, None, real, reference, spaces, parts, places, seconds
     )
     return _whole(subject, reference, measured, seconds)
 
 
+def _real_features(
+    spaces: Sequence[FeatureSpace], reference: Reference, parts: Sequence[Part]
+) -> Generator[Stage, None, dict[str, Array]]:
+    """The held-out images' features by the spaces' hashes: first, for if they are not as they
+    should be, nothing has been drawn or written yet."""
+    found: dict[str, Array] = {}
+    for space in spaces if "figures" in parts else ():
+        name = f"{space.name}: held-out images"
+        features = yield from features_of_images(space, reference.held_out, name)
+        found[space.hash], _ = checked(features, features)
+    return found
+
+
 def _of_samples(
-    samples: np.ndarray | None,
-    labels: np.ndarray | None,
+    samples: Array | None,
+    labels: Array | None,
+    real: Mapping[str, Array],
     reference: Reference,
     spaces: Sequence[FeatureSpace],
     parts: Sequence[Part],
-    folder: Path,
+    places: Places,
     seconds: dict[str, float],
 ) -> Generator[Stage, None, dict[str, Any]]:
+    """The parts that are measured on samples, by their names in `Evaluation`."""
     measured: dict[str, Any] = {}
-    if samples is None:
-        return measured
-    if "figures" in parts:
+    of_spaces: list[InSpace | None] = []
+    for space in spaces:
 
-        def figures() -> Generator[Stage, None, tuple[InSpace, ...]]:
-            found = []
-            for place, space in enumerate(spaces):
-                one = _in_space(space, place + 1, samples, labels, reference)
-                found.append((yield from one))
-            return tuple(found)
+        def figures(space: FeatureSpace = space) -> Generator[Stage, None, InSpace]:
+            assert samples is not None
+            return _in_space(space, samples, labels, real[space.hash], reference)
 
-        measured["spaces"] = yield from _timed(
-            seconds,
-            "figures",
-            kept_part(folder / "figures.json", TypeAdapter(tuple[InSpace, ...]), figures),
-        )
-    if "memorisation" in parts:
+        file, asked = places.figures(space), "figures" in parts
+        of_spaces.append((yield from _part("figures", asked, file, _IN_SPACE, figures, seconds)))
+    if None not in of_spaces:
+        measured["spaces"] = tuple(of_spaces)
 
-        def copies() -> Generator[Stage, None, Memorisation]:
-            return memorisation(
-                samples,
-                reference.training.pixels,
-                reference.held_out.pixels,
-                spaces,
-                flip=reference.flip,
-            )
+    def copies() -> Generator[Stage, None, Memorisation]:
+        assert samples is not None
+        known, unseen = reference.training.pixels, reference.held_out.pixels
+        return memorisation(samples, known, unseen, spaces, flip=reference.flip)
 
-        measured["memorisation"] = yield from _timed(
-            seconds,
-            "memorisation",
-            kept_part(folder / "memorisation.json", TypeAdapter(Memorisation), copies),
-        )
+    name, file = "memorisation", places.memorisation(spaces)
+    measured[name] = yield from _part(name, name in parts, file, _MEMORISATION, copies, seconds)
     return measured
+
+
+def _of_network(
+    model: Model,
+    reference: Reference,
+    parts: Sequence[Part],
+    places: Places,
+    measured: dict[str, Any],
+    seconds: dict[str, float],
+) -> Generator[Stage, None, None]:
+    """The parts that are measured on the network itself are put into `measured`."""
+    training, held_out = reference.training, reference.held_out
+
+    def levels() -> Generator[Stage, None, Levels]:
+        made = yield from noise_levels(
+            model,
+            training.pixels,
+            held_out.pixels,
+            training_labels=training.labels,
+            held_out_labels=held_out.labels,
+        )
+        losses = [loss for row in made.rows for loss in (row.training, row.held_out)]
+        return _finite("loss by noise level", losses, made)
+
+    def bound() -> Generator[Stage, None, tuple[likelihood.Bound, ...]]:
+        made = yield from likelihood.bound(model, held_out.pixels, labels=held_out.labels)
+        return _finite("variational bound", [one.bits for one in made], made)
+
+    def flow() -> Generator[Stage, None, likelihood.Flow]:
+        made = yield from likelihood.flow(model, held_out.pixels, labels=held_out.labels)
+        return _finite("likelihood by the flow", [made.bits, made.error], made)
+
+    def part(
+        name: Part, adapter: TypeAdapter[tuple[float, T]], make: Makes[T]
+    ) -> Generator[Stage, None, T | None]:
+        return _part(name, name in parts, places.of_network(name), adapter, make, seconds)
+
+    measured["levels"] = yield from part("levels", _LEVELS, levels)
+    measured["bounds"] = (yield from part("bound", _BOUNDS, bound)) or ()
+    measured["flow"] = yield from part("flow", _FLOW, flow)
+
+
+_IN_SPACE = TypeAdapter(tuple[float, InSpace])
+_MEMORISATION = TypeAdapter(tuple[float, Memorisation])
+_LEVELS = TypeAdapter(tuple[float, Levels])
+_BOUNDS = TypeAdapter(tuple[float, tuple[likelihood.Bound, ...]])
+_FLOW = TypeAdapter(tuple[float, likelihood.Flow])
+
+
+def _part(
+    name: str,
+    asked: bool,
+    file: Path,
+    adapter: TypeAdapter[tuple[float, T]],
+    make: Makes[T],
+    seconds: dict[str, float],
+) -> Generator[Stage, None, T | None]:
+    """A part as it was kept, or else made where it is asked for; its seconds are added."""
+
+    def timed() -> Generator[Stage, None, tuple[float, T]]:
+        began = time.monotonic()
+        result = yield from make()
+        return time.monotonic() - began, result
+
+    found = found_part(file, adapter)
+    if found is None and asked:
+        found = yield from kept_part(file, adapter, timed)
+    if found is None:
+        return None
+    seconds[name] = round(seconds.get(name, 0.0) + found[0], 1)
+    return found[1]
+
+
+def _finite(name: str, values: Iterable[float], made: T) -> T:
+    """What was made; raises `UnrazeError` where one of its numbers is none: the weights are bad."""
+    if all(map(math.isfinite, values)):
+        return made
+    raise UnrazeError(
+        f"{name}: is not-a-number; the weights are damaged or training diverged: evaluate an older "
+        "checkpoint"
+    )
 
 
 def _in_space(
     space: FeatureSpace,
-    number: int,
-    samples: np.ndarray,
-    labels: np.ndarray | None,
+    samples: Array,
+    labels: Array | None,
+    real: Array,
     reference: Reference,
 ) -> Generator[Stage, None, InSpace]:
-    name = f"features {number}"
-    real = yield from features_of_images(space, reference.held_out, f"{name}, real images")
-    generated = yield from features_of_pixels(space, samples, f"{name}, samples")
-    yield Stage(f"figures {number}", 0, 1)
+    generated = yield from features_of_pixels(space, samples, f"{space.name}: samples")
+    yield Stage(f"{space.name}: figures", 0, 1)
     figures = metrics.all_figures(real, generated)
     of_classes: tuple[OfClass, ...] = ()
     if labels is not None and reference.held_out.labels is not None:
         of_classes = tuple(_of_classes(space, samples, generated, labels, real, reference))
-    yield Stage(f"figures {number}", 1, 1)
+    yield Stage(f"{space.name}: figures", 1, 1)
     return InSpace(space.name, space.hash, space.about, figures, of_classes)
 
 
 def _of_classes(
     space: FeatureSpace,
-    samples: np.ndarray,
-    generated: np.ndarray,
-    labels: np.ndarray,
-    real: np.ndarray,
+    samples: Array,
+    generated: Array,
+    labels: Array,
+    real: Array,
     reference: Reference,
 ) -> list[OfClass]:
     theirs = reference.held_out.labels
@@ -320,20 +389,11 @@ def _of_classes(
     return found
 
 
-def _share(probabilities: np.ndarray | None, chosen: np.ndarray, number: int) -> float:
+def _share(probabilities: Array | None, chosen: Array, number: int) -> float:
     """How many of the chosen are taken for class `number`; NaN where that cannot be said."""
     if probabilities is None or not chosen.any():
         return float("nan")
     return float((probabilities[chosen].argmax(1) == number).mean())
-
-
-def _timed(
-    seconds: dict[str, float], name: str, part: Generator[Stage, None, T]
-) -> Generator[Stage, None, T]:
-    began = time.monotonic()
-    result = yield from part
-    seconds[name] = round(time.monotonic() - began, 1)
-    return result
 
 
 def _whole(
@@ -372,9 +432,3 @@ def _remarks(subject: Subject, against: Against) -> tuple[str, ...]:
     if against.real < 1000:
         said.append(f"Only {against.real} held-out images: the intervals are wide for that reason.")
     return tuple(said)
-
-
-def require_enough(count: int, parts: Sequence[Part]) -> None:
-    """Raises `InputError` where no figure can bear so few images."""
-    if "figures" in parts and count < 10:
-        raise InputError(f"{count} images: no figure means anything below 10; give more")

@@ -1,13 +1,14 @@
 """The networks that features are taken from: two designs that share nothing but their task.
 
-    Residual   conv -> (two 3 x 3 convolutions + x, batch norm, ReLU) x 3 levels -> mean over places
-    Depthwise  two convolutions -> (5 x 5 depthwise, layer norm, MLP with GELU, + x) x 3 -> mean
+    Residual   (conv, two 3 x 3 convolutions + x, batch norm, ReLU) at 3 levels -> mean over places
+    Depthwise  (conv, layer norm, 3 x 3 depthwise, MLP with GELU, + x) at 3 levels -> mean
 
 after He et al. 2016 (arXiv:1512.03385) and Liu et al. 2022 (arXiv:2201.03545). They see images at
 their working size: the longer side between 16 and 32 pixels. Larger images are averaged over areas
 first, so details finer than that are not seen; of smaller ones every pixel is repeated.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ DIM = 64
 """Features an image, in both designs."""
 SMALLEST, LARGEST = 16, 32
 NARROWEST = 4
-"""No side is shown to a network at fewer pixels: two halvings must leave one."""
+"""No side is shown to a network at fewer pixels."""
 BLOCK = 256
 
 
@@ -92,27 +93,28 @@ class Depthwise(nn.Module):
         channels: int,
         *,
         flat_size: tuple[int, int] | None = None,
-        widths: tuple[int, int] = (32, 96),
+        widths: tuple[int, int, int] = (32, 64, 128),
     ) -> None:
         super().__init__()
-        first, second = widths
+        first, second, third = widths
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, first, 4, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(first, second, 4, stride=2, padding=1),
+            _halved(channels, first, size=5),
+            _DepthwiseBlock(first),
+            _halved(first, second),
             _DepthwiseBlock(second),
             _DepthwiseBlock(second),
-            _DepthwiseBlock(second),
-            _ChannelNorm(second),
+            _halved(second, third),
+            _DepthwiseBlock(third),
+            _ChannelNorm(third),
         )
         self.out: nn.Module
         if flat_size is None:
-            self.out = nn.Sequential(nn.Conv2d(second, DIM, 1), nn.GELU(), _Mean())
+            self.out = nn.Sequential(nn.Conv2d(third, DIM, 1), nn.GELU(), _Mean())
         else:
-            narrow = 16
-            places = (flat_size[0] // 4) * (flat_size[1] // 4)
+            narrow = 32
+            places = math.prod(-(-side // 8) for side in flat_size)
             self.out = nn.Sequential(
-                nn.Conv2d(second, narrow, 1), nn.GELU(), _Flat(), nn.Linear(narrow * places, DIM)
+                nn.Conv2d(third, narrow, 1), nn.GELU(), _Flat(), nn.Linear(narrow * places, DIM)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,6 +154,14 @@ def _conv(inputs: int, outputs: int, *, stride: int, size: int = 3) -> nn.Sequen
     )
 
 
+def _halved(inputs: int, outputs: int, *, size: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride=2, padding=size // 2),
+        _ChannelNorm(outputs),
+        nn.GELU(),
+    )
+
+
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -178,7 +188,7 @@ class _ChannelNorm(nn.Module):
 class _DepthwiseBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.mix = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.norm = nn.LayerNorm(width)
         self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 

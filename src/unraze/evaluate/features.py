@@ -36,13 +36,15 @@ __all__ = [
     "FEWEST",
     "SELF_SUPERVISED",
     "FeatureSpace",
+    "first_space",
     "make",
     "spaces",
+    "to_train",
 ]
 
 Array = np.ndarray[Any, Any]
 
-DESIGN = 1
+DESIGN = 2
 """Raised whenever networks, training or scores change: what was kept is then made anew."""
 FEWEST = 16
 """Training images without which no network is trained."""
@@ -52,13 +54,14 @@ MOST_SCORED = 10_000
 AMONG = 256
 """Images among which a moved copy is looked for, to score a network without labels."""
 BLOCK = 256
+NOT_SCORED = Score(0.0, 0, "")
 
 CLASSIFIERS = (
     Recipe("residual classifier", "labels", "residual", seed=2, steps=4500, batch=64, lr=3e-3),
     Recipe("depthwise classifier", "labels", "depthwise", seed=3, steps=4500, batch=64, lr=3e-3),
 )
 SELF_SUPERVISED = (
-    Recipe("contrast", "contrast", "residual", seed=1, steps=1000, batch=128, lr=4e-3),
+    Recipe("contrast", "contrast", "residual", seed=1, steps=2000, batch=64, lr=4e-3),
     Recipe("fill-in", "fill in", "depthwise", seed=4, steps=800, batch=128, lr=3e-3),
 )
 
@@ -116,20 +119,24 @@ def spaces(
     clock. Warns where a kept file is damaged, or where one cannot be kept. Raises `InputError` for
     too few images, or where held-out images are of another shape.
     """
-    if len(training) < FEWEST:
-        raise InputError(
-            f"{training.source}: {len(training)} images are too few to train features on; give at "
-            f"least {FEWEST}, or features by a file (onnx:FILE)"
-        )
-    if held_out is not None and held_out.pixels.shape[1:] != training.pixels.shape[1:]:
-        raise InputError(
-            f"held-out images are {_shape(held_out.pixels)}, training images "
-            f"{_shape(training.pixels)}; give images of one shape"
-        )
-    first, second = CLASSIFIERS if labels and _has_classes(training) else SELF_SUPERVISED
+    _require_fit(training, held_out)
+    first, second = _recipes(training, labels=labels)
     one = yield from _space(first, training, held_out)
     two = yield from _space(second, training, held_out)
     return one, two
+
+
+def first_space(training: Images, held_out: Images | None) -> Generator[Stage, None, FeatureSpace]:
+    """The first of `spaces` alone; the other one is not trained. Raises as that does."""
+    _require_fit(training, held_out)
+    return (yield from _space(_recipes(training, labels=True)[0], training, held_out))
+
+
+def to_train(training: Images, *, first: bool = False) -> tuple[Recipe, ...]:
+    """Those of the networks that `spaces`, or `first_space`, trains, for they are kept nowhere."""
+    recipes = _recipes(training, labels=True)[: 1 if first else None]
+    left = [recipe for recipe in recipes if not _is_shipped(recipe, training)]
+    return tuple(recipe for recipe in left if not _file(recipe, training).is_file())
 
 
 def make(
@@ -145,11 +152,9 @@ def _space(
     recipe: Recipe, training: Images, held_out: Images | None
 ) -> Generator[Stage, None, FeatureSpace]:
     """One space: from the package, from the cache, or trained."""
-    if training.fingerprint == FASHION_MNIST and recipe in SHIPPED:
+    if _is_shipped(recipe, training):
         return _shipped(recipe, training, held_out)
-    slug = recipe.name.replace(" ", "-")
-    name = key("features", DESIGN, training.fingerprint, asdict(recipe))
-    file = cache_folder() / "features" / f"{name}-{slug}.safetensors"
+    file = _file(recipe, training)
     kept: tuple[Net, Score] | None = None
     if file.is_file():
         try:
@@ -164,7 +169,35 @@ def _space(
         if held_out is not None and score.held_out != held_out.fingerprint:
             score = _score(recipe, net, held_out)
             _keep(file, net, recipe, score)
-    return _as_space(recipe, net, score, training)
+    return _as_space(recipe, net, score if held_out is not None else NOT_SCORED, training)
+
+
+def _require_fit(training: Images, held_out: Images | None) -> None:
+    if len(training) < FEWEST:
+        raise InputError(
+            f"{training.source}: {len(training)} images are too few to train features on; give at "
+            f"least {FEWEST}, or features by a file (onnx:FILE)"
+        )
+    if held_out is not None and held_out.pixels.shape[1:] != training.pixels.shape[1:]:
+        raise InputError(
+            f"held-out images are {_shape(held_out.pixels)}, training images "
+            f"{_shape(training.pixels)}; give images of one shape"
+        )
+
+
+def _recipes(training: Images, *, labels: bool) -> tuple[Recipe, Recipe]:
+    return CLASSIFIERS if labels and _has_classes(training) else SELF_SUPERVISED
+
+
+def _is_shipped(recipe: Recipe, training: Images) -> bool:
+    return training.fingerprint == FASHION_MNIST and recipe in SHIPPED
+
+
+def _file(recipe: Recipe, training: Images) -> Path:
+    """Where the cache has a network, or would have it."""
+    slug = recipe.name.replace(" ", "-")
+    name = key("features", DESIGN, training.fingerprint, asdict(recipe))
+    return cache_folder() / "features" / f"{name}-{slug}.safetensors"
 
 
 def _shipped(recipe: Recipe, training: Images, held_out: Images | None) -> FeatureSpace:
@@ -176,7 +209,7 @@ def _shipped(recipe: Recipe, training: Images, held_out: Images | None) -> Featu
         raise UnrazeError(f"{error}; it came with the package: install unraze again") from error
     if held_out is not None and score.held_out != held_out.fingerprint:
         score = _score(recipe, net, held_out)
-    return _as_space(recipe, net, score, training)
+    return _as_space(recipe, net, score if held_out is not None else NOT_SCORED, training)
 
 
 def _blank(recipe: Recipe, training: Images) -> Net:
@@ -189,10 +222,10 @@ def _as_space(recipe: Recipe, net: Net, score: Score, training: Images) -> Featu
     shape = training.pixels.shape[1:]
 
     def seen(pixels: Array) -> Array:
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape:
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or pixels.size == 0:
             raise InputError(
-                f"images are {pixels.dtype} {_shape(pixels)}; the {recipe.name} was trained on "
-                f"uint8 {_shape(training.pixels)}: give images of that size and colour"
+                f"images are {pixels.dtype} {pixels.shape}; the {recipe.name} was trained on "
+                f"images of {_shape(training.pixels)}: give uint8 (N, {', '.join(map(str, shape))})"
             )
         return at_working_size(pixels)
 
@@ -242,7 +275,7 @@ def _score(recipe: Recipe, net: Net, held_out: Images | None) -> Score:
     """Accuracy of a classifier; for others the share of images whose moved copy is, in features,
     by the cosine, nearer than that of any other of 256."""
     if held_out is None:
-        return Score(0.0, 0, "")
+        return NOT_SCORED
     every = permutation(0, "evaluate-features-score", len(held_out))
     chosen = np.sort(every[:MOST_SCORED])
     pixels = at_working_size(held_out.pixels[chosen])

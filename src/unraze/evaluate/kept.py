@@ -1,19 +1,28 @@
-"""What an evaluation keeps, so that a stopped one goes on and a second one is quicker.
+"""What an evaluation keeps, so that a stopped one goes on and the next one is quicker.
 
-Results of its parts are JSON files; features of real images are arrays in the package's cache,
-named by the feature space's hash and the images' fingerprint, so that neither can be mistaken.
+Results of its parts are JSON files, arrays are zip files (`.npz`), whose check sums show damage.
+Each has a name that says what it depends on: a hash of the weights, images and settings it is made
+from, so that none is mistaken for another. Features of real images are kept in the package's cache.
 """
 
+import errno
 import hashlib
+import io
+import json
 import os
-from collections.abc import Callable, Generator
+import time
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from unraze.checkpoint import write_atomically
+from unraze import __version__
 from unraze.data import Images
 from unraze.data.cache import cache_folder
 from unraze.errors import InputError, UnrazeError
@@ -23,20 +32,36 @@ from unraze.evaluate.stage import Stage
 __all__ = [
     "features_of_images",
     "features_of_pixels",
+    "found_part",
     "kept_part",
-    "read_array",
+    "key_of",
+    "read_arrays",
     "read_result",
-    "write_array",
+    "write_arrays",
+    "write_bytes",
     "write_result",
 ]
 
 T = TypeVar("T")
+Array = np.ndarray[Any, Any]
+
 CHUNK = 1000
+STALE_SECONDS = 3600.0
+"""A temporary file that is older than this was left by a process that was killed."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged `.npz` raises, by the part that is damaged."""
+
+
+def key_of(**what: Any) -> str:
+    """Eight hex digits that tell what was made from these plain values from what was not."""
+    text = json.dumps({**what, "unraze": __version__}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def features_of_pixels(
-    space: FeatureSpace, pixels: np.ndarray, name: str
-) -> Generator[Stage, None, np.ndarray]:
+    space: FeatureSpace, pixels: Array, name: str
+) -> Generator[Stage, None, Array]:
     """Features (N, dim) of uint8 (N, C, H, W); the stages, called `name`, count images."""
     features = np.empty((len(pixels), space.dim), dtype=np.float32)
     for first in range(0, len(pixels), CHUNK):
@@ -47,40 +72,50 @@ def features_of_pixels(
 
 def features_of_images(
     space: FeatureSpace, images: Images, name: str
-) -> Generator[Stage, None, np.ndarray]:
-    """The same of a set of real images, kept for the next time. Raises `UnrazeError`."""
+) -> Generator[Stage, None, Array]:
+    """The same of a set of real images, kept for the next time; warns where that cannot be."""
     key = hashlib.sha256(f"{space.hash} {images.fingerprint}".encode()).hexdigest()[:32]
-    file = cache_folder() / "features" / f"{key}.npy"
-    kept = read_array(file, (len(images), space.dim), np.dtype(np.float32))
+    file = cache_folder() / "features" / f"{key}.npz"
+    kept = read_arrays(file, features=((len(images), space.dim), np.dtype(np.float32)))
     if kept is not None:
-        return kept
+        return kept["features"]
     features = yield from features_of_pixels(space, images.pixels, name)
-    write_array(file, features)
+    try:
+        write_arrays(file, features=features)
+    except UnrazeError as error:
+        warnings.warn(f"{error}; or set UNRAZE_CACHE to another folder", stacklevel=2)
     return features
 
 
 def kept_part(
     file: Path, adapter: TypeAdapter[T], make: Callable[[], Generator[Stage, None, T]]
 ) -> Generator[Stage, None, T]:
-    """A part's result from its file, or made and written there. A file of another version is
-    made anew."""
-    if file.is_file():
-        try:
-            return adapter.validate_json(file.read_bytes())
-        except ValidationError:  # of another version, or cut off: it is made again and replaced
-            file.unlink()
+    """A part's result from its file, or made and written there.
+
+    A file that is damaged, or of another version, is made anew. Raises `UnrazeError` where it
+    cannot be written.
+    """
+    found = found_part(file, adapter)
+    if found is not None:
+        return found
     result = yield from make()
     write_result(file, adapter, result)
     return result
 
 
+def found_part(file: Path, adapter: TypeAdapter[T]) -> T | None:
+    """The same where it was made before; None where not, or where its file is damaged."""
+    try:
+        return adapter.validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    except OSError as error:
+        raise UnrazeError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
 def write_result(file: Path, adapter: TypeAdapter[T], result: T) -> None:
     """Writes a result as JSON; numbers that do not exist are null. Raises `UnrazeError`."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnrazeError(f"{file.parent}: cannot be made ({error.strerror})") from error
-    write_atomically(file, adapter.dump_json(result, indent=1).decode() + "\n")
+    write_bytes(file, adapter.dump_json(result, indent=1) + b"\n")
 
 
 def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
@@ -88,33 +123,65 @@ def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
     try:
         return adapter.validate_json(file.read_bytes())
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{file}: is not an evaluation of this version ({error.error_count()} fields differ); "
+            f"{file}: is not an evaluation of this version ({place or 'it'}: {first['msg']}); "
             "evaluate again"
         ) from error
 
 
-def read_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-    """An array of just this shape and type; None where there is none, or it is cut off."""
-    if not file.is_file():
-        return None
+def read_arrays(file: Path, **wanted: tuple[tuple[int, ...], np.dtype]) -> dict[str, Array] | None:
+    """Arrays of just these shapes and types; None where there are none, or they are damaged."""
     try:
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # cut off by a full disk, say: it is made again
+        with np.load(file, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in wanted}
+    except DAMAGE:  # cut off by a crash, say: it is made again
         return None
-    return array if array.shape == shape and array.dtype == dtype else None
+    fits = all((arrays[n].shape, arrays[n].dtype) == kind for n, kind in wanted.items())
+    return arrays if fits else None
 
 
-def write_array(file: Path, array: np.ndarray) -> None:
-    """Writes an array under a temporary name and renames it. Raises `UnrazeError`."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+def write_arrays(file: Path, **arrays: Array | float) -> None:
+    """Writes arrays into one file. Raises `UnrazeError`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **_as_arrays(arrays))
+    write_bytes(file, buffer.getvalue())
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """Writes under a temporary name, flushes to the disk and renames, so that a file is whole.
+
+    Makes the folder where need be. Raises `UnrazeError`.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            np.save(stream, array)
-        temporary.replace(file)
+        _remove_stale(file.parent)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UnrazeError(f"{file}: cannot be written ({error.strerror})") from error
+        if error.errno in FULL:
+            why = "the disk is full; make room and give the same command again: it goes on"
+        else:
+            why = f"cannot be written ({error.strerror or error}); make its folder writable"
+        raise UnrazeError(f"{file}: {why}") from error
+
+
+def _as_arrays(values: Mapping[str, Array | float]) -> dict[str, Any]:
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _remove_stale(folder: Path) -> None:
+    for left in folder.glob(".*.part"):
+        with suppress(FileNotFoundError):  # another process was done with it meanwhile
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                left.unlink()

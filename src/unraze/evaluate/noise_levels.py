@@ -39,6 +39,7 @@ Bound = Callable[[Labels], Denoiser]
 
 ALPHA = 0.01
 """How often, at most, equal losses are called different, over all levels."""
+IMAGES, LEVELS = 256, 24
 BATCH = 64
 LINEAR_IMAGES = 8192
 """Training images, at most, that the linear denoiser is made from; evenly taken."""
@@ -96,8 +97,8 @@ def noise_levels(
     *,
     training_labels: Array | None = None,
     held_out_labels: Array | None = None,
-    images: int = 256,
-    levels: int = 24,
+    images: int = IMAGES,
+    levels: int = LEVELS,
     seed: int = 0,
 ) -> Generator[Stage, None, Levels]:
     """The losses of a trained model at noise levels even in angle, without guidance or clipping.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from unraze.errors import InputError
@@ -24,8 +25,8 @@ __all__ = ["onnx_space", "resized"]
 
 Array = np.ndarray[Any, Any]
 
-BATCH = 32
-"""Images a call, where the file leaves it open."""
+BATCH = 8
+"""Images a call, where the file leaves it open: a large network takes seconds for these already."""
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
@@ -52,7 +53,8 @@ def onnx_space(path: Path | str) -> FeatureSpace:
     dim = run(black_and_white).shape[1]
 
     def extract(pixels: Array) -> Array:
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        right = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[1] in (1, 3)
+        if not right or pixels.size == 0:
             raise InputError(
                 f"images are {pixels.dtype} {pixels.shape}; give uint8 (N, 1 or 3, H, W)"
             )
@@ -106,6 +108,7 @@ def _loaded(path: Path) -> tuple[Any, bytes]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is in the exception
     options.use_deterministic_compute = True
+    options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no other base

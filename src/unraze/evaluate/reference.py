@@ -6,9 +6,10 @@ training part is what the feature networks learn from, and where copies are look
 
 from dataclasses import dataclass
 
-from unraze.config import Config, DataConfig
+from unraze.config import DataConfig
 from unraze.data import Images, load
-from unraze.errors import DataError, InputError
+from unraze.errors import CheckpointError, DataError, InputError
+from unraze.generate import Model
 
 __all__ = ["SHARE_OF_A_FOLDER", "Reference", "of_run", "of_source", "require_same_shape"]
 
@@ -25,17 +26,32 @@ class Reference:
     flip: bool
 
 
-def of_run(config: Config) -> Reference:
+def of_run(model: Model) -> Reference:
     """The images that a run was trained on, and its held-out part.
 
-    Raises `DataError` where they cannot be read, or where there is no held-out part.
+    Raises `DataError` where they cannot be read, or where there is no held-out part, and
+    `CheckpointError` where they are not those that the weights were trained on: what is held out
+    now might then have been trained on.
     """
-    training = load(config.data, split="train")
+    data = model.config.data
+    training = load(data, split="train")
+    if model.data != training.fingerprint:
+        raise CheckpointError(
+            f"{model.run}: the images of {training.source} are not those it was trained on (their "
+            f"fingerprint is {training.fingerprint[:12]}…, was {model.data[:12]}…): bring them "
+            f"back, or draw samples and evaluate these against other images: unraze eval FOLDER "
+            f"--against IMAGES"
+        )
     try:
-        held_out = load(config.data, split="held-out")
+        held_out = load(data, split="held-out")
     except DataError as error:
-        raise DataError(f"{error}; an evaluation needs images that were not trained on") from error
-    return Reference(training, held_out, config.data.flip)
+        raise DataError(
+            f"{error}: draw samples with `unraze sample` and evaluate these, `unraze eval FOLDER "
+            "--against IMAGES`"
+        ) from error
+    if model.num_classes:
+        _require_labels(held_out, model)
+    return Reference(training, held_out, data.flip)
 
 
 def of_source(data: DataConfig) -> Reference:
@@ -56,3 +72,17 @@ def require_same_shape(images: Images, reference: Reference) -> None:
             f"{images.source}: images of {shown[0]}, but {reference.held_out.source} has "
             f"{shown[1]}; bring both to one shape with --size and --channels"
         )
+
+
+def _require_labels(held_out: Images, model: Model) -> None:
+    """Raises `DataError` where a conditional run's held-out images are not of its classes."""
+    if held_out.labels is None:
+        why = "have no labels"
+    elif held_out.labels.max() >= model.num_classes:
+        why = f"are of {held_out.labels.max() + 1} classes"
+    else:
+        return
+    raise DataError(
+        f"{held_out.source}: its held-out images {why}, while {model.run} was trained with "
+        f"{model.num_classes} classes; give them the labels of these"
+    )

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure as Plot
 from PIL import Image
 
 from unraze import pictures, plots
-from unraze.checkpoint import write_atomically
-from unraze.evaluate.evaluation import Evaluation
+from unraze.evaluate.evaluation import Evaluation, InSpace
 from unraze.evaluate.figures import Figure
+from unraze.evaluate.kept import write_bytes
 from unraze.evaluate.likelihood import Bound, Flow
 from unraze.evaluate.memorisation import worst_pairs
 from unraze.evaluate.reference import Reference
@@ -58,7 +58,7 @@ def write_report(
         scale=scale,
         command=command,
     )
-    write_atomically(path, page)
+    write_bytes(path, page.encode())
 
 
 def summary(evaluation: Evaluation) -> list[str]:
@@ -68,6 +68,7 @@ def summary(evaluation: Evaluation) -> list[str]:
         for figure in space.figures:
             if figure.name == "KID" and math.isfinite(figure.value):
                 said.append(f"{_distance_in_words(figure)} ({space.name}).")
+    said += filter(None, map(_agreement_in_words, evaluation.spaces))
     if evaluation.memorisation is not None:
         said.append(f"Memorisation: {evaluation.memorisation.words}")
     if evaluation.bounds:
@@ -98,6 +99,21 @@ def _distance_in_words(figure: Figure) -> str:
     if figure.low > 0:
         return f"{said}: samples can be told from real images"
     return f"{said}: so few images do not tell samples from real ones"
+
+
+def _agreement_in_words(space: InSpace) -> str:
+    """How many samples are taken for the class asked for; empty where no class was, or no network
+    can say."""
+    known = [c for c in space.classes if math.isfinite(c.agreement)]
+    beside = [c for c in space.classes if math.isfinite(c.agreement_real)]
+    if not known or not beside:
+        return ""
+    ours = sum(c.agreement * c.generated for c in known) / sum(c.generated for c in known)
+    theirs = sum(c.agreement_real * c.real for c in beside) / sum(c.real for c in beside)
+    return (
+        f"{percent(ours)} of samples are taken for the class asked for, {percent(theirs)} of real "
+        f"images for theirs ({space.name})."
+    )
 
 
 def noted(figures: Sequence[Figure]) -> list[str]:

@@ -1,10 +1,12 @@
 """The samples that are evaluated, drawn in parts: a stopped evaluation finds those it has.
 
-A part is one batch, a file `part-00000.npy` under its final name only once it is whole. The noise
-of an image depends on its number alone, and a batch is always the same images, so that samples
-drawn in one go and in several are the same bytes.
+A part is one batch, a file that is called by its first and last image and is there only once it is
+whole. The noise of an image depends on its number alone, and a batch is always the same images, so
+that samples drawn in one go and in several are the same bytes, and more samples begin with the
+fewer.
 """
 
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,11 +16,11 @@ from torch import Tensor
 from unraze.config import SampleConfig
 from unraze.data import to_uint8
 from unraze.errors import UnrazeError
-from unraze.evaluate.kept import read_array, write_array
+from unraze.evaluate.kept import read_arrays, write_arrays
 from unraze.evaluate.stage import Stage
 from unraze.generate import Classes, Model, class_of, generate, steps_of
 
-__all__ = ["BATCH", "drawn", "labels_asked"]
+__all__ = ["BATCH", "drawn", "labels_asked", "to_draw"]
 
 BATCH = 100
 """Images of one part."""
@@ -32,21 +34,22 @@ def drawn(
     seed: int,
     classes: Classes,
     folder: Path,
-) -> Generator[Stage, None, np.ndarray]:
-    """Images 0 … count-1 of a seed, uint8 (count, C, H, W), kept in `folder` as they are made.
+) -> Generator[Stage, None, tuple[float, np.ndarray]]:
+    """The seconds it took, and images 0 … count-1 of a seed, uint8 (count, C, H, W).
 
-    The stages count network steps. Raises `InputError` as `generate` does, `UnrazeError` where
-    what is drawn is not finite or cannot be written.
+    They are kept in `folder` as they are made. The stages count network steps of a batch. Raises
+    `InputError` as `generate` does, `UnrazeError` where what is drawn is not finite or cannot be
+    written.
     """
     pixels = np.empty((count, *model.shape), dtype=np.uint8)
     calls = steps_of(model, settings).steps
-    parts = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
-    total = calls * len(parts)
+    parts = _parts(count)
+    total, seconds = calls * len(parts), 0.0
     for number, part in enumerate(parts):
-        file = folder / f"part-{number:05d}.npy"
-        kept = read_array(file, (len(part), *model.shape), np.dtype(np.uint8))
-        if kept is None:
-            for moment in generate(
+        found = _kept(folder, model, part)
+        if found is None:
+            began = time.monotonic()
+            moments = generate(
                 model,
                 len(part),
                 seed=seed,
@@ -54,15 +57,20 @@ def drawn(
                 classes=classes,
                 batch=BATCH,
                 first=part.start,
-            ):
+            )
+            for moment in moments:
                 yield Stage("sampling", number * calls + moment.done, total)
-                if moment.finished:
-                    kept = _as_bytes(moment.x, part)
-                    write_array(file, kept)
-        assert kept is not None, "the last step of a sampler is the finished image"
-        pixels[part.start : part.stop] = kept
-        yield Stage("sampling", (number + 1) * calls, total)
-    return pixels
+                x = moment.x
+            found = time.monotonic() - began, _as_bytes(x, part)
+            write_arrays(_file(folder, part), pixels=found[1], seconds=found[0])
+        seconds += found[0]
+        pixels[part.start : part.stop] = found[1]
+    return round(seconds, 1), pixels
+
+
+def to_draw(model: Model, count: int, folder: Path) -> int:
+    """How many of the images 0 … count-1 are not in the folder yet."""
+    return sum(len(part) for part in _parts(count) if _kept(folder, model, part) is None)
 
 
 def labels_asked(model: Model, classes: Classes, count: int) -> np.ndarray | None:
@@ -71,6 +79,24 @@ def labels_asked(model: Model, classes: Classes, count: int) -> np.ndarray | Non
     if any(label is None for label in labels):
         return None
     return np.array(labels, dtype=np.int64)
+
+
+def _parts(count: int) -> list[range]:
+    return [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+
+
+def _file(folder: Path, part: range) -> Path:
+    return folder / f"images-{part.start:05d}-{part.stop - 1:05d}.npz"
+
+
+def _kept(folder: Path, model: Model, part: range) -> tuple[float, np.ndarray] | None:
+    """The seconds that a part took, and its images; None where it is not there, or damaged."""
+    found = read_arrays(
+        _file(folder, part),
+        pixels=((len(part), *model.shape), np.dtype(np.uint8)),
+        seconds=((), np.dtype(np.float64)),
+    )
+    return None if found is None else (float(found["seconds"]), found["pixels"])
 
 
 def _as_bytes(x: Tensor, part: range) -> np.ndarray:
