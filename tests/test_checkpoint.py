@@ -1,6 +1,7 @@
 """Checkpoints are whole or not at all, and carry no code."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -166,6 +167,29 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("name", ["ema.safetensors", "ema.pt"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_pickle_in_the_place_of_weights_is_called_one(
+    tmp_path: Path, new: bool, name: str, known: bool
+) -> None:
+    folder = save(tmp_path, 1)
+    (folder / "ema.safetensors").unlink()
+    torch.save(tensors(0), folder / name, _use_new_zipfile_serialization=new)
+    if known:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state["sha256"]["ema"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"{name}: a pickle can run code"):
+        checkpoint.read(folder)
+
+
+def test_weights_of_another_dtype_are_refused(tmp_path: Path) -> None:
+    wide = {name: value.double() for name, value in tensors(0).items()}
+    with pytest.raises(CheckpointError, match=r"holds torch\.float64.*torch\.float32"):
+        checkpoint.fill(nn.Linear(4, 3), wide, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -210,7 +234,7 @@ def test_a_hash_is_that_of_the_file(tmp_path: Path) -> None:
         ({"step": -1}, "step: "),
         ({"step": 8}, "is of step 8"),
         ({"sha256": []}, "sha256: "),
-        ({"sha256": {"ema": 3}}, "sha256.model: "),
+        ({"sha256": {"ema": 3}}, "sha256.model is missing"),
         ({"model": None}, "model: "),
         ({"model": STATE["model"] | {"shape": [1, 8]}}, "model.shape: "),
         ({"model": STATE["model"] | {"shape": [10**9, 8, 8]}}, "model: 1000000000 channels"),

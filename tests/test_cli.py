@@ -690,15 +690,15 @@ def test_an_array_that_is_not_finished_is_removed(
 # ------------------------------------------------------------------------------ damaged run folders
 
 
-def rewrite(run: Path, change) -> None:
+def rewrite(run: Path, change, part: str = "ema") -> None:
     """Changes the averaged weights of the newest checkpoint, with its checksum put right."""
     folder = max((run / "checkpoints").iterdir())
-    tensors = safetensors.torch.load((folder / "ema.safetensors").read_bytes())
+    tensors = safetensors.torch.load((folder / f"{part}.safetensors").read_bytes())
     change(tensors)
     data = safetensors.torch.save(tensors)
-    (folder / "ema.safetensors").write_bytes(data)
+    (folder / f"{part}.safetensors").write_bytes(data)
     state = json.loads((folder / "state.json").read_text())
-    state["sha256"]["ema"] = hashlib.sha256(data).hexdigest()
+    state["sha256"][part] = hashlib.sha256(data).hexdigest()
     (folder / "state.json").write_text(json.dumps(state))
 
 
@@ -726,6 +726,42 @@ def test_a_checkpoint_with_missing_and_extra_tensors(
     refused(capfd, ["sample", "run"], "lacks", "stranger")
 
 
+@pytest.mark.parametrize("part", ["ema", "model", "optim"])
+def test_a_resume_from_other_weights_leaves_the_run_as_it_is(
+    run: Path, part: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def convert(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(iter(tensors))
+        tensors[name] = tensors[name].double()
+
+    if part != "optim":
+        rewrite(run, convert, part)
+        refused(capfd, ["resume", "run"], f"{part}.safetensors", "float64", "float32")
+    rewrite(run, lambda tensors: tensors.update(stranger=torch.zeros(1)), part)
+    refused(capfd, ["resume", "run"], f"{part}.safetensors", "stranger")
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("lr = 0.002", "lr = 0.003"))
+    refused(capfd, ["resume", "run"], f"{part}.safetensors", "stranger")
+
+
+def test_a_resume_of_nothing_but_damage_leaves_the_run_as_it_is(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "ema.safetensors").write_bytes(b"")
+    says = ("every checkpoint is damaged", "ema.safetensors", "train it anew")
+    refused(capfd, ["resume", "run"], *says)
+
+
+def test_a_run_that_is_finished_says_so(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (run / "env.json").unlink()
+    assert main(["resume", "run"]) == 0
+    out = capfd.readouterr().out
+    assert "finished already, at step 3 of 3" in out
+    assert len(re.findall("env.json", out)) == 1
+    assert "None" not in out
+
+
 def test_a_checkpoint_that_is_a_pickle(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = max((run / "checkpoints").iterdir())
     shutil.rmtree(folder)
@@ -736,8 +772,17 @@ def test_a_checkpoint_that_is_a_pickle(run: Path, capfd: pytest.CaptureFixture[s
 
 def test_a_damaged_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     weights = max((run / "checkpoints").iterdir()) / "ema.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    refused(capfd, ["sample", "run"], "ema.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    refused(capfd, ["sample", "run"], "ema.safetensors", "no older one", "train anew")
+    refused(capfd, ["sample", "run", "--checkpoint", "3"], "ema.safetensors", "another")
+    older = run / "checkpoints/step-00000002"
+    shutil.copytree(weights.parent, older)
+    (older / "ema.safetensors").write_bytes(whole)
+    state = older / "state.json"
+    state.write_text(state.read_text().replace('"step": 3', '"step": 2'))
+    refused(capfd, ["sample", "run"], "step-00000003/ema.safetensors", "give --checkpoint 2")
+    assert main(["sample", "run", "-n", "1", "--checkpoint", "2", "--npy", "a.npy"]) == 0
 
 
 def test_a_ruined_model_is_named_with_its_step(

@@ -26,7 +26,7 @@ from unraze.evaluate.feature_training import Recipe, encoded
 from unraze.evaluate.features import CLASSIFIERS, FASHION_MNIST, SELF_SUPERVISED, SHIPPED, make
 from unraze.evaluate.stage import finish
 
-LONGER = {"contrast": 4}
+LONGER = {"contrast": 3}
 """How many times as many steps as its recipe says a network is trained for."""
 WEIGHTS = Path(__file__).parents[1] / "src" / "unraze" / "evaluate" / "weights"
 

@@ -149,7 +149,9 @@ def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
     found = [path for path in there if int(path.name[5:]) == step]
     if not found:
         steps = ", ".join(sorted({str(int(path.name[5:])) for path in there}, key=int))
-        raise CheckpointError(f"{run.path}: no checkpoint of step {step}; there is {steps}")
+        raise CheckpointError(
+            f"{run.path}: no checkpoint of step {step}; there is {steps or 'none yet'}"
+        )
     return found[0]
 
 

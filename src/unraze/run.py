@@ -184,7 +184,7 @@ def read_env(run: Run) -> dict[str, Any]:
     try:
         values = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        return {"env.json": f"cannot be read ({error})"}
+        return {"env.json": f"cannot be read ({getattr(error, 'strerror', None) or error})"}
     return values if isinstance(values, dict) else {"env.json": "does not hold what it should"}
 
 

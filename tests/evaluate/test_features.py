@@ -391,3 +391,63 @@ def test_a_damaged_shipped_file_asks_for_a_new_installation(
     ) as raised:
         finish(spaces(as_fashion_mnist(), None))
     assert str(raised.value).startswith(str(file))
+
+
+# with the data set installed
+
+
+def fashion_mnist() -> tuple[Images, Images]:
+    data = DataConfig(source="fashion-mnist")
+    try:
+        return load(data), load(data, split="test")
+    except DataError as error:
+        pytest.skip(str(error))
+
+
+def probe_of_the_tool() -> Any:
+    path = ROOT / "tools" / "make_features.py"
+    spec = importlib.util.spec_from_file_location("make_features", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.probe
+
+
+@pytest.mark.slow
+def test_the_shipped_networks_are_as_good_as_they_say() -> None:
+    training, test = fashion_mnist()
+    assert training.fingerprint == FASHION_MNIST
+    assert test.fingerprint == FASHION_MNIST_TEST
+    for space, recipe in zip(finish(spaces(training, test)), CLASSIFIERS, strict=True):
+        guessed = space.classify(test.pixels)
+        assert guessed is not None
+        share = float((guessed.argmax(axis=1) == test.labels).mean())
+        assert share >= 0.92
+        assert f"right on {share:.2%} of 10000" in space.about
+        assert recipe.name == space.name
+    net, _ = read(
+        shipped_file("contrast"), features._blank(SELF_SUPERVISED[0], training), SELF_SUPERVISED[0]
+    )
+    assert probe_of_the_tool()(net, training, test) >= 0.84
+
+
+@pytest.mark.slow
+def test_blur_and_noise_move_images_away_in_every_shipped_space() -> None:
+    training, test = fashion_mnist()
+    first, second = test.pixels[:1000], test.pixels[1000:2000]
+    noise = np.random.default_rng(0).normal(size=second.shape)
+    padded = np.pad(second.astype(float), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    blurred = sum(padded[:, :, i : i + 28, j : j + 28] for i in range(3) for j in range(3)) / 9
+    worse = [blurred, *(second + level * noise for level in (12, 24))]
+    found = [*finish(spaces(training, None))]
+    stages = features._space(SELF_SUPERVISED[0], training, None)
+    for space in (*found, finish(stages)):
+        real = space.extract(first)
+        clean, blur, some, more = (
+            metrics.frechet(real, space.extract(x.clip(0, 255).round().astype(np.uint8))).value
+            for x in (second, *worse)
+        )
+        assert blur > 1.5 * clean, space.name
+        assert some > 1.2 * clean, space.name
+        assert more > some, space.name

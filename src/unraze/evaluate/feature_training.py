@@ -10,8 +10,8 @@ The number of steps depends on the number of images alone, never on a clock; eve
 a function of (seed, step); weights come out rounded to half precision, as they are kept. So the
 same images give the same network on the same kind of processor.
 
-Views and shifts move the image and take pieces out; they never blur it nor add noise, so that
-features stay sensitive to that.
+Views and shifts move the image by whole pixels, change its contrast and take pieces out; they never
+blur it nor add noise, so that features stay sensitive to that.
 """
 
 import math
@@ -179,41 +179,27 @@ def encoded(net: Net, pixels: Array, *, head: bool = False) -> Array:
 
 
 def moved(x: Tensor, random: np.random.Generator, *, strong: bool) -> Tensor:
-    """Images (B, C, h, w) shifted by a pixel or so (a 24th of a side); where `strong`, by more,
-    zoomed (1 … 1.6), turned (up to 15°), of other contrast, and with a rectangle taken out.
+    """Images (B, C, h, w) shifted by a pixel or so (a 24th of a side); where `strong`, by up to
+    twice as much, of other contrast and brightness, and with a rectangle taken out.
 
-    What comes in from outside repeats the border.
+    Shifts are by whole pixels; what comes in from outside repeats the border.
     """
     count, _, height, width = x.shape
-    draw = torch.from_numpy(random.uniform(-1, 1, (count, 10)).astype(np.float32))
+    numbers = 7 if strong else 10  # as many as were drawn for the weights that come with unraze
+    draw = torch.from_numpy(random.uniform(-1, 1, (count, numbers)).astype(np.float32))
+    share = 12 if strong else 24
+    rows = (draw[:, 0] * (height / share)).round().long()
+    columns = (draw[:, 1] * (width / share)).round().long()
+    i = (torch.arange(height)[None] + rows[:, None]).clamp(0, height - 1)
+    j = (torch.arange(width)[None] + columns[:, None]).clamp(0, width - 1)
+    b = torch.arange(count)[:, None, None]
+    x = x.permute(0, 2, 3, 1)[b, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2)
     if not strong:
-        rows = (draw[:, 0] * (height / 24)).round().long()
-        columns = (draw[:, 1] * (width / 24)).round().long()
-        i = (torch.arange(height)[None] + rows[:, None]).clamp(0, height - 1)
-        j = (torch.arange(width)[None] + columns[:, None]).clamp(0, width - 1)
-        b = torch.arange(count)[:, None, None]
-        return x.permute(0, 2, 3, 1)[b, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2)
-    zoom = 1 / (1.3 + 0.3 * draw[:, 2])
-    stretch, angle = torch.exp(0.15 * draw[:, 3]), draw[:, 4] * (math.pi / 12)
-    room = (1 - zoom) + 0.125
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    matrix = torch.stack(
-        [
-            torch.stack(
-                [zoom * stretch * cos, -zoom * sin * (height / width), room * draw[:, 0]], 1
-            ),
-            torch.stack(
-                [zoom * sin * (width / height), zoom / stretch * cos, room * draw[:, 1]], 1
-            ),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        return x
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    x = mean + (x - mean) * torch.exp(0.4 * draw[:, 5])[:, None, None, None]
-    x = x + 0.2 * draw[:, 6][:, None, None, None]
-    return x * _kept(draw[:, 7:], height, width)
+    x = mean + (x - mean) * torch.exp(0.4 * draw[:, 2])[:, None, None, None]
+    x = x + 0.2 * draw[:, 3][:, None, None, None]
+    return x * _kept(draw[:, 4:], height, width)
 
 
 def contrast(z: Tensor) -> Tensor:

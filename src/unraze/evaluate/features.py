@@ -44,7 +44,7 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 
-DESIGN = 2
+DESIGN = 3
 """Raised whenever networks, training or scores change: what was kept is then made anew."""
 FEWEST = 16
 """Training images without which no network is trained."""

@@ -128,8 +128,8 @@ def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{file}: is not an evaluation of this version ({place or 'it'}: {first['msg']}); "
-            "evaluate again"
+            f"{file}: is no evaluation of this version{f', {place}' if place else ''}: "
+            f"{first['msg']}; give an evaluation's .json file, or evaluate again"
         ) from error
 
 

@@ -38,9 +38,9 @@ def of_run(model: Model) -> Reference:
     if model.data != training.fingerprint:
         raise CheckpointError(
             f"{model.run}: the images of {training.source} are not those it was trained on (their "
-            f"fingerprint is {training.fingerprint[:12]}…, was {model.data[:12]}…): bring them "
-            f"back, or draw samples and evaluate these against other images: unraze eval FOLDER "
-            f"--against IMAGES"
+            f"fingerprint is {training.fingerprint[:12]}…, was {model.data[:12]}…): bring them and "
+            "the run's config.toml back, or draw samples with `unraze sample` and evaluate these, "
+            "`unraze eval FOLDER --against IMAGES`"
         )
     try:
         held_out = load(data, split="held-out")

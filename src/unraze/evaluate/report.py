@@ -120,7 +120,8 @@ def noted(figures: Sequence[Figure]) -> list[str]:
     """What must be said beside the figures, each note once, with the figures it is of."""
     named: dict[str, list[str]] = {}
     for figure in figures:
-        for note in filter(None, figure.note.split("; ")):
+        whole = figure.note.startswith("not measured")  # one sentence, whatever it holds
+        for note in filter(None, [figure.note] if whole else figure.note.split("; ")):
             named.setdefault(note, []).append(figure.name)
     return [f"{', '.join(names)}: {note}" for note, names in named.items()]
 
