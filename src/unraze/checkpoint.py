@@ -29,6 +29,7 @@ from unraze.errors import CheckpointError, UnrazeError
 
 __all__ = [
     "Checkpoint",
+    "cannot_write",
     "fill",
     "hash_of",
     "listing",
@@ -148,7 +149,7 @@ def save(
         _flush_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UnrazeError(_cannot_write(final, error)) from error
+        raise UnrazeError(cannot_write(final, error)) from error
     there = listing(folder)
     periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
     for old in there[:-keep]:
@@ -269,7 +270,7 @@ def write_atomically(path: Path, text: str) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UnrazeError(_cannot_write(path, error)) from error
+        raise UnrazeError(cannot_write(path, error)) from error
 
 
 def _bytes_of(tensors: Mapping[str, Tensor]) -> bytes:
@@ -334,7 +335,8 @@ def _flush_folder(path: Path) -> None:
             os.close(handle)
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
+def cannot_write(path: Path, error: OSError) -> str:
+    """What to say where a file of a run could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full; free some space and resume: older checkpoints are intact"
     return f"{path}: cannot be written ({error.strerror}); older checkpoints are intact"

@@ -106,6 +106,10 @@ def load(
             if newest is not None:
                 remedy = f"the one before it is whole: give --checkpoint {newest.step}"
             raise CheckpointError(f"{problems[0]}; {remedy}")
+        if newest is None and (run.path / "failed.txt").is_file():
+            raise CheckpointError(
+                f"{run.path}: diverged before its first checkpoint, failed.txt says how; train anew"
+            )
         if newest is None:
             raise CheckpointError(f"{run.path}: has no checkpoint yet; train it for longer first")
         saved = newest

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from unraze import checkpoint
-from unraze.checkpoint import write_atomically
+from unraze.checkpoint import cannot_write, write_atomically
 from unraze.config import Config, from_toml, to_toml
 from unraze.errors import CheckpointError, InputError, UnrazeError
 
@@ -309,7 +309,7 @@ def _append(path: Path, text: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UnrazeError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UnrazeError(cannot_write(path, error)) from error
 
 
 def _processor() -> str:

@@ -1,5 +1,6 @@
 """The two feature spaces of a data set: which they are, when they are trained, what they say."""
 
+import importlib.util
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import safetensors
 
-from unraze.data import Images
-from unraze.errors import InputError, UnrazeError
-from unraze.evaluate import feature_training, features
+from unraze.config import DataConfig
+from unraze.data import Images, load
+from unraze.errors import DataError, InputError, UnrazeError
+from unraze.evaluate import feature_training, features, metrics
 from unraze.evaluate.feature_files import read, weights_hash
 from unraze.evaluate.features import (
     CLASSIFIERS,

@@ -5,8 +5,11 @@ Exit status: 0 all went well; 1 a failure; 2 the command or one of its values wi
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 
 from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTokensError
 
@@ -25,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     An `UnrazeError` is one line on stderr; any other exception is a defect and keeps its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
+    ours = argv is None and threading.current_thread() is threading.main_thread()
+    if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)  # what is unfinished is to be tidied away
     try:
         status = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -34,11 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnrazeError as error:
         return _complain(str(error), error.exit_status)
     except KeyboardInterrupt:
+        if ours:  # the process ends now; another Ctrl-C would only break its ending
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # whoever read our output has gone; what is left of it must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _complain(message: str, status: int) -> int:

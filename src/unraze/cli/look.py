@@ -236,6 +236,8 @@ def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("
     table = Table("run", "state", "step", "loss", "preset", "data")
     for each in found:
         loss = "" if each.loss != each.loss else f"{each.loss:.4f}"
+        if abs(each.loss) >= 1000:
+            loss = f"{each.loss:.1e}"
         of = f"{each.step}/{each.steps}" if each.steps else str(each.step or "")
         table.add_row(str(each.path), each.state, of, loss, each.preset, each.source)
     Console(soft_wrap=True).print(table)
