@@ -136,7 +136,7 @@ def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
 def read_arrays(file: Path, **wanted: tuple[tuple[int, ...], np.dtype]) -> dict[str, Array] | None:
     """Arrays of just these shapes and types; None where there are none, or they are damaged."""
     try:
-        with np.load(file, allow_pickle=False) as opened:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as opened:
             arrays = {name: opened[name] for name in wanted}
     except DAMAGE:  # cut off by a crash, say: it is made again
         return None
