@@ -22,6 +22,8 @@ from unraze.data import Images
 from unraze.data.named import read
 from unraze.errors import InputError
 from unraze.evaluate import features
+from unraze.evaluate.feature_files import read as read_network, weights_hash
+from unraze.evaluate.feature_training import network
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.kept import read_result
 from unraze.evaluate.stage import finish
@@ -40,7 +42,7 @@ STRENGTHS = {
     "noisy copies": 0.1,
     "mirrored copies": 1,
 }
-"""With more blur than this all digits are one blob, and that lies within a real digit's ball."""
+"""More blur makes one blob of all digits, which may happen to lie in a real digit's ball."""
 
 FIRST_WRITTEN = "312af1b00d2f21ae3534fbcdd6e8d3a2549b76b30154ac205aa6686b45b4a171"
 """SHA-256 of the expectations as they were before anything was measured."""
@@ -280,6 +282,17 @@ def test_the_document_shows_what_was_measured_and_its_pictures_are_drawn_from_it
             assert picture.size[0] >= 900
             low, high = picture.convert("L").getextrema()
             assert high - low > 100, f"{file.name} shows nothing"
+
+
+def test_what_the_document_measured_with_is_what_comes_with_the_package(ruler: ModuleType) -> None:
+    results = read_result(ruler.FOLDER / "ruler.json", ruler.RESULTS)
+    weights = Path(features.__file__).parent / "weights"
+    shipped = []
+    for recipe in features.CLASSIFIERS:
+        file = weights / f"fashion-mnist-{recipe.name.replace(' ', '-')}.safetensors"
+        net, _ = read_network(file, network(recipe, (1, 28, 28), 10), recipe)
+        shipped.append((recipe.name, weights_hash(net, recipe)))
+    assert shipped == list(results.spaces)
 
 
 def test_expectations_are_printed_and_a_missing_file_is_named(
