@@ -14,7 +14,7 @@ import pytest
 from unraze import train as training
 from unraze.config import Config, DataConfig, from_dict, updated
 from unraze.data import load
-from unraze.evaluate import feature_training, features
+from unraze.evaluate import feature_training, features, forecast
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.stage import finish
 
@@ -94,6 +94,7 @@ def few_steps() -> Iterator[None]:
     badly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "make", partial(features.make, threads=1))
+        patch.setattr(forecast, "trained", partial(forecast.trained, threads=1))
         patch.setattr(feature_training, "FEWEST_STEPS", 12)
         patch.setattr(feature_training, "EPOCHS", 1)
         yield

@@ -1,6 +1,7 @@
 """The command line: what is asked for is done, what can't be done is said in one line."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,6 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import safetensors.torch
-import tomllib
 import torch
 from PIL import Image
 
@@ -40,6 +40,11 @@ from unraze.data.held_out import held_out
 from unraze.errors import UnrazeError
 from unraze.run import find, read_config
 from unraze.schedule import SCHEDULES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TINY = [
     *["--set", "network.widths=[8, 8]", "--set", "network.blocks=1", "--set", "network.groups=4"],
@@ -130,7 +135,39 @@ def test_help_answers_without_the_heavy_packages() -> None:
 @pytest.mark.parametrize("command", ["train", "resume", "sample", "destroy", "schedule"])
 def test_each_command_helps_with_an_example(command: str, capsys) -> None:
     assert main([command, "--help"]) == 0
-    assert f"unraze {command} " in capsys.readouterr().out.split("Example")[1]
+    told = capsys.readouterr().out
+    assert f"unraze {command} " in told.split("Example")[1]
+    operand = {"train": "DATA", "destroy": "IMAGE", "schedule": "[KINDS]"}.get(command, "RUN")
+    assert told.startswith(f"Usage: unraze {command} {operand}")
+
+
+@pytest.mark.parametrize("columns", [60, 150])
+def test_help_is_as_wide_as_the_terminal(columns: int) -> None:
+    told = subprocess.run(
+        [*UNRAZE, "data", "check", "--help"],
+        env=os.environ | {"COLUMNS": str(columns)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = told.split("\n\n")[2].splitlines()
+    assert lines[-1].endswith("Nothing is changed.")
+    # every line but the last is full: the next one's first word had no room on it
+    for line, after in itertools.pairwise(lines):
+        assert len(line.rstrip()) + 1 + len(after.split()[0]) > columns
+
+
+def test_all_that_the_package_needs_is_installed_with_it() -> None:
+    root = Path(commands.__file__).parents[3]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    globs = project["tool"]["setuptools"]["package-data"]["unraze"]
+    package = root / "src/unraze"
+    declared = {path for glob in globs for path in package.glob(glob)}
+    there = {path for path in package.rglob("*") if path.is_file()}
+    code = {path for path in there if path.suffix in (".py", ".pyc")}
+    assert there - code == declared
+    # and what is a package to Python is one to the build
+    assert all((path.parent / "__init__.py").is_file() for path in code if path.suffix == ".py")
 
 
 def test_the_package_itself_is_light() -> None:
@@ -333,6 +370,15 @@ def test_training_prints_its_run_last_and_leaves_it_complete(
     assert "done" in table
 
 
+def test_a_command_that_is_proposed_can_be_pasted(capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "digits", "--steps", "1", "--out", "my run", *TINY]
+    assert main(command) == 0
+    out = capfd.readouterr().out
+    assert "unraze sample 'my run' -n 64" in out
+    assert out.splitlines()[-1] == "my run"  # a path by itself is as it is
+    refused(capfd, command, "--out my run", "`unraze resume 'my run'`")
+
+
 def test_options_and_settings_reach_the_run() -> None:
     options = ["--steps", "1", "--lr", "3e-4", "--seed", "7", "--out", "run", "--size", "8x12"]
     extra = ["--set", "loss.distance=huber", "--set", "train.betas=[0.8, 0.9]"]
@@ -384,6 +430,32 @@ def test_a_signal_saves_says_how_to_go_on_and_resume_ends_the_run() -> None:
     assert json.loads(stats.read_text().splitlines()[-1])["step"] == step + 2
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="/proc is Linux")
+def test_signals_while_images_are_read_leave_no_run_and_no_traceback() -> None:
+    np.save("x.npy", np.zeros((40_000, 28, 28), dtype=np.uint8))
+    command = [*UNRAZE, "train", "x.npy", "--size", "64", "--out", "run"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for _ in range(1200):
+                if "x.npy" in Path(f"/proc/{process.pid}/maps").read_text():
+                    break
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.readline() == "unraze: error: interrupted\n"
+            for _ in range(3):  # while it ends
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.01)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert err == ""
+    assert process.returncode == 130
+    assert not Path("run").exists()
+
+
 def test_a_second_signal_aborts_at_once() -> None:
     # a step of this run lasts for half a minute: only the second signal can end it sooner
     slow = ["--size", "64", "--batch", "1500", "--set", "train.accumulate=100"]
@@ -414,6 +486,18 @@ def test_divergence_is_exit_status_3(capfd: pytest.CaptureFixture[str]) -> None:
     err = capfd.readouterr().err
     assert err.startswith("unraze: error: run: diverged at step")
     assert "learning rate" in err
+    assert f"{err.removeprefix('unraze: error: ')}" == Path("run/failed.txt").read_text()
+    refused(capfd, ["sample", "run"], "run: diverged before its first checkpoint", "failed.txt")
+    assert main(["runs", "."]) == 0
+    assert re.search(r"run +│ failed", capfd.readouterr().out)
+
+
+def test_a_huge_loss_is_told_in_few_digits(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    row = json.loads((run / "stats.jsonl").read_text().splitlines()[-1])
+    with (run / "stats.jsonl").open("a") as stats:
+        stats.write(json.dumps(row | {"loss": 4985659064320.0}) + "\n")
+    assert main(["runs", "."]) == 0
+    assert re.search(r"│ 5\.0e\+12 │", capfd.readouterr().out)
 
 
 # -------------------------------------------------------------------------------------- sampling
@@ -687,6 +771,35 @@ def test_an_array_that_is_not_finished_is_removed(
     assert [path.name for path in Path.cwd().iterdir()] == ["run"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the kernel's own full disk is Linux")
+def test_an_array_for_which_there_is_no_room(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path(f".a.npy.{os.getpid()}.part").symlink_to("/dev/full")
+    assert main(["sample", "run", "-n", "4", "--npy", "a.npy"]) == 1
+    err = capfd.readouterr().err
+    assert re.fullmatch(r"unraze: error: a\.npy: cannot be written \(No space[^\n]+\n", err), err
+    assert [path.name for path in Path.cwd().iterdir()] == ["run"]
+
+
+def test_a_signal_to_sampling_leaves_nothing_unfinished(run: Path) -> None:
+    command = [*UNRAZE, "sample", "run", "-n", "1000000", "--threads", "1", "--npy", "a.npy"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            for _ in range(600):
+                if list(Path.cwd().glob(".a.npy.*")):
+                    break
+                time.sleep(0.1)
+            assert list(Path.cwd().glob(".a.npy.*"))
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert err == "unraze: error: interrupted\n"
+    assert [path.name for path in Path.cwd().iterdir()] == ["run"]
+
+
 # ------------------------------------------------------------------------------ damaged run folders
 
 
@@ -869,6 +982,20 @@ def test_a_size_that_the_network_cannot_divide(
 ) -> None:
     command = ["train", "photos", "--steps", "1", *TINY]
     refused(capfd, [*command, "--size", "10x9"], "10", "8", "12")
+
+
+def test_a_run_whose_images_were_moved_goes_on_once_it_is_told_where(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "photos", "--steps", "1", "--out", "run", *TINY]) == 0
+    folder.rename("moved")
+    refused(capfd, ["resume", "run"], f"{folder.resolve()}", "run/config.toml", "source")
+    config = Path("run/config.toml")
+    moved = str(Path("moved").resolve())
+    config.write_text(config.read_text().replace(str(folder.resolve()), moved))
+    assert main(["resume", "run"]) == 0
+    Path("moved/00.png").unlink()
+    refused(capfd, ["resume", "run"], "run", "not those it was trained on", "bring them back")
 
 
 def test_a_picture_that_is_not_square_and_in_colour_comes_all_the_way(

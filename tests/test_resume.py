@@ -14,10 +14,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from evaluated import digits_file, few_steps, small_config
 from unraze import checkpoint, run as runs
 from unraze.config import Config, updated
-from unraze.data import Images
+from unraze.data import Images, load
 from unraze.errors import CheckpointError, InputError
+from unraze.evaluate import during
 from unraze.run import Run
 from unraze.train import prepare, train
 
@@ -261,3 +263,44 @@ def test_a_run_of_before_a_key_was_known_is_not_called_different(
     assert values["config"]["data"].pop("held_out") == 0
     state.write_text(json.dumps(values), encoding="utf-8")
     assert not [text for text in finish(run, tiny_images) if "DIFFERENT" in text]
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_evaluations_in_training_resume_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The same best checkpoint and the same figures; only what they cost is not the same."""
+    monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(during, "FEWEST", 10)
+    source = digits_file(tmp_path / "digits.npz")
+    budget = {"train.steps": 90, "train.batch": 32, "train.checkpoint_every": 25}
+    config = small_config({"data.source": str(source), "train.eval_every": 40, **budget})
+    images = load(config.data)
+
+    def figures(run: Run) -> list[dict[str, object]]:
+        rows = runs.read_rows(run.quality)
+        return [{k: v for k, v in row.items() if k not in ("seconds", "share")} for row in rows]
+
+    def best(run: Run) -> dict[str, bytes]:
+        (folder,) = checkpoint.listing(run.best)
+        return {folder.name + p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+    with few_steps():
+        whole = start(config, images, tmp_path / "whole")
+        finish(whole, images)
+        run = start(config, images, tmp_path / "run")
+        steps = train(run, images, stop=lambda: how == "stopped" and len(made) >= 47)
+        made: list[int] = []
+        for report in steps:
+            if report.phase == "training" and report.step:
+                made.append(report.step)
+            if how == "killed" and len(made) == 47:  # evaluated at 40, but last saved at 25
+                steps.close()  # type: ignore[attr-defined]
+        assert made[-1] in (47, 48)
+        assert [row["step"] for row in figures(run)] == [40]
+        said = finish(run, images)
+    assert any(f"continuing from step {25 if how == 'killed' else made[-1]}" in t for t in said)
+    assert [row["step"] for row in figures(run)] == [40, 80, 90]
+    assert figures(run) == figures(whole)
+    assert best(run) == best(whole)
+    assert weights(run) == weights(whole)

@@ -47,6 +47,7 @@ def versions() -> dict[str, str]:
         "unraze": __version__,
         "python": platform.python_version(),
         **{name.lower(): version(name) for name in PACKAGES},
+        "torch": str(torch.__version__),  # with the platform it is built for, as +cu130
         "system": platform.platform(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),

@@ -129,7 +129,7 @@ def require_free(out: Path) -> None:
     """Raises `InputError` where `out` exists and is not an empty folder."""
     if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         is_run = (out / "config.toml").is_file()
-        remedy = f"continue it with `unraze resume {out}`, or " if is_run else ""
+        remedy = f"continue it with `unraze resume {shlex.quote(str(out))}`, or " if is_run else ""
         raise InputError(
             f"--out {out}: exists and {'is a run already' if is_run else 'is not a run'}; "
             f"{remedy}give another"
@@ -231,7 +231,9 @@ def locked(run: Run) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"{run.path}: is being trained by another process") from None
+        raise InputError(
+            f"{run.path}: is being trained by another process; wait for it, or stop it first"
+        ) from None
     except OSError as error:
         raise UnrazeError(
             f"{run.path / '.lock'}: cannot be locked ({error.strerror or error}); make the run's "

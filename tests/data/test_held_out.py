@@ -230,6 +230,15 @@ class TestSmallSets:
         with pytest.raises(DataError, match=r"none of its 30 images .* a larger share"):
             load_images(tmp_path / "x.npy", split="held-out", held_out=share)
 
+    def test_no_larger_share_is_advised_than_there_is(self, tmp_path: Path) -> None:
+        pixels = different(40, 1, 6, 5)
+        kept = pixels[~held_out(pixels, 0.5)]
+        np.save(tmp_path / "x.npy", np.repeat(kept[:1, 0], 50, axis=0))
+        for share, remedy in ((0.1, "with a larger share, at most 0.5"), (0.5, "add other images")):
+            with pytest.raises(DataError, match=f"none of its 50 images .*; .*{remedy}") as error:
+                load_images(tmp_path / "x.npy", split="held-out", held_out=share)
+            assert ("larger share" in str(error.value)) == (share < 0.5)
+
     @pytest.mark.parametrize("memory", [0, 2**30])
     def test_copies_of_one_image_are_trained_on(self, tmp_path: Path, memory: int) -> None:
         pixels = different(40, 1, 6, 5)

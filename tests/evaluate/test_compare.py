@@ -84,6 +84,10 @@ def test_spaces_that_disagree_are_named() -> None:
     # where one of the two cannot tell, there is no disagreement
     c = evaluation("c", (lower(2.0), higher(1.0)), (lower(2.0), higher(1.0)))
     assert len(compared([a, c]).words) == 1
+    # nor where both say the same
+    d = evaluation("d", (lower(2.0), higher(1.0)), (lower(3.0), higher(1.0)))
+    assert [p.better for p in compared([a, d]).pairs] == [0, None, 0, None]
+    assert len(compared([a, d]).words) == 1
 
 
 def test_it_is_said_how_many_would_be_real_by_chance() -> None:

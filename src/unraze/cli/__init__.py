@@ -14,12 +14,14 @@ from types import FrameType
 from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTokensError
 
 from unraze.cli import draw, evaluate, look, sample, train  # noqa: F401  (each adds its commands)
-from unraze.cli.app import INTERRUPTED, app
+from unraze.cli.app import INTERRUPTED, app, unwrap
 from unraze.errors import UnrazeError
 
 __all__ = ["main"]
 
 USAGE = 2
+
+unwrap(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

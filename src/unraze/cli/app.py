@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import cleandoc
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token, convert
@@ -31,6 +32,7 @@ __all__ = [
     "option_of",
     "parse_size",
     "told_as_options",
+    "unwrap",
 ]
 
 MAKE = Group("Train and sample", sort_key=1)
@@ -52,10 +54,10 @@ INTERRUPTED = 130
 """The exit status of what Ctrl-C ended."""
 
 Device = Annotated[
-    str | None, Parameter(group=MACHINE, help="cpu, cuda, cuda:1, mps …; cpu where absent.")
+    str | None, Parameter(group=MACHINE, help="cpu, cuda, cuda:1, mps …; cpu if absent.")
 ]
 Threads = Annotated[
-    int | None, Parameter(group=MACHINE, help="Threads of the processor; all cores where absent.")
+    int | None, Parameter(group=MACHINE, help="Threads of the processor; all cores if absent.")
 ]
 Seed = Annotated[int, Parameter(group=SAMPLING, help="The same seed gives the same result.")]
 
@@ -87,15 +89,29 @@ app = App(
         "Examples:\n\n"
         "  unraze train fashion-mnist\n"
         "  unraze train FOLDER --size 32 --minutes 10\n"
+        "  unraze resume runs/00000-fashion-mnist\n"
         "  unraze sample runs/00000-fashion-mnist -n 64 --film\n"
-        "  unraze resume runs/00000-fashion-mnist\n\n"
-        "`unraze COMMAND --help` tells all options of one command."
+        "  unraze eval runs/00000-fashion-mnist\n\n"
+        "`unraze COMMAND --help` tells all options of one command, with examples.\n\n"
+        "Exit status: 0 done, 1 a failure, 2 a value that will not do, 3 training\n"
+        "diverged, 130 interrupted."
     ),
     help_format="plaintext",
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
+
+
+def unwrap(group: App) -> None:
+    """Lets the paragraphs of the commands' help be as wide as the terminal, not as the source."""
+    for name in group:
+        command = group[name]
+        if name.startswith("-") or not command.help:
+            continue
+        command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(command.help))
+        if command.default_command is None:
+            unwrap(command)
 
 
 def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:

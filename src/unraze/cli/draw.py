@@ -39,6 +39,7 @@ ScheduleOption = Annotated[ScheduleKind, Parameter(group=SAMPLING, help="Which �
 @app.command(
     group=EXPLAIN,
     sort_key=4,
+    usage="Usage: unraze destroy IMAGE [OPTIONS]",
     help_epilogue="Example: unraze destroy photo.jpg --size 128 --schedule cosine",
 )
 def destroy(
@@ -54,7 +55,7 @@ def destroy(
     ] = None,
     frames: Annotated[int, Parameter(group=OUTPUT, help="Pictures in the film.")] = 60,
     out: Annotated[
-        Path | None, Parameter(group=OUTPUT, help="Folder; IMAGE-destroyed here where absent.")
+        Path | None, Parameter(group=OUTPUT, help="Folder; IMAGE-destroyed here if absent.")
     ] = None,
 ) -> int:
     """Film a picture's way into noise, x_t = α_t x_{t-1} + β_t ε_t, step by step.
@@ -117,12 +118,13 @@ def destroy(
 @app.command(
     group=EXPLAIN,
     sort_key=5,
+    usage="Usage: unraze schedule [KINDS] [OPTIONS]",
     help_epilogue="Example: unraze schedule linear cosine --steps 300 --out schedules.png",
 )
 def schedule(
     kinds: Annotated[
         tuple[ScheduleKind, ...],
-        Parameter(show_default=False, help="Which; all of them where absent."),
+        Parameter(show_default=False, help="Which; all of them if absent."),
     ] = (),
     /,
     *,

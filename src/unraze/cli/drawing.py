@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -119,46 +121,68 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
     Nothing is written before the first batch is done, so that what is refused leaves no trace; an
     array that is not finished is removed again.
     """
-    partial = None if npy is None else npy.with_name(f".{npy.name}.{os.getpid()}.part")
-    try:
-        _draw(order, folder, partial, Film() if film else None)
-        if npy is not None and partial is not None:
-            with writing(npy):
-                partial.replace(npy)
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-def _draw(order: Order, folder: Path | None, npy: Path | None, film: Film | None) -> None:
     import numpy as np
 
     from unraze import pictures
 
     grid: list[np.ndarray] = []
-    array: np.ndarray | None = None
-    for numbers, pixels in _batches(order, film):
-        with writing(folder or npy):
+    filmed = Film() if film else None
+    with _array(npy, order.count) as add:
+        for numbers, pixels in _batches(order, filmed):
             if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                for number, picture in zip(numbers, pictures.to_pil(pixels), strict=True):
-                    recipe = _recipe(order, numbers) | {"kind": "image", "image": number}
-                    pictures.write_png(picture, folder / f"{number:05d}.png", recipe)
+                with writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    for number, picture in zip(numbers, pictures.to_pil(pixels), strict=True):
+                        recipe = _recipe(order, numbers) | {"kind": "image", "image": number}
+                        pictures.write_png(picture, folder / f"{number:05d}.png", recipe)
                 if sum(map(len, grid)) < GRID_AT_MOST:
                     grid.append(pixels)
-            if npy is not None:
-                if array is None:
-                    shape = (order.count, *pixels.shape[1:])
-                    array = np.lib.format.open_memmap(npy, mode="w+", dtype=np.uint8, shape=shape)
-                array[numbers.start : numbers.stop] = pixels
-    with writing(folder or npy):
+            add(pixels)
         if folder is not None:
-            picture, recipe = _grid(order, np.concatenate(grid))
-            pictures.write_png(picture, folder / "grid.png", recipe)
-            if film is not None:
-                _write_film(order, film, folder / "film.gif")
-        if array is not None:
-            array.flush()  # type: ignore[attr-defined]
+            with writing(folder):
+                picture, recipe = _grid(order, np.concatenate(grid))
+                pictures.write_png(picture, folder / "grid.png", recipe)
+                if filmed is not None:
+                    _write_film(order, filmed, folder / "film.gif")
+
+
+@contextmanager
+def _array(path: Path | None, count: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that adds images (B, H, W, C) to an array file of `count`, whole or not at all.
+
+    The file is written, not mapped into memory: on a full disk writing raises, while a map would
+    end the process without a word.
+    """
+    import numpy as np
+
+    if path is None:
+        yield lambda pixels: None
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    file: FileIO | None = None
+
+    def add(pixels: np.ndarray) -> None:
+        nonlocal file
+        with writing(path):
+            if file is None:
+                file = partial.open("wb", buffering=0)
+                shape = (count, *pixels.shape[1:])
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            left = pixels.data.cast("B")
+            while left:
+                left = left[file.write(left) :]
+
+    try:
+        yield add
+        if file is not None:
+            with writing(path):
+                os.fsync(file.fileno())
+                partial.replace(path)
+    finally:
+        if file is not None:
+            file.close()
+        partial.unlink(missing_ok=True)
 
 
 def again(picture: Path, run: Path | None, out: Path | None) -> Path:
@@ -183,7 +207,7 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
     if not os.path.exists(folder):
         raise CheckpointError(
             f"{folder}: the run that {picture} was drawn from is not here; give it as "
-            f"`unraze sample RUN --like {picture}`"
+            f"`unraze sample RUN --like {shlex.quote(str(picture))}`"
         )
     device = recipe.device.split(":")[0]
     with _following(picture):

@@ -139,9 +139,13 @@ def evaluate(
 ) -> int:
     """Measure how good samples are, whether they are copies, and what held-out images cost.
 
-    Of a run, samples are drawn and measured against its held-out images, in two feature spaces and
-    with intervals; of images from any program, they are. A report page is written, whose path is
-    the last line printed. Stopped, the same command goes on where it was.
+    Samples of a run are drawn and held against its held-out images; images from any program against
+    those that --against names. The parts are figures (Fréchet distance, KID, precision, recall,
+    density, coverage; in two feature spaces, with intervals), memorisation, levels (the loss by
+    noise level), bound and flow (likelihood, in bits a dimension); the last three are of runs.
+
+    Writes a report page, whose path is the last line printed. Stopped, the same command goes on
+    where it was.
     """
     from unraze.cli.drawing import MOST_PICTURES, set_threads
     from unraze.evaluate.evaluation import PARTS

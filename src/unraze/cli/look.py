@@ -28,10 +28,20 @@ data = App(
 app.command(data)
 
 Source = Annotated[
-    str, Parameter(help="A folder, zip, .npy/.npz, IDX or CIFAR file, or a known name.")
+    str,
+    Parameter(
+        help="A folder (sub-folders are classes), zip, .npy/.npz, IDX or CIFAR file, or "
+        "fashion-mnist or digits."
+    ),
 ]
-Size = Annotated[str | None, Parameter(group=DATA, help="32, or height x width: 32x48.")]
-Channels = Annotated[Literal[1, 3] | None, Parameter(group=DATA, help="1 grey, 3 colour.")]
+Size = Annotated[
+    str | None,
+    Parameter(group=DATA, help="32, or height x width: 32x48; the images' own if absent."),
+]
+Channels = Annotated[
+    Literal[1, 3] | None,
+    Parameter(group=DATA, help="1 grey, 3 colour; the images' own if absent."),
+]
 Background = Annotated[
     str, Parameter(group=DATA, help="The colour that transparency is flattened onto.")
 ]
@@ -186,10 +196,14 @@ def get(name: Annotated[str, Parameter(help="A known name: fashion-mnist or digi
 @app.command(
     group=LOOK,
     sort_key=2,
-    help_epilogue="Examples:\n\n  unraze config literal\n  unraze config --full",
+    usage="Usage: unraze config [PRESET] [OPTIONS]",
+    help_epilogue=(
+        "Examples:\n\n  unraze config --list\n  unraze config literal\n"
+        "  unraze config fast --full > mine.toml"
+    ),
 )
 def config(
-    preset: Annotated[str | None, Parameter(help="Which preset; fast where absent.")] = None,
+    preset: Annotated[str | None, Parameter(help="Which preset; fast if absent.")] = None,
     /,
     *,
     full: Annotated[

@@ -21,6 +21,7 @@ __all__ = ["sample"]
 @app.command(
     group=MAKE,
     sort_key=3,
+    usage="Usage: unraze sample RUN [OPTIONS]",
     help_epilogue=(
         "Examples:\n\n"
         "  unraze sample RUN -n 64 --film\n"
@@ -64,10 +65,16 @@ def sample(
     ] = False,
     sigma: Annotated[
         Literal["beta", "beta_tilde", "learned"] | None,
-        Parameter(group=SAMPLING, help="σ_t of random sampling, which it implies."),
+        Parameter(
+            group=SAMPLING,
+            help="σ_t of random sampling, which it implies; the run's own if absent.",
+        ),
     ] = None,
     eta: Annotated[
-        float | None, Parameter(group=SAMPLING, help="DDIM's share of new noise, 0 to 1.")
+        float | None,
+        Parameter(
+            group=SAMPLING, help="DDIM's share of new noise, 0 to 1; the run's own if absent."
+        ),
     ] = None,
     final_noise: Annotated[
         bool,
@@ -80,7 +87,9 @@ def sample(
     ] = False,
     clip: Annotated[
         Literal["none", "clip", "dynamic"] | None,
-        Parameter(group=SAMPLING, help="What is done with x̂₀ outside [-1, 1]."),
+        Parameter(
+            group=SAMPLING, help="What is done with x̂₀ outside [-1, 1]; the run's own if absent."
+        ),
     ] = None,
     class_: Annotated[
         str | None,
@@ -91,12 +100,17 @@ def sample(
         ),
     ] = None,
     guidance: Annotated[
-        float | None, Parameter(group=SAMPLING, help="How far towards the class; 1 is none.")
+        float | None,
+        Parameter(
+            group=SAMPLING, help="How far towards the class, 1 is none; the run's own if absent."
+        ),
     ] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
         Parameter(
-            group=SAMPLING, negative="", help="Part of the time t/T in which it acts: 0.1 0.8."
+            group=SAMPLING,
+            negative="",
+            help="Part of the time t/T in which it acts, as 0.1 0.8; the run's own if absent.",
         ),
     ] = None,
     batch: Annotated[
@@ -136,7 +150,10 @@ def sample(
     ] = False,
     like: Annotated[
         Path | None,
-        Parameter(group=OUTPUT, help="Make this picture, grid or film again, from its recipe."),
+        Parameter(
+            group=OUTPUT,
+            help="Make this picture, grid or film again, from its recipe, into `again` beside it.",
+        ),
     ] = None,
 ) -> int:
     """Draw pictures from a run: 00000.png …, grid.png, and film.gif on demand.

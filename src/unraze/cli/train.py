@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -29,7 +30,7 @@ from unraze.cli.app import (
     parse_size,
     told_as_options,
 )
-from unraze.errors import InputError
+from unraze.errors import DataError, InputError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,19 +48,25 @@ __all__ = ["resume", "train"]
 @app.command(
     group=MAKE,
     sort_key=1,
+    usage="Usage: unraze train DATA [OPTIONS]",
     help_epilogue=(
         "Examples:\n\n"
         "  unraze train fashion-mnist\n"
         "  unraze train photos/ --size 32x48 --minutes 10 --out runs/photos\n"
+        "  unraze train digits --classes --steps 2000 --eval-every 500\n"
         "  unraze train digits --preset literal --set loss.objective=four-variable\n\n"
-        "`unraze config PRESET` shows what a preset holds, `unraze config --full` every key that "
-        "--set takes."
+        "`unraze config PRESET` shows what a preset holds,\n"
+        "`unraze config --full` every key that --set takes."
     ),
 )
 def train(
     data: Annotated[
         str | None,
-        Parameter(group=DATA, help="A folder, zip, .npy/.npz, IDX or CIFAR file, or a known name."),
+        Parameter(
+            group=DATA,
+            help="A folder (sub-folders are classes), zip, .npy/.npz, IDX or CIFAR file, or "
+            "fashion-mnist or digits.",
+        ),
     ] = None,
     /,
     *,
@@ -69,19 +76,30 @@ def train(
     ] = None,
     steps: Annotated[int | None, Parameter(group=BUDGET, help="Optimiser steps.")] = None,
     epochs: Annotated[float | None, Parameter(group=BUDGET, help="Passes over the data.")] = None,
-    size: Annotated[str | None, Parameter(group=DATA, help="32, or height x width: 32x48.")] = None,
+    size: Annotated[
+        str | None,
+        Parameter(group=DATA, help="32, or height x width: 32x48; the images' own if absent."),
+    ] = None,
     channels: Annotated[
-        Literal[1, 3] | None, Parameter(group=DATA, help="1 grey, 3 colour; as they are if absent.")
+        Literal[1, 3] | None,
+        Parameter(group=DATA, help="1 grey, 3 colour; the images' own if absent."),
     ] = None,
     fit: Annotated[
         Literal["crop", "pad", "stretch"] | None,
-        Parameter(group=DATA, help="How an image of another aspect is brought to the size; crop."),
+        Parameter(
+            group=DATA,
+            help="How an image of another aspect is brought to the size; crop if absent.",
+        ),
     ] = None,
     background: Annotated[
-        str | None, Parameter(group=DATA, help="What transparency is flattened onto; white.")
+        str | None,
+        Parameter(group=DATA, help="What transparency is flattened onto; white if absent."),
     ] = None,
     flip: Annotated[
-        bool | None, Parameter(group=DATA, help="Mirror half of the images (symmetric data only).")
+        bool | None,
+        Parameter(
+            group=DATA, help="Mirror half of the images (symmetric data only); no if absent."
+        ),
     ] = None,
     skip_bad: Annotated[
         bool | None,
@@ -96,19 +114,21 @@ def train(
         float | None,
         Parameter(
             group=DATA,
-            help="Share of the images never trained on, to judge by; 0: none. Default: 0.1; a "
+            help="Share of the images never trained on, to judge by, 0 to 0.5; 0.1 if absent. A "
             "source with a test part of its own keeps that instead.",
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        Parameter(group=NETWORK, help="What to begin with; `unraze config --list`. Default: fast."),
+        Parameter(
+            group=NETWORK, help="What to begin with, see `unraze config --list`; fast if absent."
+        ),
     ] = None,
     config: Annotated[
-        Path | None, Parameter(group=NETWORK, help="A TOML file in place of a preset.")
+        Path | None, Parameter(group=NETWORK, help="A TOML file, laid over the preset it names.")
     ] = None,
     classes: Annotated[
-        bool | None, Parameter(group=NETWORK, help="Condition on the class labels.")
+        bool | None, Parameter(group=NETWORK, help="Condition on the class labels; no if absent.")
     ] = None,
     batch: Annotated[
         int | None, Parameter(group=NETWORK, help="Images a step; the preset's if absent.")
@@ -117,13 +137,14 @@ def train(
         float | None, Parameter(group=NETWORK, help="Learning rate; the preset's if absent.")
     ] = None,
     seed: Annotated[
-        int | None, Parameter(group=NETWORK, help="The same seed gives the same run.")
+        int | None, Parameter(group=NETWORK, help="The same seed gives the same run; 0 if absent.")
     ] = None,
     eval_every: Annotated[
         int | None,
         Parameter(
             group=NETWORK,
-            help="Evaluate on held-out images every so many steps, and keep the best.",
+            help="Evaluate on held-out images every so many steps, and keep the best; never if "
+            "absent.",
         ),
     ] = None,
     allow_signal: Annotated[
@@ -142,18 +163,20 @@ def train(
             group=NETWORK,
             negative="",
             show_default=False,
-            help="Any other key, as train.ema=0.999; the value is TOML; may be repeated.",
+            help="KEY=VALUE for any other key, as train.ema=0.999; may be repeated.",
         ),
     ] = (),
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"] | None,
-        Parameter(group=MACHINE, help="auto: bfloat16 where it is in hardware and faster."),
+        Parameter(
+            group=MACHINE, help="auto, bfloat16 where it is in hardware and faster, if absent."
+        ),
     ] = None,
     device: Device = None,
     threads: Threads = None,
     out: Annotated[
         Path | None,
-        Parameter(group=OUTPUT, help="The run's folder; a fresh number under runs/ where absent."),
+        Parameter(group=OUTPUT, help="The run's folder; a fresh number under runs/ if absent."),
     ] = None,
 ) -> int:
     """Train on images; the run's folder is the last line printed.
@@ -209,9 +232,18 @@ def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
     Its settings are those it began with. The run's folder is the last line printed.
     """
     from unraze import run as runs
+    from unraze.data import NAMES
 
     found = runs.find(run)
-    return _train(found, _read(runs.read_config(found)))
+    config = runs.read_config(found)
+    try:
+        images = _read(config)
+    except DataError as error:
+        if config.data.source in NAMES or os.path.exists(config.data.source):
+            raise
+        file = found.path / "config.toml"
+        raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
+    return _train(found, images)
 
 
 def _options(keys: Iterable[str]) -> dict[str, str]:
@@ -315,11 +347,12 @@ def _train(run: Run, images: Images) -> int:
 
     with _asked_to_stop() as stop:
         last = follow_training(training.train(run, images, stop=stop), Console())
+    path = shlex.quote(str(run.path))
     if last.phase == "stopped":
-        print(f"go on with: unraze resume {run.path}")
+        print(f"go on with: unraze resume {path}")
     else:
         print(f"pictures of its progress: {run.samples}, loss: {run.path / 'loss.png'}")
-        print(f"draw from it with: unraze sample {run.path} -n 64 --film")
+        print(f"draw from it with: unraze sample {path} -n 64 --film")
     print(run.path)
     return INTERRUPTED if last.phase == "stopped" else 0
 

@@ -25,6 +25,7 @@ from unraze.evaluate.kept import features_of_images
 from unraze.evaluate.metrics import kid
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model, changed, sample
+from unraze.hardware import has_bfloat16
 from unraze.run import Run
 
 __all__ = [
@@ -45,7 +46,9 @@ CALLS = 25
 """Network calls a sample, by DDIM, whatever the run is sampled with otherwise."""
 FEWEST, MOST = 100, 1000
 """Samples of an evaluation."""
-MOST_REAL = 10_000
+FORWARD = {"float32": 1 / 3, "bfloat16": 2 / 3}
+"""What a forward pass of sampling, in float32, is taken for: so much of a training step's image."""
+MOST_REAL = 5000
 """Held-out images, at most, that they are held against; taken evenly."""
 
 
@@ -90,18 +93,18 @@ class Cost:
         return self.evaluating / (self.evaluating + self.rest)
 
 
-def affordable(steps: float, batch: int, calls: int = CALLS) -> int:
-    """Samples whose drawing takes `SHARE` of so many training steps; a forward pass is taken for a
-    third of a training step."""
-    return int(SHARE * steps * batch * 3 / calls)
+def affordable(steps: float, batch: int, dtype: str = "float32") -> int:
+    """Samples whose drawing takes `SHARE` of so many training steps in that dtype."""
+    return int(SHARE * steps * batch / (FORWARD[dtype] * CALLS))
 
 
 def require_worth(config: Config) -> None:
     """Raises `InputError` where so few samples are affordable that they would say nothing."""
     every, steps, batch = config.train.eval_every, config.train.steps, config.train.batch
-    if every is None or affordable(_interval(every, steps), batch) >= FEWEST:
+    dtype = _dtype(config)
+    if every is None or affordable(_interval(every, steps), batch, dtype) >= FEWEST:
         return
-    least = math.ceil(FEWEST * CALLS / (SHARE * 3 * batch))
+    least = math.ceil(FEWEST * CALLS * FORWARD[dtype] / (SHARE * batch))
     too_dear = f"drawing the {FEWEST} samples that say something takes more than {SHARE:.0%}"
     if steps is not None and steps < least:
         raise InputError(
@@ -132,8 +135,15 @@ def ruler(config: Config, training: Images, held_out: Images) -> Generator[Stage
     space = yield from first_space(training, held_out)
     real = yield from features_of_images(space, held_out, "features of held-out images")
     chosen = np.linspace(0, len(real) - 1, min(len(real), MOST_REAL)).round().astype(np.int64)
-    count = affordable(_interval(every, steps), config.train.batch)
+    count = affordable(_interval(every, steps), config.train.batch, _dtype(config))
     return Ruler(space, real[chosen], min(MOST, max(FEWEST, count)), every)
+
+
+def _dtype(config: Config) -> str:
+    """That of the training; where it is not decided yet, the one that leaves less for samples."""
+    if config.train.dtype != "auto":
+        return config.train.dtype
+    return "bfloat16" if has_bfloat16(torch.device(config.train.device).type) else "float32"
 
 
 def _interval(every: int, steps: int | None) -> float:

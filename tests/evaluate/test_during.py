@@ -1,0 +1,296 @@
+"""Evaluations in the middle of training: bounded, shown, and without a trace in the weights."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evaluated import Small, few_steps, small_config
+from unraze import checkpoint, generate, run as runs, train as training
+from unraze.config import Config, updated
+from unraze.data import load, to_uint8
+from unraze.errors import InputError
+from unraze.evaluate import during
+from unraze.evaluate.during import (
+    CALLS,
+    FEWEST,
+    SHARE,
+    Cost,
+    Ruler,
+    affordable,
+    quality,
+    require_worth,
+    ruler,
+    told,
+)
+from unraze.evaluate.metrics import kid
+from unraze.evaluate.stage import finish
+from unraze.generate import Model
+from unraze.run import Run
+
+EVERY = 40
+
+
+@pytest.fixture
+def by(ready: Small, monkeypatch: pytest.MonkeyPatch) -> Ruler:
+    """What evaluations of the small runs are measured with: 11 samples every 40 steps."""
+    monkeypatch.setattr(during, "FEWEST", 10)
+    config = config_of(ready)
+    return finish(ruler(config, load(config.data), load(config.data, split="held-out")))
+
+
+def config_of(ready: Small, **changes: Any) -> Config:
+    """90 steps of 32 images, evaluated at 40, 80 and 90."""
+    values = {"train.steps": 90, "train.batch": 32, "train.eval_every": EVERY}
+    return small_config({"data.source": str(ready.data), **values, **changes})
+
+
+def trained(config: Config, out: Path) -> tuple[Run, list[training.Report]]:
+    images = load(config.data)
+    run = runs.create(training.prepare(config, images), out=out)
+    return run, list(training.train(run, images))
+
+
+def weights(run: Run) -> dict[str, bytes]:
+    last = checkpoint.listing(run.checkpoints)[-1]
+    return {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors"))}
+
+
+# what it costs
+
+
+@pytest.mark.parametrize(("dtype", "forward"), [("float32", 1 / 3), ("bfloat16", 2 / 3)])
+@pytest.mark.parametrize("batch", [8, 1000])
+@pytest.mark.parametrize(("steps", "every"), [(1000, 100), (1000, 999), (500, 300), (90, 1000)])
+def test_all_evaluations_together_cost_no_more_than_their_share(
+    ready: Small,
+    steps: int,
+    every: int,
+    batch: int,
+    dtype: str,
+    forward: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sample is CALLS forward passes in float32; a training step is, an image, one forward and
+    one backward pass, which is twice as dear, and in bfloat16 all of it goes twice as fast."""
+    monkeypatch.setattr(during, "FEWEST", 0)
+    budget = {"train.steps": steps, "train.batch": batch, "train.eval_every": every}
+    config = config_of(ready, **budget, **{"train.dtype": dtype})
+    count = finish(ruler(config, load(config.data), load(config.data, split="held-out"))).count
+    evaluations = sum(step % every == 0 or step == steps for step in range(1, steps + 1))
+    assert evaluations * count * CALLS * forward <= SHARE * steps * batch + 1e-6
+    if count < during.MOST:  # and not much less
+        assert evaluations * (count + 1) * CALLS * forward > SHARE * steps * batch - 1e-6
+
+
+def test_more_samples_are_affordable_the_rarer_they_are() -> None:
+    assert affordable(100, 64) == int(0.1 * 100 * 64 * 3 / 25)
+    assert affordable(1000, 64) == 10 * 0.1 * 100 * 64 * 3 / 25
+    assert affordable(1000, 64, "bfloat16") == affordable(500, 64) == affordable(1000, 32)
+
+
+def test_a_dtype_that_is_not_decided_yet_is_taken_for_the_dearer_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {"train.batch": 64, "train.minutes": 5.0, "train.dtype": "auto"}
+    for has, least in ((True, 261), (False, 131)):
+        monkeypatch.setattr(during, "has_bfloat16", lambda kind, has=has: has)
+        require_worth(small_config(values | {"train.eval_every": least}))
+        with pytest.raises(InputError, match=f"give at least {least}$"):
+            require_worth(small_config(values | {"train.eval_every": least - 1}))
+
+
+def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None:
+    for steps in (None, 400, 1000, 10_000):
+        config = small_config({"train.batch": 64, "train.eval_every": 20})
+        budget = {"train.minutes": 5.0} if steps is None else {"train.steps": steps}
+        config = updated(config, budget)
+        with pytest.raises(InputError, match=r"train\.eval_every = 20: .* give at least \d+$") as e:
+            require_worth(config)
+        least = int(str(e.value).split()[-1])
+        require_worth(updated(config, {"train.eval_every": least}))
+        with pytest.raises(InputError):
+            require_worth(updated(config, {"train.eval_every": least - 1}))
+        interval = least if steps is None else steps / math.ceil(steps / least)
+        assert affordable(interval, 64) >= FEWEST
+
+
+def test_a_run_that_is_too_short_for_any_is_refused() -> None:
+    config = small_config({"train.batch": 64, "train.steps": 100, "train.eval_every": 100})
+    with pytest.raises(InputError, match=r"of the run's 100 steps; train for at least 131, or"):
+        require_worth(config)
+    require_worth(updated(config, {"train.steps": 131, "train.eval_every": 131}))
+    require_worth(small_config({"train.steps": 3}))  # no evaluation is asked for
+
+
+def test_the_stopwatch_tells_evaluations_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(during.time, "perf_counter", lambda: now)
+    cost = Cost(rest=8.0, evaluating=2.0)
+    now += 6
+    with cost.of_evaluation():
+        now += 4
+    assert (cost.seconds, cost.share) == (4, 6 / 20)
+    now += 20
+    with cost.of_evaluation():
+        now += 1
+    assert (cost.seconds, cost.rest, cost.evaluating) == (1, 34, 7)
+
+
+def test_the_stopwatch_of_a_resumed_run_goes_on_from_its_logs(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for pace in (50.0, 100.0, 0.0):
+        runs.append_row(run.stats, {"step": 1, "loss": 1.0, "images_per_second": pace})
+    runs.append_row(run.quality, {"step": 1, "seconds": 0.25})
+    runs.append_row(run.quality, {"step": 2})  # of before seconds were logged
+    cost = Cost.before(run, batch=10)
+    assert (cost.rest, cost.evaluating) == pytest.approx((0.3, 0.25))
+    assert Cost.before(Run(tmp_path / "new"), batch=10).rest == 0
+
+
+# what it measures
+
+
+def test_quality_is_the_kid_of_samples_of_the_same_noise_every_time(
+    by: Ruler, model: Model
+) -> None:
+    found = quality(model, by)
+    assert found is not None
+    settings = generate.changed(
+        model.config.sample, {"sampler": "ddim", "steps": 25, "clip": "clip", "guidance": 1.0}
+    )
+    x = generate.sample(model, by.count, seed=model.config.train.seed, settings=settings)
+    wanted = kid(by.real, by.space.extract(to_uint8(x)))
+    assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
+    # however the run is otherwise sampled
+    odd = {"sample.sampler": "random", "sample.steps": 3, "sample.clip": "none"}
+    changed = replace(model, config=updated(model.config, odd))
+    assert repr(quality(changed, by)) == repr(found)
+
+
+def test_the_ruler_holds_the_held_out_images(by: Ruler, ready: Small) -> None:
+    config = config_of(ready)
+    unseen = load(config.data, split="held-out").pixels
+    np.testing.assert_array_equal(by.real, ready.spaces[0].extract(unseen))
+    assert by.space.hash == ready.spaces[0].hash
+    assert by.count == affordable(30, 32) == 11
+
+
+def test_many_held_out_images_are_taken_evenly(
+    ready: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(during, "MOST_REAL", 7)
+    config = config_of(ready)
+    unseen = load(config.data, split="held-out")
+    found = finish(ruler(config, load(config.data), unseen))
+    chosen = unseen.pixels[[0, 10, 20, 30, 39, 49, 59]]
+    np.testing.assert_allclose(found.real, ready.spaces[0].extract(chosen), atol=1e-6)
+
+
+def test_samples_that_are_no_numbers_have_no_quality(by: Ruler, model: Model) -> None:
+    with torch.no_grad():
+        next(model.network.parameters()).fill_(math.nan)
+    assert quality(model, by) is None
+
+
+def test_it_says_whether_a_network_is_trained_first(
+    ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = load(config_of(ready).data)
+    assert told(images) == "making ready to evaluate on held-out images"
+    monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "empty"))
+    with few_steps():
+        assert "training a feature network, once, takes about" in told(images)
+        finish(ruler(config_of(ready), images, load(config_of(ready).data, split="held-out")))
+    kept = [file.name for file in (tmp_path / "empty" / "features").glob("*.safetensors")]
+    assert len(kept) == 1  # the second space is none of its business
+    assert told(images) == "making ready to evaluate on held-out images"
+
+
+# in training
+
+
+def test_training_evaluates_keeps_the_best_and_is_the_same_run(
+    by: Ruler, ready: Small, tmp_path: Path
+) -> None:
+    run, reports = trained(config_of(ready), tmp_path / "run")
+    rows = runs.read_rows(run.quality)
+    assert [row["step"] for row in rows] == [40, 80, 90]
+    for row in rows:
+        assert row["low"] < row["kid"] < row["high"]
+        assert (row["samples"], row["features"]) == (by.count, by.space.hash)
+        assert row["seconds"] > 0
+        assert 0 < row["share"] < 1
+    best = min(rows, key=lambda row: row["kid"])
+    model = generate.load(run.path, step="best")
+    assert model.step == best["step"]
+    found = quality(model, by)
+    assert found is not None
+    assert found.value == pytest.approx(best["kid"], rel=1e-6)
+    said = [report.message or "" for report in reports if report.phase == "evaluated"]
+    log = (run.path / "log.txt").read_text(encoding="utf-8")
+    for row, text in zip(rows, said, strict=True):
+        assert f"step {row['step']}: KID × 1000 is {1000 * row['kid']:.2f} (" in text
+        cost = re.search(r"it took ([\d.]+) s, evaluating ([\d.]+)% of the time so far", text)
+        assert cost is not None
+        assert float(cost[1]) == pytest.approx(row["seconds"], abs=0.06)
+        assert float(cost[2]) == pytest.approx(100 * row["share"], abs=0.06)
+        assert text in log
+    plain, _ = trained(config_of(ready, **{"train.eval_every": None}), tmp_path / "plain")
+    assert weights(plain) == weights(run)
+    assert not plain.quality.exists()
+
+
+def test_a_best_checkpoint_that_is_damaged_is_said(
+    by: Ruler, ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([1.0, 2.0, 3.0])  # worse and worse: only the first would be kept
+
+    def worse(model: Model, by: Ruler) -> Any:
+        found = quality(model, by)
+        assert found is not None
+        return replace(found, value=next(values))
+
+    monkeypatch.setattr(during, "quality", worse)
+    config = config_of(ready)
+    images = load(config.data)
+    run = runs.create(training.prepare(config, images), out=tmp_path / "run")
+    said = []
+    for report in training.train(run, images):
+        if report.phase == "evaluated":
+            said.append(report.message or "")
+            if report.step == 40:
+                (file,) = run.best.glob("*/ema.safetensors")
+                file.write_bytes(file.read_bytes()[:-1])
+    assert "the best so far" in said[0]
+    assert "DAMAGED" in said[1]
+    assert "best" not in said[2]
+    assert [path.name for path in checkpoint.listing(run.best)] == ["step-00000080"]
+
+
+def test_images_that_are_no_numbers_leave_no_row(
+    by: Ruler, ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(during, "quality", lambda model, by: None)
+    run, reports = trained(config_of(ready), tmp_path / "run")
+    said = [report.message or "" for report in reports if report.phase == "evaluated"]
+    assert len(said) == 3
+    assert all("not evaluated, the images drawn are not finite" in text for text in said)
+    assert runs.read_rows(run.quality) == []
+    assert checkpoint.listing(run.best) == []
+
+
+def test_a_run_without_held_out_images_is_refused_before_it_begins(
+    ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(during, "FEWEST", 1)
+    with np.load(ready.data) as opened:
+        np.save(tmp_path / "all.npy", opened["x_train"])
+    config = config_of(ready, **{"data.source": str(tmp_path / "all.npy"), "data.held_out": 0.0})
+    with pytest.raises(InputError, match="holds no images back from training"):
+        training.prepare(config, load(config.data))
