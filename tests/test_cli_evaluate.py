@@ -21,7 +21,7 @@ from PIL import Image
 
 from evaluated import Small, files_below, small, small_run
 from unraze.cli import main
-from unraze.evaluate import evaluation as evaluations, kept, samples
+from unraze.evaluate import evaluation as evaluations, samples
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.stage import Stage
 
@@ -317,7 +317,7 @@ def test_a_full_disk_is_said_in_a_line_and_it_goes_on_when_there_is_room(
         flush(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept.os, "fsync", fsync)
+        patch.setattr(os, "fsync", fsync)
         capfd.readouterr()
         assert main(["eval", "run", *QUICK]) == 1
     err = capfd.readouterr().err

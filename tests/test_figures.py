@@ -1,8 +1,6 @@
 """The figures of the documents can be made, from a run and without one; here small ones."""
 
-import importlib.util
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +8,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from scripts import as_module
 from unraze import data, train as training
 from unraze.config import Config, DataConfig, updated
 
@@ -19,14 +18,8 @@ SCRIPT = Path(__file__).parent.parent / "docs" / "figures.py"
 @pytest.fixture(scope="module")
 def figures() -> Iterator[ModuleType]:
     """docs/figures.py as a module."""
-    spec = importlib.util.spec_from_file_location("figures", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["figures"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["figures"]
+    with as_module(SCRIPT) as module:
+        yield module
 
 
 def trained(folder: Path, objective: str) -> Path:

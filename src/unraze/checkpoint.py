@@ -8,10 +8,8 @@ crash leaves behind is never mistaken for one.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
+from unraze import files
 from unraze.errors import CheckpointError, UnrazeError
 
 __all__ = [
@@ -129,7 +128,7 @@ def save(
     stay as they were.
     """
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.part"
+    temporary = files.temporary(final)
     hashes = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,14 +138,14 @@ def save(
         for part, tensors in zip(PARTS, (model, ema, optim), strict=True):
             data = _bytes_of(tensors)
             hashes[part] = hashlib.sha256(data).hexdigest()
-            _write_and_flush(temporary / f"{part}.safetensors", data)
+            files.write_and_flush(temporary / f"{part}.safetensors", data)
         text = json.dumps({**state, "step": step, "sha256": hashes}, indent=1, sort_keys=True)
-        _write_and_flush(temporary / "state.json", text.encode())
-        _flush_folder(temporary)
+        files.write_and_flush(temporary / "state.json", text.encode())
+        files.flush_folder(temporary)
         if final.exists():  # a damaged one of the same step, made anew
             shutil.rmtree(final)
         temporary.rename(final)
-        _flush_folder(folder)
+        files.flush_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UnrazeError(cannot_write(final, error)) from error
@@ -263,13 +262,10 @@ def require_fit(
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file under a temporary name, flushes it and renames it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _write_and_flush(temporary, text.encode())
-        temporary.replace(path)
-        _flush_folder(path.parent)
+        files.write_whole(path, text.encode())
+        files.flush_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UnrazeError(cannot_write(path, error)) from error
 
 
@@ -319,25 +315,9 @@ def _is_pickle(path: Path) -> str:
     )
 
 
-def _write_and_flush(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def cannot_write(path: Path, error: OSError) -> str:
     """What to say where a file of a run could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if files.is_full(error):
         return f"{path}: the disk is full; free some space and resume: older checkpoints are intact"
     return f"{path}: cannot be written ({error.strerror}); older checkpoints are intact"
 

@@ -4,8 +4,6 @@ Images are bytes (N, H, W, C), C 1 or 3. The same images and recipe give the sam
 byte: no file holds a date. A file is written under a temporary name and renamed.
 """
 
-import contextlib
-import errno
 import io
 import json
 import math
@@ -19,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from unraze import files
 from unraze.data import to_uint8
 from unraze.errors import InputError, UnrazeError
 
@@ -286,20 +285,15 @@ def _save(pictures: Sequence[Image.Image], path: Path, **options: Any) -> None:
     if len(pictures) > 1:
         options["append_images"] = list(pictures[1:])
     pictures[0].save(encoded, **options)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(encoded.getbuffer())
-        temporary.replace(path)
+        files.write_whole(path, encoded.getbuffer(), durable=False)
     except OSError as error:
         raise UnrazeError(_cannot_write(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if files.is_full(error):
         return f"{path}: cannot be written, the disk is full; free some space and try again"
     return f"{path}: cannot be written ({error.strerror or error}); choose another place"
 

@@ -5,9 +5,7 @@ the same is asked of the bundled digits, at one strength each.
 """
 
 import hashlib
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts import as_module
 from unraze.data import Images
 from unraze.data.named import read
 from unraze.errors import InputError
@@ -51,14 +50,8 @@ FIRST_WRITTEN = "312af1b00d2f21ae3534fbcdd6e8d3a2549b76b30154ac205aa6686b45b4a17
 @pytest.fixture(scope="module")
 def ruler() -> Iterator[ModuleType]:
     """docs/ruler.py as a module."""
-    spec = importlib.util.spec_from_file_location("ruler", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ruler"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["ruler"]
+    with as_module(SCRIPT) as module:
+        yield module
 
 
 def digits() -> tuple[Images, Images]:

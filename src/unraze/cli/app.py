@@ -24,9 +24,14 @@ __all__ = [
     "OUTPUT",
     "SAMPLING",
     "SCHEDULE_KINDS",
+    "Checkpoint",
     "Device",
+    "Guidance",
+    "Raw",
+    "Sampler",
     "ScheduleKind",
     "Seed",
+    "Steps",
     "Threads",
     "app",
     "option_of",
@@ -60,6 +65,29 @@ Threads = Annotated[
     int | None, Parameter(group=MACHINE, help="Threads of the processor; all cores if absent.")
 ]
 Seed = Annotated[int, Parameter(group=SAMPLING, help="The same seed gives the same result.")]
+Steps = Annotated[
+    int | None, Parameter(group=SAMPLING, help="Network calls, 1 to T; the run's own if absent.")
+]
+Sampler = Annotated[
+    Literal["greedy", "random", "ddim"] | None,
+    Parameter(group=SAMPLING, help="How x_{t-1} follows from x_t; the run's own if absent."),
+]
+Guidance = Annotated[
+    float | None,
+    Parameter(
+        group=SAMPLING, help="How far towards the class, 1 is none; the run's own if absent."
+    ),
+]
+Raw = Annotated[
+    bool,
+    Parameter(
+        group=SAMPLING, negative="", show_default=False, help="The weights, not their average."
+    ),
+]
+Checkpoint = Annotated[
+    int | Literal["best"] | None,
+    Parameter(group=SAMPLING, help="A training step, or best; the newest if absent."),
+]
 
 
 def _converted(kind: Any, tokens: Sequence[Token]) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unraze import files
 from unraze.config import Config, SampleConfig, remedy, updated
 from unraze.errors import CheckpointError, InputError, UnrazeError
 
@@ -158,7 +159,7 @@ def _array(path: Path | None, count: int) -> Iterator[Callable[[np.ndarray], Non
     if path is None:
         yield lambda pixels: None
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = files.temporary(path)
     file: FileIO | None = None
 
     def add(pixels: np.ndarray) -> None:

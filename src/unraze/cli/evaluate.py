@@ -19,7 +19,12 @@ from unraze.cli.app import (
     LOOK,
     OUTPUT,
     SAMPLING,
+    Checkpoint,
     Device,
+    Guidance,
+    Raw,
+    Sampler,
+    Steps,
     Threads,
     app,
     parse_size,
@@ -107,27 +112,11 @@ def evaluate(
     seed: Annotated[
         int | None, Parameter(group=SAMPLING, help="Of the samples' noise; 0 if absent.")
     ] = None,
-    steps: Annotated[
-        int | None,
-        Parameter(group=SAMPLING, help="Network calls a sample; the run's own if absent."),
-    ] = None,
-    sampler: Annotated[
-        Literal["greedy", "random", "ddim"] | None,
-        Parameter(group=SAMPLING, help="The run's own if absent."),
-    ] = None,
-    guidance: Annotated[
-        float | None, Parameter(group=SAMPLING, help="How far towards the class; 1 is none.")
-    ] = None,
-    raw: Annotated[
-        bool,
-        Parameter(
-            group=SAMPLING, negative="", show_default=False, help="The weights, not their average."
-        ),
-    ] = False,
-    checkpoint: Annotated[
-        int | Literal["best"] | None,
-        Parameter(group=SAMPLING, help="A training step, or best; the newest if absent."),
-    ] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    guidance: Guidance = None,
+    raw: Raw = False,
+    checkpoint: Checkpoint = None,
     device: Device = None,
     threads: Threads = None,
     out: Annotated[

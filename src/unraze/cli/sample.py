@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from unraze.cli.app import MAKE, OUTPUT, SAMPLING, Device, Threads, app, option_of, told_as_options
+from unraze.cli.app import (
+    MAKE,
+    OUTPUT,
+    SAMPLING,
+    Checkpoint,
+    Device,
+    Guidance,
+    Raw,
+    Sampler,
+    Steps,
+    Threads,
+    app,
+    option_of,
+    told_as_options,
+)
 from unraze.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,14 +60,8 @@ def sample(
         int | None,
         Parameter(group=SAMPLING, help="The same seed gives the same pictures; 0 if absent."),
     ] = None,
-    steps: Annotated[
-        int | None,
-        Parameter(group=SAMPLING, help="Network calls, 1 to T; the run's own if absent."),
-    ] = None,
-    sampler: Annotated[
-        Literal["greedy", "random", "ddim"] | None,
-        Parameter(group=SAMPLING, help="How x_{t-1} follows from x_t; the run's own if absent."),
-    ] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
     greedy: Annotated[
         bool,
         Parameter(
@@ -99,12 +107,7 @@ def sample(
             help="A class by name or number, all (in turn, the default) or none.",
         ),
     ] = None,
-    guidance: Annotated[
-        float | None,
-        Parameter(
-            group=SAMPLING, help="How far towards the class, 1 is none; the run's own if absent."
-        ),
-    ] = None,
+    guidance: Guidance = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
         Parameter(
@@ -116,16 +119,8 @@ def sample(
     batch: Annotated[
         int | None, Parameter(group=SAMPLING, help="Pictures computed at once; 64 if absent.")
     ] = None,
-    raw: Annotated[
-        bool,
-        Parameter(
-            group=SAMPLING, negative="", show_default=False, help="The weights, not their average."
-        ),
-    ] = False,
-    checkpoint: Annotated[
-        int | Literal["best"] | None,
-        Parameter(group=SAMPLING, help="A training step, or best; the newest if absent."),
-    ] = None,
+    raw: Raw = False,
+    checkpoint: Checkpoint = None,
     device: Device = None,
     threads: Threads = None,
     out: Annotated[

@@ -35,14 +35,11 @@ def follow_training(reports: Iterator[Report], console: Console) -> Report:
     """Shows training until it ends and returns its last report."""
     if console.is_terminal:
         return _training_bar(reports, console)
-    last, said = None, 0.0
+    last, due = None, _now_and_then(at_once=True)
     for last in reports:
         if last.message:
             print(last.message, flush=True)
-        elif last.phase == "training" and (
-            time.monotonic() - said >= PLAIN_SECONDS or last.step == last.steps
-        ):
-            said = time.monotonic()
+        elif last.phase == "training" and due(last.step == last.steps):
             print(f"step {last.step}/{last.steps}  {_figures(last)}", flush=True)
     assert last is not None, "training always reports how it ended"
     return last
@@ -83,20 +80,13 @@ def _figures(report: Report) -> str:
 def follow_drawing(moments: Iterator[Progress], console: Console) -> Iterator[Progress]:
     """Shows how far sampling has come, and hands every moment on."""
     if not console.is_terminal:
-        said = time.monotonic()
+        due = _now_and_then()
         for moment in moments:
-            if time.monotonic() - said >= PLAIN_SECONDS:
-                said = time.monotonic()
+            if due():
                 print(f"step {moment.done}/{moment.total}", flush=True)
             yield moment
         return
-    columns = (
-        TextColumn("images {task.fields[images]}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[left]} left"),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
+    with _bars("images {task.fields[images]}", console) as bars:
         task = bars.add_task("", total=None, images="", left="")
         started = time.monotonic()
         for moment in moments:
@@ -113,12 +103,10 @@ def follow_drawing(moments: Iterator[Progress], console: Console) -> Iterator[Pr
 
 def follow_reading(console: Console) -> Callable[[int, int], None]:
     """A function (done, total) that shows how far reading has come, for `unraze.data.load`."""
-    said = time.monotonic()
+    due = _now_and_then()
 
     def show(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= PLAIN_SECONDS:
-            said = time.monotonic()
+        if due():
             of = f" of {total}" if total else ""
             console.print(f"reading {done}{of}", markup=False, highlight=False)
 
@@ -127,31 +115,23 @@ def follow_reading(console: Console) -> Callable[[int, int], None]:
 
 def follow_stages(stages: Generator[Stage, None, T], console: Console) -> T:
     """Shows the parts of an evaluation as they go by, and returns its result."""
+    from unraze.evaluate.stage import finish
+
     if not console.is_terminal:
-        said, name = time.monotonic(), ""
-        while True:
-            try:
-                stage = next(stages)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            if time.monotonic() - said >= PLAIN_SECONDS or (stage.name != name and not name):
-                said, name = time.monotonic(), stage.name
+        due, begun = _now_and_then(), False
+
+        def say(stage: Stage) -> None:
+            nonlocal begun
+            if due(not begun):
+                begun = True
                 print(f"{stage.name} {stage.done}/{stage.total}", flush=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[left]} left"),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
+
+        return finish(stages, say)
+    with _bars("{task.description}", console) as bars:
         task, name, started, before = bars.add_task("", total=None, left="?"), "", 0.0, 0
-        while True:
-            try:
-                stage = next(stages)
-            except StopIteration as end:
-                final: T = end.value
-                return final
+
+        def show(stage: Stage) -> None:
+            nonlocal name, started, before
             now = time.monotonic()
             if stage.name != name:
                 name, started, before = stage.name, now, stage.done
@@ -164,6 +144,34 @@ def follow_stages(stages: Generator[Stage, None, T], console: Console) -> T:
                 completed=stage.done,
                 left=clock(left),
             )
+
+        return finish(stages, show)
+
+
+def _now_and_then(*, at_once: bool = False) -> Callable[..., bool]:
+    """A question that is answered yes every `PLAIN_SECONDS`, and whenever it is asked with True."""
+    said = float("-inf") if at_once else time.monotonic()
+
+    def due(anyway: bool = False) -> bool:
+        nonlocal said
+        now = time.monotonic()
+        if not anyway and now - said < PLAIN_SECONDS:
+            return False
+        said = now
+        return True
+
+    return due
+
+
+def _bars(name: str, console: Console) -> Bars:
+    """A bar that goes when it is done: what is called `name`, how far it is, the time left."""
+    columns = (
+        TextColumn(name),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]} left"),
+    )
+    return Bars(*columns, console=console, transient=True)
 
 
 def held_out(images: Images) -> str:

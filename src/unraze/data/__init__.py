@@ -6,7 +6,7 @@
 """
 
 from unraze.data.check import Finding, check
-from unraze.data.images import Images, absent_classes, batch, to_float, to_uint8
+from unraze.data.images import Images, absent_classes, batch, evenly, to_float, to_uint8
 from unraze.data.named import NAMES, get
 from unraze.data.reading import has_test_part, load, load_images
 from unraze.data.stats import Stats, contact_sheet, stats
@@ -20,6 +20,7 @@ __all__ = [
     "batch",
     "check",
     "contact_sheet",
+    "evenly",
     "get",
     "has_test_part",
     "load",

@@ -24,13 +24,13 @@ import platformdirs
 
 from unraze.data.images import Images, fingerprint
 from unraze.errors import UnrazeError
+from unraze.files import is_full
 
 __all__ = ["cache_folder", "describe", "kept", "key", "making"]
 
 _VERSION = 2
 _BLOCK = 2**24
 _STALE_SECONDS = 24 * 3600.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_folder() -> Path:
@@ -141,7 +141,7 @@ def _changed(file: Path) -> float:
 
 
 def _refused(folder: Path, size: int, error: OSError) -> UnrazeError:
-    why = "the disk is full" if error.errno in _FULL else "cannot be written"
+    why = "the disk is full" if is_full(error) else "cannot be written"
     return UnrazeError(
         f"{folder}: {why} ({error.strerror or error}); the decoded images take "
         f"{size / 2**30:.2f} GiB: make room, or set UNRAZE_CACHE to a folder on another disk"

@@ -23,6 +23,7 @@ __all__ = [
     "absent_classes",
     "batch",
     "classes",
+    "evenly",
     "fingerprint",
     "to_float",
     "to_uint8",
@@ -184,6 +185,11 @@ def absent_classes(images: Images) -> tuple[str, ...]:
         return ()
     there = set(np.unique(images.labels).tolist())
     return tuple(name for i, name in enumerate(images.class_names) if i not in there)
+
+
+def evenly(count: int, most: int) -> np.ndarray[Any, Any]:
+    """At most so many of 0 … count-1, evenly spaced from the first to the last: int64."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def _need_bytes(pixels: np.ndarray[Any, Any]) -> None:

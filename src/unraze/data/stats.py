@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unraze.data.images import Images
+from unraze.data.images import Images, evenly
 
 __all__ = ["Stats", "contact_sheet", "stats"]
 
@@ -75,7 +75,7 @@ def contact_sheet(images: Images, columns: int = 16, limit: int = 256) -> np.nda
     if columns < 1 or limit < 1:
         raise ValueError(f"columns = {columns}, limit = {limit}: give numbers from 1")
     count, channels, height, width = images.pixels.shape
-    shown = np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64)
+    shown = evenly(count, limit)
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     sheet = np.full(

@@ -16,7 +16,7 @@ import torch
 
 from unraze import run as runs
 from unraze.config import Config
-from unraze.data import Images, to_uint8
+from unraze.data import Images, evenly, to_uint8
 from unraze.errors import InputError
 from unraze.evaluate.features import FeatureSpace, first_space, to_train
 from unraze.evaluate.figures import Figure
@@ -134,7 +134,7 @@ def ruler(config: Config, training: Images, held_out: Images) -> Generator[Stage
     assert every is not None
     space = yield from first_space(training, held_out)
     real = yield from features_of_images(space, held_out, "features of held-out images")
-    chosen = np.linspace(0, len(real) - 1, min(len(real), MOST_REAL)).round().astype(np.int64)
+    chosen = evenly(len(real), MOST_REAL)
     count = affordable(_interval(every, steps), config.train.batch, _dtype(config))
     return Ruler(space, real[chosen], min(MOST, max(FEWEST, count)), every)
 

@@ -324,9 +324,7 @@ def _part(
         result = yield from make()
         return time.monotonic() - began, result
 
-    found = found_part(file, adapter)
-    if found is None and asked:
-        found = yield from kept_part(file, adapter, timed)
+    found = (yield from kept_part(file, adapter, timed)) if asked else found_part(file, adapter)
     if found is None:
         return None
     seconds[name] = round(seconds.get(name, 0.0) + found[0], 1)

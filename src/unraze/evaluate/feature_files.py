@@ -6,7 +6,6 @@ the rest in single; as metadata what the network scored, and the SHA-256 by whic
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from unraze import files
 from unraze.errors import CheckpointError
 from unraze.evaluate.feature_networks import Net
 from unraze.evaluate.feature_training import Recipe
@@ -47,16 +47,8 @@ def write(file: Path, net: Net, recipe: Recipe, score: Score) -> None:
     """Keeps a network: under a temporary name, which is then the file's. Raises `OSError`."""
     about = json.dumps(_about(net, recipe, score), sort_keys=True)
     data = safetensors.torch.save(_kept(net, recipe), metadata={"unraze": about})
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(file, data)
 
 
 def read(file: Path, net: Net, recipe: Recipe) -> tuple[Net, Score]:

@@ -5,11 +5,9 @@ Each has a name that says what it depends on: a hash of the weights, images and 
 from, so that none is mistaken for another. Features of real images are kept in the package's cache.
 """
 
-import errno
 import hashlib
 import io
 import json
-import os
 import time
 import warnings
 import zipfile
@@ -22,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from unraze import __version__
+from unraze import __version__, files
 from unraze.data import Images
 from unraze.data.cache import cache_folder
 from unraze.errors import InputError, UnrazeError
@@ -48,7 +46,6 @@ Array = np.ndarray[Any, Any]
 CHUNK = 1000
 STALE_SECONDS = 3600.0
 """A temporary file that is older than this was left by a process that was killed."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged `.npz` raises, by the part that is damaged."""
 
@@ -156,20 +153,12 @@ def write_bytes(file: Path, data: bytes) -> None:
 
     Makes the folder where need be. Raises `UnrazeError`.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(file.parent)
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write_whole(file, data)
     except OSError as error:
-        if error.errno in FULL:
+        if files.is_full(error):
             why = "the disk is full; make room and give the same command again: it goes on"
         else:
             why = f"cannot be written ({error.strerror or error}); make its folder writable"

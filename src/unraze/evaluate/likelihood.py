@@ -29,7 +29,8 @@ from unraze.bound import bits, continuous_decoder, decoder, prior, step
 from unraze.config import SampleConfig
 from unraze.data import to_float
 from unraze.denoiser import Denoiser, Prediction
-from unraze.errors import DataError, InputError
+from unraze.errors import InputError
+from unraze.evaluate.chosen import chosen_for
 from unraze.evaluate.stage import Stage
 from unraze.flow import log_normal
 from unraze.generate import Model, changed, denoiser_of, steps_of
@@ -175,7 +176,7 @@ def bound(
             "sigma = learned: this run learned no variance; take beta or beta_tilde, or train one "
             "with loss.variance = learned"
         )
-    x0, asked = _taken(model, held_out, labels, images)
+    x0, asked = chosen_for(model, held_out, labels, images, names=("held_out", "labels"))
     chain = model.schedule
     if steps is not None:
         chain = steps_of(model, changed(model.config.sample, {"steps": steps}))
@@ -343,7 +344,7 @@ def flow(
     _require(images=(images, 2), steps=(steps, 2))
     if steps % 2:
         raise InputError(f"steps = {steps}: half of them is done too, give an even number")
-    pixels, asked = _taken(model, held_out, labels, images)
+    pixels, asked = chosen_for(model, held_out, labels, images, names=("held_out", "labels"))
     theta = math.asin(DEQUANTISED)
     if not model.config.loss.continuous:
         theta = max(theta, float(model.schedule.theta[1]))
@@ -457,25 +458,3 @@ def _require(**given: tuple[int, int]) -> None:
     for name, (value, least) in given.items():
         if value < least:
             raise InputError(f"{name} = {value}: give at least {least}")
-
-
-def _taken(
-    model: Model, held_out: Array, labels: Array | None, images: int
-) -> tuple[Array, list[int | None]]:
-    """At most `images` of the held-out ones, evenly over the set, and their labels."""
-    if held_out.dtype != np.uint8 or held_out.ndim != 4 or held_out.shape[1:] != model.shape:
-        raise DataError(
-            f"held_out: {held_out.dtype} {held_out.shape}; give uint8 (N, C, H, W) of the model's "
-            f"shape, {model.shape}"
-        )
-    if len(held_out) < 2:
-        raise DataError(f"held_out: holds {len(held_out)} images; an interval takes at least 2")
-    chosen = np.linspace(0, len(held_out) - 1, min(images, len(held_out))).round().astype(np.int64)
-    if not model.num_classes:
-        return held_out[chosen], [None] * len(chosen)
-    if labels is None or len(labels) != len(held_out):
-        raise InputError(
-            "labels: this run was trained with classes; give one label for each of the "
-            f"{len(held_out)} images"
-        )
-    return held_out[chosen], [int(label) for label in labels[chosen]]

@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
+from unraze.data import evenly
 from unraze.errors import InputError
 from unraze.evaluate.nearest_training import (
     Nearest,
@@ -171,8 +172,8 @@ def memorisation(
         raise InputError(f"ratio = {ratio:g}: give a number between 0 and 1")
     first = first_of_kind(training, flip)
     distinct = training[first]
-    real = real[_evenly(len(real), REFERENCES)]
-    some = _evenly(len(distinct), REFERENCES)
+    real = real[evenly(len(real), REFERENCES)]
+    some = evenly(len(distinct), REFERENCES)
     level = ALPHA / (2 * (1 + len(spaces)))
     found = []
     for space in (Pixels(), *spaces):
@@ -358,8 +359,3 @@ def _note(held_out: int) -> str:
             "samples are compared with training images among themselves"
         )
     return ""
-
-
-def _evenly(count: int, most: int) -> Array:
-    """At most so many of 0 … count-1, evenly spaced."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)

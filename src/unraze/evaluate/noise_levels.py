@@ -21,9 +21,10 @@ from torch import Tensor
 
 from unraze import rng
 from unraze.config import LossConfig, SampleConfig
-from unraze.data import to_float
+from unraze.data import evenly, to_float
 from unraze.denoiser import Denoiser
-from unraze.errors import DataError, InputError
+from unraze.errors import InputError
+from unraze.evaluate.chosen import chosen_for
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model, denoiser_of
 from unraze.loss import weighted
@@ -115,29 +116,23 @@ def noise_levels(
         if value < least:
             raise InputError(f"{name} = {value}: give at least {least}")
     count = min(images, len(training), len(held_out))
-    given = {
-        "training": (training, training_labels),
-        "held_out": (held_out, held_out_labels),
-    }
+    known, asked = chosen_for(
+        model, training, training_labels, count, names=("training", "training_labels")
+    )
+    unseen, asked_unseen = chosen_for(
+        model, held_out, held_out_labels, count, names=("held_out", "held_out_labels")
+    )
     device = next(model.network.parameters()).device
-    x0: list[Tensor] = []
-    asked: list[Labels] = []
-    for name, (pixels, labels) in given.items():
-        _check(model, name, pixels, labels)
-        chosen = _evenly(len(pixels), count)
-        x0.append(to_float(pixels[chosen]).to(device))
-        known = labels if model.num_classes else None
-        asked.append([None] * count if known is None else [int(c) for c in known[chosen]])
     plain = SampleConfig(guidance=1.0, clip="none")
     return (
         yield from compared(
             lambda labels: denoiser_of(model, plain, labels),
             model.schedule,
-            x0[0],
-            x0[1],
+            to_float(known).to(device),
+            to_float(unseen).to(device),
             even_levels(model.schedule, levels, whole=not model.config.loss.continuous),
-            labels=(asked[0], asked[1]),
-            known=to_float(training[_evenly(len(training), min(len(training), LINEAR_IMAGES))]),
+            labels=(asked, asked_unseen),
+            known=to_float(training[evenly(len(training), LINEAR_IMAGES)]),
             seed=seed,
         )
     )
@@ -279,22 +274,3 @@ def _ranges(rows: Sequence[NoiseLevel], marked: Sequence[bool], last: float) -> 
     return " and ".join(
         f"{run[0]:.2g} to {run[-1]:.2g}" if len(run) > 1 else f"{run[0]:.2g}" for run in runs
     )
-
-
-def _evenly(count: int, most: int) -> Array:
-    return np.linspace(0, count - 1, most).round().astype(np.int64)
-
-
-def _check(model: Model, name: str, pixels: Array, labels: Array | None) -> None:
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != model.shape:
-        raise DataError(
-            f"{name}: {pixels.dtype} {pixels.shape}; give uint8 (N, C, H, W) of the model's shape, "
-            f"{model.shape}"
-        )
-    if len(pixels) < 2:
-        raise DataError(f"{name}: holds {len(pixels)} images; a standard error takes at least 2")
-    if model.num_classes and (labels is None or len(labels) != len(pixels)):
-        raise InputError(
-            f"{name}_labels: this run was trained with classes; give one label for each of the "
-            f"{len(pixels)} images"
-        )

@@ -1,6 +1,6 @@
 """How far an evaluation has come. Its parts are generators of stages that return their result."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,11 +18,12 @@ class Stage:
     total: int
 
 
-def finish(stages: Generator[Stage, None, T]) -> T:
-    """Runs a part to its end without showing anything, and returns its result."""
+def finish(stages: Generator[Stage, None, T], show: Callable[[Stage], None] = lambda _: None) -> T:
+    """Runs a part to its end, shows every stage of it, and returns its result."""
     while True:
         try:
-            next(stages)
+            stage = next(stages)
         except StopIteration as end:
             result: T = end.value
             return result
+        show(stage)

@@ -1,0 +1,54 @@
+"""Files that are there as a whole or not at all: written under another name, then renamed."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["flush_folder", "is_full", "temporary", "write_and_flush", "write_whole"]
+
+
+def temporary(path: Path) -> Path:
+    """The name beside `path` that this process writes under: `.NAME.PID.part`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def write_whole(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
+    """Writes a file that is whole whenever it is there; `durable`: the disk has it first.
+
+    Its name is on the disk only after `flush_folder`. Raises `OSError`; what was at `path` before
+    is still there then, and nothing else is left.
+    """
+    part = temporary(path)
+    try:
+        if durable:
+            write_and_flush(part, data)
+        else:
+            part.write_bytes(data)
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_and_flush(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file and waits until the disk has it. Raises `OSError`."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Waits until the disk has the names in a folder. Raises `OSError`."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it was for want of room on the disk, or of a share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
