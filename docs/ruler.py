@@ -40,6 +40,7 @@ from unraze.evaluate.figures import Figure
 from unraze.evaluate.gaussian import FRECHET, FRECHET_INFINITY
 from unraze.evaluate.kept import kept_part, read_result, write_result
 from unraze.evaluate.memorisation import memorisation
+from unraze.evaluate.nearest_training import Points
 from unraze.evaluate.stage import Stage, finish
 
 Array = np.ndarray[Any, Any]
@@ -331,18 +332,18 @@ def _bytes(values: Array) -> Array:
 def measured(material: Material, corruption: str, strength: float) -> Measured:
     """The spoilt samples by every figure in every space, and what the memorisation test says."""
     samples = spoilt(material, corruption, strength)
-    found = [
-        all_of(space.extract(material.held_out), space.extract(samples))
+    turned = material.training[..., ::-1].copy() if corruption == "mirrored copies" else None
+    points = [
+        Points(
+            space.name,
+            *(space.extract(x) for x in (samples, material.training, material.held_out)),
+            None if turned is None else space.extract(turned),
+        )
         for space in material.spaces
     ]
+    found = [all_of(one.held_out, one.samples) for one in points]
     copies = finish(
-        memorisation(
-            samples,
-            material.training,
-            material.held_out,
-            material.spaces,
-            flip=corruption == "mirrored copies",
-        )
+        memorisation(samples, material.training, material.held_out, points, flip=turned is not None)
     )
     shares = tuple(one.share for one in copies.spaces)
     return Measured(corruption, float(strength), tuple(found), copies.verdict, copies.words, shares)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from unraze import train as training
 from unraze.config import Config, DataConfig, from_dict, updated
 from unraze.data import load
-from unraze.evaluate import feature_training, features, forecast
+from unraze.evaluate import feature_training
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.stage import finish
 
@@ -90,11 +89,8 @@ def small_run(out: Path, source: Path, changes: dict[str, Any] | None = None) ->
 
 @contextmanager
 def few_steps() -> Iterator[None]:
-    """Feature networks are trained for 12 steps in here, on one thread: they tell images apart, if
-    badly."""
+    """Feature networks are trained for 12 steps in here: they tell images apart, if badly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "make", partial(features.make, threads=1))
-        patch.setattr(forecast, "trained", partial(forecast.trained, threads=1))
         patch.setattr(feature_training, "FEWEST_STEPS", 12)
         patch.setattr(feature_training, "EPOCHS", 1)
         yield

@@ -51,7 +51,7 @@ TINY = [
     *["--set", "network.heads=1", "--set", "schedule.steps=20", "--set", "sample.steps=4"],
     *["--set", "train.preview_every=1000", "--dtype", "float32", "--threads", "1", "--batch", "8"],
 ]
-UNRAZE = [sys.executable, "-m", "unraze.cli"]
+UNRAZE = [sys.executable, "-m", "unraze"]
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def last_line(capfd: pytest.CaptureFixture[str]) -> str:
 
 def test_help_answers_without_the_heavy_packages() -> None:
     told = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "unraze.cli", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "unraze", "--help"],
         capture_output=True,
         text=True,
         check=True,
@@ -454,6 +454,21 @@ def test_signals_while_images_are_read_leave_no_run_and_no_traceback() -> None:
     assert err == ""
     assert process.returncode == 130
     assert not Path("run").exists()
+
+
+def test_a_signal_while_the_program_itself_is_read_is_no_traceback(tmp_path: Path) -> None:
+    # a module of this name, found first, is interrupted as it is imported
+    lines = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "cyclopts.py").write_text(lines)
+    done = subprocess.run(
+        [*UNRAZE, "--help"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "unraze: error: interrupted\n"
 
 
 def test_a_second_signal_aborts_at_once() -> None:
@@ -1190,6 +1205,6 @@ def test_doctor_tells_versions_and_speeds(capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_reader_who_leaves_is_no_traceback() -> None:
-    command = f"{sys.executable} -m unraze.cli config ddpm --full | head -1 >/dev/null"
+    command = f"{sys.executable} -m unraze config ddpm --full | head -1 >/dev/null"
     told = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert told.stderr == ""

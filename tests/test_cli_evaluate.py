@@ -26,7 +26,7 @@ from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.stage import Stage
 
 QUICK = ["-n", "20", "--skip", "levels", "bound", "flow"]
-UNRAZE = [sys.executable, "-m", "unraze.cli"]
+UNRAZE = [sys.executable, "-m", "unraze"]
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +410,7 @@ def test_it_says_first_that_networks_are_to_be_trained(
 @pytest.mark.parametrize("command", ["eval", "compare"])
 def test_help_is_quick_and_says_what_matters(command: str) -> None:
     found = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "unraze.cli", command, "--help"],
+        [sys.executable, "-X", "importtime", "-m", "unraze", command, "--help"],
         capture_output=True,
         text=True,
         check=True,

@@ -25,6 +25,7 @@ from unraze.denoiser import denoiser
 from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
 from unraze.process import destroy
+from unraze.step import kept_for_gradients, network_of
 from unraze.train import Report, fit, prepare, train
 
 
@@ -289,6 +290,41 @@ def test_what_would_fail_later_is_refused_first(
 ) -> None:
     with pytest.raises(InputError, match=says):
         prepare(updated(tiny_config, changes), tiny_images)
+
+
+@pytest.mark.parametrize("name", ["fast", "annotated", "literal"])
+def test_what_a_step_keeps_is_counted_before_it_is_made(name: str) -> None:
+    size = {"data.size": (16, 16), "data.channels": 1}
+    config = updated(preset(name), {**size, "train.batch": 8, "train.accumulate": 2})
+    network = network_of(config, num_classes=0)
+    sizes: dict[int, int] = {}
+    held = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        held.append(x)  # or its memory would be given to another
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        network(torch.randn(4, 1, 16, 16), torch.rand(4))
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    wanted = sum(size for pointer, size in sizes.items() if pointer not in weights)
+    with torch.device("meta"):
+        shapes = network_of(config, num_classes=0)
+    found = kept_for_gradients(shapes, config)
+    assert found == pytest.approx(wanted, rel=0.01)
+    half = kept_for_gradients(shapes, updated(config, {"train.dtype": "bfloat16"}))
+    assert half == found // 2
+
+
+def test_a_step_that_memory_does_not_bear_is_refused(
+    tiny_config: Config, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = updated(tiny_config, {"train.batch": 64})
+    prepare(config, tiny_images)
+    monkeypatch.setattr(training, "memory", lambda device: 2**20)
+    with pytest.raises(InputError, match=r"a step of train.batch = 64 images of 8 x 8 needs"):
+        prepare(config, tiny_images)
 
 
 def test_classes_need_labels(tiny_config: Config, tiny_images: Images) -> None:

@@ -40,7 +40,7 @@ def main() -> None:
     for recipe in [*CLASSIFIERS, *SELF_SUPERVISED]:
         if recipe.name in named or (not named and recipe in SHIPPED):
             longer = replace(recipe, steps=LONGER.get(recipe.name, 1) * recipe.steps)
-            net, score = finish(make(longer, training, held_out, threads=1))
+            net, score = finish(make(longer, training, held_out))
             folder = Path() if named else WEIGHTS
             file = folder / f"fashion-mnist-{recipe.name.replace(' ', '-')}.safetensors"
             write(file, net, recipe, score)

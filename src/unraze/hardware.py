@@ -33,8 +33,13 @@ def require_device(name: str) -> None:
         raise InputError(f"device = {name!r}: cannot be used here ({reason}); {remedy}") from error
 
 
-def memory() -> int:
-    """The machine's main memory in bytes, free or not; 2⁶³ where the system does not say."""
+def memory(device: str = "cpu") -> int:
+    """The device's memory in bytes, free or not: the machine's, or that of a GPU of its own.
+
+    2⁶³ where the system does not say.
+    """
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
     if os.name != "posix":
         return 2**63
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

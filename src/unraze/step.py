@@ -22,7 +22,15 @@ from unraze.loss import four_variable, reduced, weighted
 from unraze.process import destroy_at
 from unraze.schedule import Schedule
 
-__all__ = ["Trainee", "begin", "clip", "gradients", "network_of", "reproducible"]
+__all__ = [
+    "Trainee",
+    "begin",
+    "clip",
+    "gradients",
+    "kept_for_gradients",
+    "network_of",
+    "reproducible",
+]
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,30 @@ def gradients(trainee: Trainee, step: int) -> float:
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
+
+
+def kept_for_gradients(network: nn.Module, config: Config) -> int:
+    """Bytes of what a step's forward pass keeps for its backward pass.
+
+    Counted, not measured: `network` is one of the device "meta", which holds shapes alone. Weights
+    are left out; under bfloat16 every value is taken to have two bytes.
+    """
+    assert config.data.size is not None
+    part = config.train.batch // config.train.accumulate
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[id(storage)] = storage
+        return x
+
+    with torch.device("meta"):
+        x, t = torch.empty(part, config.data.channels or 1, *config.data.size), torch.empty(part)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        network(x, t)
+    weights = {id(p.untyped_storage()) for p in network.parameters()}
+    total = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+    return total // 2 if config.train.dtype == "bfloat16" else total
 
 
 def _losses(

@@ -30,7 +30,15 @@ from unraze.hardware import memory, require_device
 from unraze.measure import Pace, measured, told
 from unraze.preview import averaged_model, preview, preview_interval, write_reals
 from unraze.run import Run
-from unraze.step import Trainee, begin, clip, gradients, network_of, reproducible
+from unraze.step import (
+    Trainee,
+    begin,
+    clip,
+    gradients,
+    kept_for_gradients,
+    network_of,
+    reproducible,
+)
 
 __all__ = ["Report", "fit", "prepare", "require_memory", "train"]
 
@@ -121,12 +129,12 @@ def prepare(config: Config, images: Images) -> Config:
 
 
 def require_memory(config: Config, *, num_classes: int = 0) -> None:
-    """Raises `InputError` where the network or a batch can't be held, or the network not be built.
+    """Raises `InputError` where the network or a step can't be held, or the network not be built.
 
     Nothing is allocated. Images have the size and the channels that `config.data` names.
     """
     assert config.data.size is not None
-    gib = memory() / 2**30
+    gib = memory(config.train.device) / 2**30
     try:
         with torch.device("meta"):  # shapes alone
             network = network_of(config, num_classes=num_classes)
@@ -141,13 +149,19 @@ def require_memory(config: Config, *, num_classes: int = 0) -> None:
             f"network: its {weights:,} weights need {needed:,.0f} GiB to be trained, this machine "
             f"has {gib:,.0f}; give smaller numbers under network"
         )
-    batch, height, width = config.train.batch, *config.data.size
+    batch, (height, width) = config.train.batch, config.data.size
     values = (config.data.channels or 1) * height * width
     # in float32: picture, noise, x_t, and what the network says of it
     if 16 * values * (batch // config.train.accumulate) / 2**30 + 24 * batch / 2**30 > gib:
         raise InputError(
             f"train.batch = {batch}: so many images of {height} x {width} at once need more than "
             f"the {gib:,.0f} GiB of this machine; give less, or --set train.accumulate=PARTS"
+        )
+    if (needed := (20 * weights + kept_for_gradients(network, config)) / 2**30) > gib:
+        raise InputError(
+            f"network: a step of train.batch = {batch} images of {height} x {width} needs "
+            f"{needed:,.0f} GiB, this machine has {gib:,.0f}; give a smaller batch, --set "
+            "train.accumulate=PARTS, or smaller numbers under network"
         )
 
 

@@ -30,6 +30,7 @@ from unraze.evaluate.evaluation import (
 )
 from unraze.evaluate.features import to_train
 from unraze.evaluate.memorisation import memorisation
+from unraze.evaluate.nearest_training import Points
 from unraze.evaluate.noise_levels import noise_levels
 from unraze.evaluate.places import Places, places_of_images, places_of_run
 from unraze.evaluate.reference import Reference, of_run
@@ -111,9 +112,11 @@ def test_an_evaluation_is_its_parts(
         wanted = metrics.all_figures(space.extract(unseen), space.extract(pixels))
         assert repr(one.figures) == repr(wanted)
         assert (one.name, one.hash, one.classes) == (space.name, space.hash, ())
-    assert found.memorisation == finish(
-        memorisation(pixels, known, unseen, ready.spaces, flip=False)
-    )
+    points = [
+        Points(space.name, *(space.extract(images) for images in (pixels, known, unseen)))
+        for space in ready.spaces
+    ]
+    assert found.memorisation == finish(memorisation(pixels, known, unseen, points, flip=False))
     assert found.levels == finish(noise_levels(model, known, unseen))
     assert found.bounds == finish(likelihood.bound(model, unseen))
     assert found.flow == finish(likelihood.flow(model, unseen))
@@ -122,6 +125,35 @@ def test_an_evaluation_is_its_parts(
     assert found.seconds.keys() == {"sampling", *PARTS}
     again = EVALUATION.validate_json(EVALUATION.dump_json(found))
     assert repr(again) == repr(found)
+
+
+def test_features_of_an_image_are_taken_once(
+    ready: Small,
+    model: Model,
+    reference: Reference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "empty"))
+    taken: list[int] = []
+    space = ready.spaces[0]
+
+    def extract(pixels: np.ndarray) -> np.ndarray:
+        taken.append(len(pixels))
+        return space.extract(pixels)
+
+    parts: tuple[Part, ...] = ("figures", "memorisation")
+    counting = replace(ready, spaces=(replace(space, extract=extract),))
+    finish(running(tmp_path, model, reference, counting, parts=parts))
+    assert taken == [HELD_OUT, COUNT, len(reference.training)]
+    taken.clear()
+    finish(running(tmp_path, model, reference, counting, parts=parts, count=COUNT + 10))
+    assert taken == [COUNT + 10]  # those of the real images are kept
+    taken.clear()
+    mirrored = replace(reference, flip=True)
+    finish(running(tmp_path, model, mirrored, counting, parts=parts))
+    finish(running(tmp_path, model, mirrored, counting, parts=parts, count=COUNT + 10))
+    assert taken == [COUNT, len(reference.training), COUNT + 10]
 
 
 def test_classes_are_measured_class_by_class(

@@ -31,7 +31,7 @@ SCORE = Score(0.1 + 0.2, 40, "ab12")
 
 
 def made(recipe: Recipe) -> Net:
-    return finish(trained(recipe, PIXELS, np.arange(40) % CLASSES, CLASSES, threads=1))
+    return finish(trained(recipe, PIXELS, np.arange(40) % CLASSES, CLASSES))
 
 
 def blank(recipe: Recipe) -> Net:

@@ -213,7 +213,7 @@ feature_training.FEWEST_STEPS, feature_training.EPOCHS = 6, 1
 pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16)).astype(np.uint8)
 for objective, design in (("labels", "residual"), ("fill in", "depthwise")):
     recipe = Recipe("a", objective, design, seed=1, steps=500, batch=16, lr=3e-3)
-    net = finish(trained(recipe, pixels, np.arange(40) % 3, 3, threads=1))
+    net = finish(trained(recipe, pixels, np.arange(40) % 3, 3))
     print(weights_hash(net, recipe))
 """
 

@@ -13,7 +13,7 @@ from unraze.data import Images, to_uint8
 from unraze.data.named import read
 from unraze.errors import DataError, InputError
 from unraze.evaluate.memorisation import Memorisation, memorisation, worst_pairs
-from unraze.evaluate.nearest_training import nearest_training
+from unraze.evaluate.nearest_training import Points, nearest_training
 from unraze.evaluate.stage import finish
 from unraze.generate import sample
 from unraze.train import fit
@@ -52,7 +52,14 @@ def found(
     *,
     flip: bool = False,
 ) -> Memorisation:
-    return finish(memorisation(samples, training, held_out, spaces, flip=flip))
+    points = [points_of(space, samples, training, held_out, flip=flip) for space in spaces]
+    return finish(memorisation(samples, training, held_out, points, flip=flip))
+
+
+def points_of(space, samples, training, held_out, *, flip: bool) -> Points:
+    turned = space.extract(training[..., ::-1]) if flip else None
+    of_real = space.extract(training[:0] if held_out is None else held_out)
+    return Points(space.name, space.extract(samples), space.extract(training), of_real, turned)
 
 
 # who is whose neighbour
@@ -107,7 +114,8 @@ def test_duplicates_within_the_training_images_count_as_one(flip: bool) -> None:
 def test_honest_samples_are_acquitted() -> None:
     result = found(HONEST)
     assert result.verdict == CLEAR
-    assert result.words.startswith("no sign of copying: single copies among ")
+    assert result.words.startswith("no sign of copying: single copies (d₁/d₂ under 0.33) among ")
+    assert result.words.endswith("of the samples would have shown in pixels")
     assert result.spaces[0].detectable < 0.02
     assert (result.generated, result.training, result.held_out) == (797, 600, 400)
     assert result.distinct == result.compared == 600
@@ -287,16 +295,13 @@ def test_the_result_is_plain_data() -> None:
 
 
 def test_stages_count_up_to_their_total() -> None:
-    stages = list(memorisation(HONEST, TRAINING, HELD_OUT, [Spectrum()], flip=True))
+    points = points_of(Spectrum(), HONEST, TRAINING, HELD_OUT, flip=True)
+    stages = list(memorisation(HONEST, TRAINING, HELD_OUT, [points], flip=True))
     assert [stage.name for stage in stages] == [
         "nearest to samples, pixels",
         "nearest to held-out images, pixels",
         "nearest to training images, pixels",
-        "spectrum of training images",
-        "spectrum of mirror images",
-        "spectrum of samples",
         "nearest to samples, spectrum",
-        "spectrum of held-out images",
         "nearest to held-out images, spectrum",
         "nearest to training images, spectrum",
     ]
@@ -367,8 +372,13 @@ def test_what_does_not_fit_is_refused() -> None:
         found(HONEST, TRAINING[:0])
     with pytest.raises(DataError, match=r"training: holds 2 distinct images; .* from 3 on"):
         found(HONEST, np.repeat(TRAINING[:2], 5, axis=0))
-    with pytest.raises(DataError, match=r"feature space broken: gave .* not finite"):
+    with pytest.raises(DataError, match=r"feature space broken: its points of samples .* finite"):
         found(HONEST, spaces=[Broken()])
+    straight = points_of(Spectrum(), HONEST, TRAINING, HELD_OUT, flip=False)
+    with pytest.raises(DataError, match="points of mirrored are None for 600 images"):
+        finish(memorisation(HONEST, TRAINING, HELD_OUT, [straight], flip=True))
+    with pytest.raises(DataError, match=r"points of held_out are \(400, 40\) for 399 images"):
+        finish(memorisation(HONEST, TRAINING, HELD_OUT[1:], [straight], flip=False))
     with pytest.raises(InputError, match="ratio = 1: give a number between 0 and 1"):
         finish(memorisation(HONEST, TRAINING, HELD_OUT, flip=False, ratio=1))
 

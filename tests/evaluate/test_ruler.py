@@ -7,7 +7,6 @@ the same is asked of the bundled digits, at one strength each.
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,11 +68,10 @@ def digits() -> tuple[Images, Images]:
 
 @pytest.fixture(scope="module")
 def material(ruler: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Digits, and two networks trained on 500 of them for this test, by one thread."""
+    """Digits, and two networks trained on 500 of them for this test."""
     training, rest = digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNRAZE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(features, "make", partial(features.make, threads=1))
         both = finish(features.spaces(training, rest))
     return ruler.Material.of(training, rest, both, REAL, SAMPLES)
 

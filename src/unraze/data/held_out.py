@@ -45,7 +45,7 @@ def cannot_hold_out(source: str, share: float, kept: int, held: int) -> DataErro
     count = kept + held
     if share == 0:
         why = "has no test part of its own, and held_out = 0 holds no images back from training"
-        remedy = "train with a share of them held out, held_out = 0.1 for example"
+        remedy = "train with a share of them held out, --held-out 0.1 for example"
     elif count < FEWEST:
         why = f"has {counted(count, 'image')}; of fewer than {FEWEST} none is held out of training"
         remedy = "add images"

@@ -25,7 +25,7 @@ from unraze.evaluate.figures import Figure, Number
 from unraze.evaluate.intervals import checked
 from unraze.evaluate.kept import features_of_images, features_of_pixels, found_part, kept_part
 from unraze.evaluate.memorisation import Memorisation, memorisation
-from unraze.evaluate.nearest_training import first_of_kind
+from unraze.evaluate.nearest_training import Points, first_of_kind
 from unraze.evaluate.noise_levels import Levels, noise_levels
 from unraze.evaluate.places import Places
 from unraze.evaluate.reference import Reference
@@ -221,10 +221,11 @@ def _real_features(
     """The held-out images' features by the spaces' hashes: first, for if they are not as they
     should be, nothing has been drawn or written yet."""
     found: dict[str, Array] = {}
-    for space in spaces if "figures" in parts else ():
+    for space in spaces if "figures" in parts or "memorisation" in parts else ():
         name = f"{space.name}: held-out images"
-        features = yield from features_of_images(space, reference.held_out, name)
-        found[space.hash], _ = checked(features, features)
+        found[space.hash] = yield from features_of_images(space, reference.held_out, name)
+        if "figures" in parts:
+            checked(found[space.hash], found[space.hash])
     return found
 
 
@@ -241,11 +242,24 @@ def _of_samples(
     """The parts that are measured on samples, by their names in `Evaluation`."""
     measured: dict[str, Any] = {}
     of_spaces: list[InSpace | None] = []
+    known: dict[str, Array] = {}
+
+    def ours(space: FeatureSpace) -> Generator[Stage, None, Array]:
+        """The samples' features, which figures and memorisation share."""
+        assert samples is not None
+        if space.hash not in known:
+            name = f"{space.name}: samples"
+            known[space.hash] = yield from features_of_pixels(space, samples, name)
+        return known[space.hash]
+
     for space in spaces:
 
         def figures(space: FeatureSpace = space) -> Generator[Stage, None, InSpace]:
             assert samples is not None
-            return _in_space(space, samples, labels, real[space.hash], reference)
+            generated = yield from ours(space)
+            return (
+                yield from _in_space(space, samples, generated, labels, real[space.hash], reference)
+            )
 
         file, asked = places.figures(space), "figures" in parts
         of_spaces.append((yield from _part("figures", asked, file, _IN_SPACE, figures, seconds)))
@@ -254,12 +268,29 @@ def _of_samples(
 
     def copies() -> Generator[Stage, None, Memorisation]:
         assert samples is not None
-        known, unseen = reference.training.pixels, reference.held_out.pixels
-        return memorisation(samples, known, unseen, spaces, flip=reference.flip)
+        points = []
+        for space in spaces:
+            generated = yield from ours(space)
+            points.append((yield from _points(space, generated, real[space.hash], reference)))
+        training, unseen = reference.training.pixels, reference.held_out.pixels
+        return (yield from memorisation(samples, training, unseen, points, flip=reference.flip))
 
     name, file = "memorisation", places.memorisation(spaces)
     measured[name] = yield from _part(name, name in parts, file, _MEMORISATION, copies, seconds)
     return measured
+
+
+def _points(
+    space: FeatureSpace, generated: Array, real: Array, reference: Reference
+) -> Generator[Stage, None, Points]:
+    """With the features of the training images, which are kept as those of held-out ones are."""
+    training = reference.training
+    learned = yield from features_of_images(space, training, f"{space.name}: training images")
+    turned = None
+    if reference.flip:
+        name = f"{space.name}: mirrored training images"
+        turned = yield from features_of_images(space, training, name, mirrored=True)
+    return Points(space.name, generated, learned, real, turned)
 
 
 def _of_network(
@@ -344,11 +375,11 @@ def _finite(name: str, values: Iterable[float], made: T) -> T:
 def _in_space(
     space: FeatureSpace,
     samples: Array,
+    generated: Array,
     labels: Array | None,
     real: Array,
     reference: Reference,
 ) -> Generator[Stage, None, InSpace]:
-    generated = yield from features_of_pixels(space, samples, f"{space.name}: samples")
     yield Stage(f"{space.name}: figures", 0, 1)
     figures = metrics.all_figures(real, generated)
     of_classes: tuple[OfClass, ...] = ()

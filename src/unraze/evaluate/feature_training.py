@@ -41,8 +41,6 @@ SMOOTHING = 0.05
 BLANKED = 0.5
 """The share of places that are blanked for filling in; a place is 4 x 4 pixels."""
 EPOCHS, FEWEST_STEPS = 20, 200
-THREADS = 2
-"""The order in which sums are added up depends on the threads, so that they are always two."""
 REPORT = 10
 BLOCK = 256
 
@@ -112,8 +110,6 @@ def trained(
     pixels: Array,
     labels: Array | None,
     classes: int,
-    *,
-    threads: int = THREADS,
 ) -> Generator[Stage, None, Net]:
     """Trains a network on uint8 (N, C, h, w), at their working size already.
 
@@ -132,7 +128,7 @@ def trained(
         if place == 0:
             order = permutation(recipe.seed, "evaluate-features-order", count, step // per_pass)
         chosen = order[place * size : (place + 1) * size]
-        with _threads(threads):
+        with _one_thread():
             x = to_float(pixels[chosen])
             y = None if labels is None else torch.from_numpy(labels[chosen])
             random = generator(recipe.seed, "evaluate-features-views", step)
@@ -148,7 +144,7 @@ def trained(
     net.eval().requires_grad_(False)
     _round_to_half(net)
     some = permutation(recipe.seed, "evaluate-features-scale", count)[:4096]
-    with _threads(threads):
+    with _one_thread():
         square = float(np.square(encoded(net, pixels[np.sort(some)]), dtype=np.float64).mean())
     if not math.isfinite(square):
         raise DivergedError(
@@ -197,8 +193,8 @@ def moved(x: Tensor, random: np.random.Generator, *, strong: bool) -> Tensor:
     if not strong:
         return x
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    x = mean + (x - mean) * torch.exp(0.4 * draw[:, 2])[:, None, None, None]
-    x = x + 0.2 * draw[:, 3][:, None, None, None]
+    x = mean + (x - mean) * torch.exp(draw[:, 2])[:, None, None, None]
+    x = x + 0.5 * draw[:, 3][:, None, None, None]
     return x * _kept(draw[:, 4:], height, width)
 
 
@@ -275,9 +271,10 @@ def _round_to_half(net: Net) -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """The order in which sums are added up depends on the threads; one is never waited for."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

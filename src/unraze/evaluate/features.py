@@ -26,7 +26,7 @@ from unraze.data.cache import cache_folder, key
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.evaluate.feature_files import Score, read, weights_hash, write
 from unraze.evaluate.feature_networks import DIM, Net, at_working_size, working_size
-from unraze.evaluate.feature_training import THREADS, Recipe, encoded, moved, network, trained
+from unraze.evaluate.feature_training import Recipe, encoded, moved, network, trained
 from unraze.evaluate.stage import Stage
 from unraze.rng import generator, permutation
 
@@ -44,7 +44,7 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 
-DESIGN = 3
+DESIGN = 4
 """Raised whenever networks, training or scores change: what was kept is then made anew."""
 FEWEST = 16
 """Training images without which no network is trained."""
@@ -140,11 +140,11 @@ def to_train(training: Images, *, first: bool = False) -> tuple[Recipe, ...]:
 
 
 def make(
-    recipe: Recipe, training: Images, held_out: Images | None, *, threads: int = THREADS
+    recipe: Recipe, training: Images, held_out: Images | None
 ) -> Generator[Stage, None, tuple[Net, Score]]:
     """Trains one network and scores it, whether or not it is kept somewhere."""
     pixels, labels = yield from _pool(training, recipe.name)
-    net = yield from trained(recipe, pixels, labels, len(training.class_names), threads=threads)
+    net = yield from trained(recipe, pixels, labels, len(training.class_names))
     return net, _score(recipe, net, held_out)
 
 

@@ -17,6 +17,7 @@ from unraze.evaluate.evaluation import Part
 from unraze.evaluate.feature_networks import at_working_size
 from unraze.evaluate.feature_training import Recipe, encoded, network, steps_of, trained
 from unraze.evaluate.features import MOST, FeatureSpace
+from unraze.evaluate.kept import has_features
 from unraze.evaluate.memorisation import REFERENCES
 from unraze.evaluate.nearest import neighbours
 from unraze.evaluate.places import Places
@@ -100,8 +101,7 @@ def samples_time(
     for space in spaces:
         there = isinstance(space, FeatureSpace) and places.figures(space).is_file()
         figures = "figures" in parts and not there
-        images = figures * (count + real)
-        images += copies * (count + some + (1 + reference.flip) * known)
+        images = _to_extract(space, reference, count, copies=copies) if figures or copies else 0
         if images:
             seconds += images * _an_image(_extract(space, reference), reference.held_out.pixels)
         seconds += figures * (FRECHET_SECONDS + PAIR_SECONDS * real * (real + 2 * count))
@@ -109,6 +109,20 @@ def samples_time(
         searched = (count + some + min(known, REFERENCES)) * known * (1 + reference.flip)
         seconds += searched * (_a_search(reference) + len(spaces) * _a_search(reference, 64))
     return seconds
+
+
+def _to_extract(
+    space: FeatureSpace | Recipe, reference: Reference, count: int, *, copies: bool
+) -> int:
+    """Images whose features are to be taken: the samples, and the real ones that are not kept."""
+    real = [(reference.held_out, False)]
+    if copies:
+        real += [(reference.training, turned) for turned in (False, True)[: 1 + reference.flip]]
+    return count + sum(
+        len(images)
+        for images, turned in real
+        if isinstance(space, Recipe) or not has_features(space, images, mirrored=turned)
+    )
 
 
 def _call(model: Model, settings: SampleConfig, classes: Classes) -> float:

@@ -31,6 +31,7 @@ __all__ = [
     "features_of_images",
     "features_of_pixels",
     "found_part",
+    "has_features",
     "kept_part",
     "key_of",
     "read_arrays",
@@ -62,26 +63,35 @@ def features_of_pixels(
     """Features (N, dim) of uint8 (N, C, H, W); the stages, called `name`, count images."""
     features = np.empty((len(pixels), space.dim), dtype=np.float32)
     for first in range(0, len(pixels), CHUNK):
-        features[first : first + CHUNK] = space.extract(pixels[first : first + CHUNK])
+        part = np.ascontiguousarray(pixels[first : first + CHUNK])
+        features[first : first + CHUNK] = space.extract(part)
         yield Stage(name, min(first + CHUNK, len(pixels)), len(pixels))
     return features
 
 
 def features_of_images(
-    space: FeatureSpace, images: Images, name: str
+    space: FeatureSpace, images: Images, name: str, *, mirrored: bool = False
 ) -> Generator[Stage, None, Array]:
-    """The same of a set of real images, kept for the next time; warns where that cannot be."""
-    key = hashlib.sha256(f"{space.hash} {images.fingerprint}".encode()).hexdigest()[:32]
-    file = cache_folder() / "features" / f"{key}.npz"
+    """The same of a set of real images, or of their mirror images, kept for the next time.
+
+    Warns where they cannot be kept.
+    """
+    file = _file_of_features(space, images, mirrored)
     kept = read_arrays(file, features=((len(images), space.dim), np.dtype(np.float32)))
     if kept is not None:
         return kept["features"]
-    features = yield from features_of_pixels(space, images.pixels, name)
+    pixels = images.pixels[..., ::-1] if mirrored else images.pixels
+    features = yield from features_of_pixels(space, pixels, name)
     try:
         write_arrays(file, features=features)
     except UnrazeError as error:
         warnings.warn(f"{error}; or set UNRAZE_CACHE to another folder", stacklevel=2)
     return features
+
+
+def has_features(space: FeatureSpace, images: Images, *, mirrored: bool = False) -> bool:
+    """Whether there is a file of what `features_of_images` returns."""
+    return _file_of_features(space, images, mirrored).is_file()
 
 
 def kept_part(
@@ -163,6 +173,11 @@ def write_bytes(file: Path, data: bytes) -> None:
         else:
             why = f"cannot be written ({error.strerror or error}); make its folder writable"
         raise UnrazeError(f"{file}: {why}") from error
+
+
+def _file_of_features(space: FeatureSpace, images: Images, mirrored: bool) -> Path:
+    text = f"{space.hash} {images.fingerprint}{' mirrored' if mirrored else ''}"
+    return cache_folder() / "features" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
 def _as_arrays(values: Mapping[str, Array | float]) -> dict[str, Any]:

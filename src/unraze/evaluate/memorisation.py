@@ -34,16 +34,16 @@ from PIL import Image
 from scipy import stats
 
 from unraze.data import evenly
-from unraze.errors import InputError
+from unraze.errors import DataError, InputError
 from unraze.evaluate.nearest_training import (
     Nearest,
-    Pixels,
-    Space,
+    Points,
     first_of_kind,
     known_points,
     near,
     near_others,
     numbered,
+    pixels_of,
     require_images,
 )
 from unraze.evaluate.stage import Stage
@@ -75,6 +75,8 @@ FEWEST_HELD_OUT = 20
 """Fewer held-out images than this are reported, but do not decide."""
 WORST = 32
 """Pairs that are kept of each space."""
+BETWEEN = 24
+"""White pixels around a pair on the sheet: so many that it is seen which two belong together."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def memorisation(
     generated: Array,
     training: Array,
     held_out: Array | None,
-    spaces: Sequence[Space] = (),
+    spaces: Sequence[Points] = (),
     *,
     flip: bool,
     ratio: float = RATIO,
@@ -158,30 +160,33 @@ def memorisation(
     Arguments:
         generated, training, held_out: uint8 (N, C, H, W), in any numbers; held_out None or empty
             where there is none: then training images against each other are the only measure.
-        spaces: feature spaces, beside the pixels.
+        spaces: the same images as points of feature spaces; pixels are looked at without them.
         flip: training mirrored its images, so that a mirrored copy is a copy.
         ratio: the stated bound of d₁/d₂, between 0 and 1.
 
-    The stages count images turned into features and images looked up. Raises `DataError` for images
-    that do not fit together or too few distinct training images, `InputError` for a ratio outside
-    (0, 1).
+    The stages count images looked up. Raises `DataError` for images that do not fit together, too
+    few distinct training images, or points that are not those of the images or not finite;
+    `InputError` for a ratio outside (0, 1).
     """
     real = training[:0] if held_out is None else held_out
     require_images(training, generated=generated, **({"held_out": real} if len(real) else {}))
     if not 0 < ratio < 1:
         raise InputError(f"ratio = {ratio:g}: give a number between 0 and 1")
+    for points in spaces:
+        _require_points(points, len(generated), len(training), len(real), flip)
     first = first_of_kind(training, flip)
-    distinct = training[first]
-    real = real[evenly(len(real), REFERENCES)]
-    some = evenly(len(distinct), REFERENCES)
+    few, some = evenly(len(real), REFERENCES), evenly(len(first), REFERENCES)
     level = ALPHA / (2 * (1 + len(spaces)))
     found = []
-    for space in (Pixels(), *spaces):
-        known = yield from known_points(space, distinct, flip)
-        ours = numbered((yield from near(space, known, generated, "samples")), first)
-        unseen = (yield from near(space, known, real, "held-out images")) if len(real) else None
-        others = yield from near_others(space, known, some)
-        found.append(_judged(space.name, ours, others, unseen, ratio, level))
+    for points in (pixels_of(generated, training, real, flip=flip), *spaces):
+        known = known_points(points, first)
+        name = f"nearest to %s, {points.space}"
+        ours = numbered((yield from near(known, points.samples, name % "samples")), first)
+        unseen = None
+        if len(real):
+            unseen = yield from near(known, points.held_out[few], name % "held-out images")
+        others = yield from near_others(known, some, name % "training images")
+        found.append(_judged(points.space, ours, others, unseen, ratio, level))
     verdict = _overall([one.verdict for one in found])
     return Memorisation(
         verdict=verdict,
@@ -191,10 +196,10 @@ def memorisation(
         flip=flip,
         generated=len(generated),
         training=len(training),
-        distinct=len(distinct),
-        held_out=len(real),
+        distinct=len(first),
+        held_out=len(few),
         compared=len(some),
-        note=_note(len(real)),
+        note=_note(len(few)),
     )
 
 
@@ -215,7 +220,22 @@ def worst_pairs(
     theirs[turned] = theirs[turned][..., ::-1]
     gap = np.full((*theirs.shape[:3], 1), 255, dtype=np.uint8)
     sheet = np.concatenate([ours, gap, theirs], axis=3)
-    return grid(np.ascontiguousarray(sheet.transpose(0, 2, 3, 1)))
+    return grid(np.ascontiguousarray(sheet.transpose(0, 2, 3, 1)), padding=BETWEEN)
+
+
+def _require_points(points: Points, samples: int, training: int, held_out: int, flip: bool) -> None:
+    """Raises `DataError` unless there are finite points of all these images."""
+    wanted = {"samples": samples, "training": training, "held_out": held_out}
+    if flip:
+        wanted["mirrored"] = training
+    for name, count in wanted.items():
+        rows = getattr(points, name)
+        if rows is None or rows.ndim != 2 or len(rows) != count or not np.isfinite(rows).all():
+            raise DataError(
+                f"feature space {points.space}: its points of {name} are "
+                f"{None if rows is None else rows.shape} for {count} images, or not finite; "
+                f"give ({count}, d) finite numbers"
+            )
 
 
 def _judged(
@@ -338,10 +358,11 @@ def _words(verdict: Verdict, found: Sequence[SpaceMemorisation], ratio: float) -
             seen = [one for one in found if one.verdict == verdict]
             blind = [one.space for one in found if one.verdict != verdict]
             note = f"; {', '.join(blind)} cannot tell" if blind else ""
-            least = min(one.detectable for one in seen if one.detectable is not None)
+            sharpest = min(seen, key=lambda one: 1.0 if one.detectable is None else one.detectable)
             return (
-                f"no sign of copying: single copies among {least:.1%} of the samples would have "
-                f"shown{note}"
+                f"no sign of copying: single copies (d₁/d₂ under {ratio:.2g}) among "
+                f"{sharpest.detectable:.1%} of the samples would have shown in "
+                f"{sharpest.space}{note}"
             )
         case "cannot tell: too few":
             return (

@@ -5,9 +5,10 @@ the nearest is d₁ away, and d₂ is the distance to the nearest of another kin
 """
 
 import hashlib
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +20,14 @@ __all__ = [
     "FEWEST",
     "Known",
     "Nearest",
-    "Pixels",
-    "Space",
+    "Points",
     "first_of_kind",
     "known_points",
     "near",
     "near_others",
     "nearest_training",
     "numbered",
+    "pixels_of",
     "require_images",
 ]
 
@@ -35,18 +36,24 @@ Array = np.ndarray[Any, Any]
 FEWEST = 3
 """Distinct training images without which there is no second nearest of a training image."""
 CHUNK = 4096
-"""Images that are looked up, or turned into features, between two stages."""
+"""Images that are looked up between two stages."""
 
 
-class Space(Protocol):
-    """Where distances are taken: a name, and what turns pixels into points."""
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Images as points of one space: numbers (N, d), one row an image.
 
-    @property
-    def name(self) -> str: ...
+    Arguments:
+        space: its name.
+        samples, training, held_out: those of the images, in their order; held_out may be empty.
+        mirrored: those of the training images' mirror images; None where these do not count.
+    """
 
-    def extract(self, pixels: Array, /) -> Array:
-        """uint8 (N, C, H, W) to numbers (N, d)."""
-        ...
+    space: str
+    samples: Array
+    training: Array
+    held_out: Array
+    mirrored: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +73,6 @@ class Nearest:
     ratio: Array
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """The space of grey levels as they are."""
-
-    name: str = "pixels"
-
-    def extract(self, pixels: Array, /) -> Array:
-        return np.ascontiguousarray(pixels).reshape(len(pixels), -1)
-
-
 @dataclass(frozen=True, eq=False)
 class Known:
     """The points (K, d) of distinct training images; of their mirror images where these count."""
@@ -85,9 +82,9 @@ class Known:
 
 
 def nearest_training(
-    generated: Array, training: Array, space: Space | None = None, *, flip: bool
+    generated: Array, training: Array, *, flip: bool
 ) -> Generator[Stage, None, Nearest]:
-    """Every sample's nearest training image in a space, in pixels where it is absent.
+    """Every sample's nearest training image in pixels.
 
     Arguments:
         generated, training: uint8 (N, C, H, W), in any numbers.
@@ -97,29 +94,30 @@ def nearest_training(
     """
     require_images(training, generated=generated)
     first = first_of_kind(training, flip)
-    where = Pixels() if space is None else space
-    known = yield from known_points(where, training[first], flip)
-    return numbered((yield from near(where, known, generated, "samples")), first)
+    points = pixels_of(generated, training, generated[:0], flip=flip)
+    known = known_points(points, first)
+    return numbered((yield from near(known, points.samples, "nearest to samples, pixels")), first)
 
 
-def known_points(space: Space, distinct: Array, flip: bool) -> Generator[Stage, None, Known]:
-    """The points of training images, each of another kind."""
-    points = yield from _points(space, distinct, "training images")
-    turned = None
-    if flip:
-        turned = yield from _points(space, distinct[..., ::-1], "mirror images")
-    return Known(points, turned)
+def pixels_of(generated: Array, training: Array, held_out: Array, *, flip: bool) -> Points:
+    """The space of grey levels as they are, called "pixels"."""
+    turned = _flat(training[..., ::-1]) if flip else None
+    return Points("pixels", _flat(generated), _flat(training), _flat(held_out), turned)
 
 
-def near(space: Space, known: Known, pixels: Array, what: str) -> Generator[Stage, None, Nearest]:
-    """The nearest of `known` to images, and how many times farther the next is."""
-    query = yield from _points(space, pixels, what)
-    return (yield from _searched(query, known, f"nearest to {what}, {space.name}"))
+def known_points(points: Points, first: Array) -> Known:
+    """The points of the training images numbered `first`, each of another kind."""
+    turned = None if points.mirrored is None else points.mirrored[first]
+    return Known(points.training[first], turned)
 
 
-def near_others(space: Space, known: Known, some: Array) -> Generator[Stage, None, Nearest]:
+def near(known: Known, query: Array, name: str) -> Generator[Stage, None, Nearest]:
+    """The nearest of `known` to points (N, d), and how many times farther the next is."""
+    return (yield from _searched(query, known, name))
+
+
+def near_others(known: Known, some: Array, name: str) -> Generator[Stage, None, Nearest]:
     """The nearest other training images of the training images `some`."""
-    name = f"nearest to training images, {space.name}"
     return (yield from _searched(known.points[some], known, name, but=some))
 
 
@@ -199,19 +197,5 @@ def first_of_kind(pixels: Array, flip: bool) -> Array:
     return np.array(list(seen.values()), dtype=np.int64)
 
 
-def _points(space: Space, pixels: Array, what: str) -> Generator[Stage, None, Array]:
-    """The points (N, d) of images; pixels are no work, and no stage."""
-    if isinstance(space, Pixels):
-        return space.extract(pixels)
-    parts = []
-    for start in range(0, len(pixels), CHUNK):
-        some = np.ascontiguousarray(pixels[start : start + CHUNK])
-        points = np.asarray(space.extract(some))
-        if points.ndim != 2 or len(points) != len(some) or not np.isfinite(points).all():
-            raise DataError(
-                f"feature space {space.name}: gave {points.shape} for {len(some)} images, or "
-                "values that are not finite; it must give (N, d) finite numbers"
-            )
-        parts.append(points)
-        yield Stage(f"{space.name} of {what}", min(start + CHUNK, len(pixels)), len(pixels))
-    return np.concatenate(parts)
+def _flat(pixels: Array) -> Array:
+    return np.ascontiguousarray(pixels).reshape(len(pixels), math.prod(pixels.shape[1:]))

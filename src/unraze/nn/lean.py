@@ -38,7 +38,7 @@ __all__ = ["LeanUNet", "require_size"]
 def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
     """Raises `InputError`, naming the nearest, unless fold 2^(levels-1) divides both sides."""
     halvings = len(config.widths) - 1
-    because = f"it folds {config.fold}x{config.fold} pixels and then halves {halvings} times"
+    because = f"it folds {config.fold}x{config.fold} pixels then halves the sides ({halvings} x)"
     require_divisible(size, config.fold * 2**halvings, because=because)
 
 

@@ -46,7 +46,7 @@ __all__ = ["UNet", "require_size"]
 def require_size(config: UNetConfig, size: tuple[int, int]) -> None:
     """Raises `InputError`, naming the nearest that fit, unless 2^(levels-1) divides both sides."""
     halvings = len(config.multipliers) - 1
-    require_divisible(size, 2**halvings, because=f"it halves them {halvings} times")
+    require_divisible(size, 2**halvings, because=f"it halves them ({halvings} x)")
 
 
 def _block(config: UNetConfig, inputs: int, outputs: int) -> nn.Module:
