@@ -25,7 +25,7 @@ from unraze.evaluate import evaluation as evaluations, samples
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.stage import Stage
 
-QUICK = ["-n", "20", "--skip", "levels", "bound", "flow"]
+QUICK = ["-n", "20", "--skip", "levels", "--skip", "bound", "--skip", "flow"]
 UNRAZE = [sys.executable, "-m", "unraze"]
 
 
@@ -350,7 +350,10 @@ def test_what_will_not_do_is_one_line_and_leaves_no_trace(
         (["run", "--device", "cuda:77"], "--device"),
         (["run", "--checkpoint", "7"], "no checkpoint of step 7; there is 30"),
         (["run", "--against", "digits"], "is a run, which knows its own .* leave --against out"),
-        (["run", "--skip", *evaluations.PARTS], "--skip: leaves nothing to measure"),
+        (
+            ["run", *(f"--skip={part}" for part in evaluations.PARTS)],
+            "--skip: leaves nothing to measure",
+        ),
         (["run", "--features", "own"], "--features own: give onnx:FILE"),
         (["run", "--features", "onnx:none.onnx"], "none.onnx: cannot be read"),
         (["run", "--features", "onnx:bad.onnx"], "bad.onnx: does not load"),

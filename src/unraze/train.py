@@ -8,7 +8,7 @@ terminal, `stats.jsonl` and the studio are readers of it.
 import math
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from unraze.data import Images, absent_classes, load as load_images_of, to_uint8
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError
 from unraze.evaluate import during
-from unraze.evaluate.stage import finish
 from unraze.generate import Model, load
 from unraze.hardware import memory, require_device
 from unraze.measure import Pace, measured, told
@@ -53,11 +52,12 @@ LOWER_RATE = 0.3
 class Report:
     """What one moment of training looks like.
 
-    `phase` says what just happened; `message` is something to be said out loud. `memory` is the
+    `phase` says what just happened; `message` is something to be said out loud. While "preparing"
+    an evaluation, `step` and `steps` count what makes it ready, no training. `memory` is the
     process's peak resident set in bytes; rates and times are of the last steps.
     """
 
-    phase: Literal["measuring", "training", "evaluated", "saved", "stopped", "done"]
+    phase: Literal["measuring", "preparing", "training", "evaluated", "saved", "stopped", "done"]
     step: int
     steps: int
     loss: float = math.nan
@@ -123,8 +123,7 @@ def prepare(config: Config, images: Images) -> Config:
         raise InputError(f"train.minutes = {minutes}: is more than ten years; give less")
     require_memory(config, num_classes=len(images.class_names) if train.classes else 0)
     if train.eval_every is not None:
-        during.require_worth(config)
-        load_images_of(config.data, split="held-out")
+        during.require_worth(config, load_images_of(config.data, split="held-out"))
     return config
 
 
@@ -216,10 +215,13 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         assert steps is not None
         assert every is not None
         ruler = None
-        if config.train.eval_every is not None:
-            yield Report("measuring", 0, 0, message=during.told(images))
-            held_out = load_images_of(config.data, split="held-out")
-            ruler = finish(during.ruler(config, images, held_out))
+        if config.train.eval_every is not None and start < steps:
+            ruler = yield from _ruler(config, images, stop)
+            if ruler is None:
+                runs.log(run, f"stopped at step {start}")
+                said = f"stopped at step {start} of {steps}, before the next one"
+                yield Report("stopped", start, steps, message=said)
+                return
         cost = during.Cost.before(run, config.train.batch)
         step, pace = start, Pace(config.train.batch)
         while step < steps:
@@ -290,7 +292,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 return
         curve = {"unraze": __version__, "kind": "loss", "run": run.path.name, "step": steps}
         plots.save(plots.loss_figure(runs.read_rows(run.stats)), run.path / "loss.png", curve)
-        if ruler is not None:
+        if config.train.eval_every is not None:
             figure = plots.quality_figure(runs.read_rows(run.quality))
             plots.save(figure, run.path / "quality.png", curve | {"kind": "quality"})
         runs.log(run, "done")
@@ -369,6 +371,23 @@ def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, k
         },
         keep=keep,
     )
+
+
+def _ruler(
+    config: Config, images: Images, stop: Callable[[], bool]
+) -> Generator[Report, None, during.Ruler | None]:
+    """What evaluations are measured with, made ready stage by stage; None where it is to stop."""
+    yield Report("preparing", 0, 0, message=during.told(images))
+    made = during.ruler(config, images, load_images_of(config.data, split="held-out"))
+    while True:
+        try:
+            stage = next(made)
+        except StopIteration as end:
+            ruler: during.Ruler = end.value
+            return ruler
+        yield Report("preparing", stage.done, stage.total)
+        if stop():
+            return None
 
 
 def _evaluate(

@@ -13,7 +13,7 @@ import torch
 from evaluated import Small, few_steps, small_config
 from unraze import checkpoint, generate, run as runs, train as training
 from unraze.config import Config, updated
-from unraze.data import load, to_uint8
+from unraze.data import Images, load, to_uint8
 from unraze.errors import InputError
 from unraze.evaluate import during
 from unraze.evaluate.during import (
@@ -34,6 +34,7 @@ from unraze.generate import Model
 from unraze.run import Run
 
 EVERY = 40
+ENOUGH = Images.from_arrays(np.zeros((50, 1, 8, 8), dtype=np.uint8), source="held-out")
 
 
 @pytest.fixture
@@ -100,9 +101,9 @@ def test_a_dtype_that_is_not_decided_yet_is_taken_for_the_dearer_one(
     values = {"train.batch": 64, "train.minutes": 5.0, "train.dtype": "auto"}
     for has, least in ((True, 261), (False, 131)):
         monkeypatch.setattr(during, "has_bfloat16", lambda kind, has=has: has)
-        require_worth(small_config(values | {"train.eval_every": least}))
+        require_worth(small_config(values | {"train.eval_every": least}), ENOUGH)
         with pytest.raises(InputError, match=f"give at least {least}$"):
-            require_worth(small_config(values | {"train.eval_every": least - 1}))
+            require_worth(small_config(values | {"train.eval_every": least - 1}), ENOUGH)
 
 
 def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None:
@@ -111,21 +112,62 @@ def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None
         budget = {"train.minutes": 5.0} if steps is None else {"train.steps": steps}
         config = updated(config, budget)
         with pytest.raises(InputError, match=r"train\.eval_every = 20: .* give at least \d+$") as e:
-            require_worth(config)
+            require_worth(config, ENOUGH)
         least = int(str(e.value).split()[-1])
-        require_worth(updated(config, {"train.eval_every": least}))
+        require_worth(updated(config, {"train.eval_every": least}), ENOUGH)
         with pytest.raises(InputError):
-            require_worth(updated(config, {"train.eval_every": least - 1}))
+            require_worth(updated(config, {"train.eval_every": least - 1}), ENOUGH)
         interval = least if steps is None else steps / math.ceil(steps / least)
         assert affordable(interval, 64) >= FEWEST
+
+
+def test_too_few_held_out_images_are_refused() -> None:
+    few = Images.from_arrays(ENOUGH.pixels[:49], source="photos")
+    config = small_config({"train.batch": 64, "train.steps": 1000, "train.eval_every": 200})
+    with pytest.raises(InputError, match=r"49 held-out images of photos are too few .* least 50"):
+        require_worth(config, few)
+    require_worth(config, ENOUGH)
+    require_worth(updated(config, {"train.eval_every": None}), few)
+
+
+def test_a_finished_run_is_not_made_ready_to_evaluate(
+    ready: Small, by: Ruler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = trained(config_of(ready), tmp_path / "run")
+    monkeypatch.setattr(during, "ruler", None)
+    images = load(config_of(ready).data)
+    reports = list(training.train(run, images))
+    assert reports[-1].phase == "done"
+    assert "preparing" not in {report.phase for report in reports}
+
+
+def test_making_ready_shows_how_far_it_is_and_can_be_stopped(
+    ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(during, "FEWEST", 10)
+    monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "cache"))  # where no feature network is
+    config = config_of(ready)
+    images = load(config.data)
+    run = runs.create(training.prepare(config, images), out=tmp_path / "run")
+    asked = iter([False, True])
+    with few_steps():
+        *before, last = training.train(run, images, stop=lambda: next(asked))
+    assert [report.phase for report in before] == ["preparing"] * 3
+    # what is to be done, images that are read, and steps
+    assert [(report.step, report.steps) for report in before] == [(0, 0), (150, 150), (0, 12)]
+    assert (last.phase, last.message) == ("stopped", "stopped at step 0 of 90, before the next one")
+    with few_steps():
+        assert list(training.train(run, images))[-1].phase == "done"
+    whole, _ = trained(config, tmp_path / "whole")
+    assert weights(run) == weights(whole)
 
 
 def test_a_run_that_is_too_short_for_any_is_refused() -> None:
     config = small_config({"train.batch": 64, "train.steps": 100, "train.eval_every": 100})
     with pytest.raises(InputError, match=r"of the run's 100 steps; train for at least 131, or"):
-        require_worth(config)
-    require_worth(updated(config, {"train.steps": 131, "train.eval_every": 131}))
-    require_worth(small_config({"train.steps": 3}))  # no evaluation is asked for
+        require_worth(config, ENOUGH)
+    require_worth(updated(config, {"train.steps": 131, "train.eval_every": 131}), ENOUGH)
+    require_worth(small_config({"train.steps": 3}), ENOUGH)  # no evaluation is asked for
 
 
 def test_the_stopwatch_tells_evaluations_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ WIDTH = 120
         "Examples:\n\n"
         "  unraze eval runs/00000-fashion-mnist\n"
         "  unraze eval RUN -n 10000 --steps 100\n"
-        "  unraze eval RUN --skip bound flow\n"
+        "  unraze eval RUN --skip bound --skip flow\n"
         "  unraze eval pictures/ --against fashion-mnist\n"
         "  unraze eval RUN --features onnx:inception.onnx"
     ),
@@ -100,9 +100,8 @@ def evaluate(
         Parameter(
             group=MEASURES,
             negative="",
-            consume_multiple=True,
             show_default=False,
-            help="Parts not to measure; one that was measured before stays.",
+            help="A part not to measure, for each part again; one that was measured before stays.",
         ),
     ] = (),
     n: Annotated[

@@ -39,6 +39,8 @@ def follow_training(reports: Iterator[Report], console: Console) -> Report:
     for last in reports:
         if last.message:
             print(last.message, flush=True)
+        elif last.phase == "preparing" and due():
+            print(f"preparing {last.step}/{last.steps}", flush=True)
         elif last.phase == "training" and due(last.step == last.steps):
             print(f"step {last.step}/{last.steps}  {_figures(last)}", flush=True)
     assert last is not None, "training always reports how it ended"
@@ -47,7 +49,7 @@ def follow_training(reports: Iterator[Report], console: Console) -> Report:
 
 def _training_bar(reports: Iterator[Report], console: Console) -> Report:
     columns = (
-        TextColumn("step {task.fields[place]}"),
+        TextColumn("{task.fields[place]}"),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TextColumn("{task.fields[figures]}"),
@@ -58,13 +60,14 @@ def _training_bar(reports: Iterator[Report], console: Console) -> Report:
         for last in reports:
             if last.message:
                 bars.console.print(last.message, markup=False, highlight=False)
-            if last.phase == "training" and last.steps:
+            if last.phase in ("preparing", "training") and last.steps:
+                preparing = last.phase == "preparing"
                 bars.update(
                     task,
                     total=last.steps,
                     completed=last.step,
-                    place=f"{last.step}/{last.steps}",
-                    figures=_figures(last),
+                    place=f"{'preparing' if preparing else 'step'} {last.step}/{last.steps}",
+                    figures="" if preparing else _figures(last),
                 )
     assert last is not None, "training always reports how it ended"
     return last

@@ -48,6 +48,8 @@ FEWEST, MOST = 100, 1000
 """Samples of an evaluation."""
 FORWARD = {"float32": 1 / 3, "bfloat16": 2 / 3}
 """What a forward pass of sampling, in float32, is taken for: so much of a training step's image."""
+FEWEST_REAL = 50
+"""Held-out images without which these evaluations would say nothing."""
 MOST_REAL = 5000
 """Held-out images, at most, that they are held against; taken evenly."""
 
@@ -98,9 +100,15 @@ def affordable(steps: float, batch: int, dtype: str = "float32") -> int:
     return int(SHARE * steps * batch / (FORWARD[dtype] * CALLS))
 
 
-def require_worth(config: Config) -> None:
-    """Raises `InputError` where so few samples are affordable that they would say nothing."""
+def require_worth(config: Config, held_out: Images) -> None:
+    """Raises `InputError` where so few samples are affordable that they would say nothing, or so
+    few images are held out."""
     every, steps, batch = config.train.eval_every, config.train.steps, config.train.batch
+    if every is not None and len(held_out) < FEWEST_REAL:
+        raise InputError(
+            f"train.eval_every = {every}: {len(held_out)} held-out images of {held_out.source} are "
+            f"too few to judge by; hold out at least {FEWEST_REAL}, or train without --eval-every"
+        )
     dtype = _dtype(config)
     if every is None or affordable(_interval(every, steps), batch, dtype) >= FEWEST:
         return
