@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -389,9 +390,10 @@ class TestAverageAndOptimiser:
         assert all(a > b for a, b in itertools.pairwise(rates[101:]))
         assert rates[-1] == pytest.approx(0.01)
 
-    def test_norms_and_biases_do_not_decay(self) -> None:
+    @pytest.mark.parametrize("kind", ["adamw", "muon"])
+    def test_norms_and_biases_do_not_decay(self, kind: Any) -> None:
         network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.GroupNorm(2, 4))
-        config = TrainConfig(weight_decay=0.5, lr=0.1)
+        config = TrainConfig(weight_decay=0.5, lr=0.1, muon_lr=0.1, optimizer=kind)
         optimizer = optim.build(network, config)
         for p in network.parameters():
             p.grad = torch.zeros_like(p)
@@ -402,6 +404,56 @@ class TestAverageAndOptimiser:
             for a, b in zip(network.parameters(), before, strict=True)
         ]
         assert factors == pytest.approx([0.95, 1.0, 1.0, 1.0])
+
+
+class TestMuon:
+    @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 3, 3, 3), (3, 8, 3, 3), (40, 2, 1, 1)])
+    @pytest.mark.parametrize("lasting", [False, True])
+    def test_a_step_is_the_formula(self, shape: tuple[int, ...], lasting: bool) -> None:
+        """Against the singular value decomposition: directions as they are, sizes near 1."""
+        generator = torch.Generator().manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+        if lasting and len(shape) == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+        config = TrainConfig(weight_decay=0.3, lr=0.01, muon_lr=0.1, optimizer="muon")
+        other = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        muon = optim.Muon([p], torch.optim.AdamW([other]), config)
+        momentum = torch.zeros(shape, dtype=torch.float64)
+        for _ in range(3):
+            p.grad = torch.randn(shape, generator=generator, dtype=torch.float64)
+            momentum = 0.95 * momentum + p.grad
+            before = p.detach().clone()
+            muon.step()
+            moved = (p.detach() - (1 - 0.1 * 0.3) * before).flatten(1)
+            u, _, v = torch.linalg.svd((p.grad + 0.95 * momentum).flatten(1), full_matrices=False)
+            rows, columns = moved.shape
+            sizes = u.T @ moved @ v.T / (-0.1 * max(1, rows / columns) ** 0.5)
+            torch.testing.assert_close(sizes, torch.diag(sizes.diag()), rtol=0, atol=1e-9)
+            assert 0.6 < sizes.diag().min() <= sizes.diag().max() < 1.3
+
+    def test_its_weights_are_those_between_features(self) -> None:
+        config = updated(preset("fast"), {"data.size": (8, 8), "data.channels": 1})
+        names = optim.hidden_weights(network_of(config, num_classes=0))
+        assert "down_levels.0.0.conv1.weight" in names
+        assert "attention.inner.qkv.weight" in names
+        assert not [n for n in names if n.startswith(("stem", "out", "conditioning"))]
+        assert not [n for n in names if "norm" in n or n.endswith("bias")]
+
+    def test_a_run_with_it_resumes_to_the_same_bytes(
+        self, tiny_config: Config, tiny_images: Images, tmp_path: Path
+    ) -> None:
+        config = updated(tiny_config, {"train.optimizer": "muon", "train.checkpoint_every": 4})
+        fit(tiny_images, config, out=tmp_path / "whole")
+        run = runs.create(prepare(config, tiny_images), out=tmp_path / "stopped")
+        asked = itertools.count()
+        list(train(run, tiny_images, stop=lambda: next(asked) == 5))
+        assert list(train(run, tiny_images))[-1].phase == "done"
+        whole, stopped = (
+            checkpoint.listing(tmp_path / name / "checkpoints")[-1] for name in ("whole", "stopped")
+        )
+        for name in ("model", "ema", "optim"):
+            file = f"{name}.safetensors"
+            assert (whole / file).read_bytes() == (stopped / file).read_bytes()
 
 
 def test_the_state_file_says_what_the_weights_are_for(

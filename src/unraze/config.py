@@ -205,8 +205,11 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     batch: Positive = Field(128, description="images per optimiser step (the global batch)")
     accumulate: Positive = Field(1, description="parts that the batch is computed in")
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam", "muon"] = Field(
+        "adamw", description="muon: of the hidden weights, and adamw of the others"
+    )
     lr: Annotated[float, Field(gt=0.0)] = 2e-3
+    muon_lr: Annotated[float, Field(gt=0.0)] = Field(0.02, description="lr of muon's weights")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.99,

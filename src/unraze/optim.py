@@ -1,4 +1,16 @@
-"""The optimiser of a run, its learning rate at each step, and its state as named tensors."""
+"""The optimiser of a run, its learning rate at each step, and its state as named tensors.
+
+Muon, for a hidden weight W (rows, columns) with gradient G; of a filter the rows are its outputs:
+
+    B ← μ B + G,   W ← (1 - η λ) W - η √max(1, rows/columns) O(G + μ B)
+
+O(M) ≈ U Vᵀ of M = U S Vᵀ: a step that moves all directions by as much, where a plain one is ruled
+by the few that the gradients share. Source: Jordan et al. 2024, "Muon: an optimizer for hidden
+layers in neural networks"; √max(1, rows/columns) as in their code.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -6,27 +18,131 @@ from typing_extensions import assert_never
 
 from unraze.config import TrainConfig
 
-__all__ = ["build", "learning_rate", "read_state", "state_shapes", "write_state"]
+__all__ = [
+    "Muon",
+    "build",
+    "hidden_weights",
+    "learning_rate",
+    "orthogonalised",
+    "read_state",
+    "state_shapes",
+    "write_state",
+]
+
+MOMENTUM = 0.95
+"""μ of Muon."""
 
 
 def build(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019).
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), or Muon for the hidden weights and
+    AdamW for all others.
 
     Matrices and filters decay; norms, biases and every other vector do not.
     """
-    decay = [p for p in network.parameters() if p.ndim > 1]
-    keep = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": keep, "weight_decay": 0.0},
-    ]
+    parameters = dict(network.named_parameters())
     match config.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+            return torch.optim.AdamW(_groups(parameters.values(), config), **_adam(config))
         case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
+            return torch.optim.Adam(_groups(parameters.values(), config), **_adam(config))
+        case "muon":
+            hidden = [parameters.pop(name) for name in hidden_weights(network)]
+            rest = torch.optim.AdamW(_groups(parameters.values(), config), **_adam(config))
+            return Muon(hidden, rest, config)
         case _:
             assert_never(config.optimizer)
+
+
+def hidden_weights(network: nn.Module) -> list[str]:
+    """Names of the matrices and filters between features and features: what Muon is for.
+
+    Neither the first and the last filter, which picture values go through, nor what makes the
+    vector of time and class.
+    """
+    outside = ("stem.", "out.", "conditioning.")
+    return [
+        name
+        for name, p in network.named_parameters()
+        if p.ndim > 1 and not name.startswith(outside)
+    ]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for `hidden` weights; `rest`, another optimiser, takes its step along with it.
+
+    The hidden weights' rate is `muon_lr/lr` times the group's "lr", so that both follow the same
+    course.
+    """
+
+    def __init__(
+        self, hidden: Sequence[Tensor], rest: torch.optim.Optimizer, config: TrainConfig
+    ) -> None:
+        super().__init__(hidden, {"lr": config.lr, "weight_decay": config.weight_decay})
+        self.rate, self.rest = config.muon_lr / config.lr, rest
+        rest.state = self.state
+        self.param_groups += rest.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of all weights."""
+        group = self.param_groups[0]
+        lr = group["lr"] * self.rate
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p.grad)
+            momentum = state["momentum"].mul_(MOMENTUM).add_(p.grad)
+            update = _as_matrix(p.grad.add(momentum, alpha=MOMENTUM))
+            scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+            p.mul_(1 - lr * group["weight_decay"])
+            p.add_(_as_filter(orthogonalised(update), p), alpha=-lr * scale)
+        self.rest.step()
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """U S' Vᵀ of matrix = U S Vᵀ (rows, columns), S' within about 0.7 … 1.2; 0 stays 0.
+
+    X ← a X + (b A + c A²) X, A = X Xᵀ, five times from X = M/‖M‖: Jordan et al.'s Newton-Schulz
+    iteration of fifth degree, whose a is so large that small singular values rise fast.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / x.norm().clamp(min=torch.finfo(x.dtype).tiny)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.T
+
+
+def _as_matrix(p: Tensor) -> Tensor:
+    """(outputs, …) as (outputs, columns), in the order in which a filter lies in memory.
+
+    The order of the columns does not matter: O(M P) = O(M) P for a permutation P.
+    """
+    return p.permute(0, 2, 3, 1).reshape(len(p), -1) if p.ndim == 4 else p.reshape(len(p), -1)
+
+
+def _as_filter(matrix: Tensor, p: Tensor) -> Tensor:
+    """What `_as_matrix` made of a weight of p's shape, in that shape."""
+    if p.ndim != 4:
+        return matrix.reshape(p.shape)
+    rows, columns, height, width = p.shape
+    return matrix.reshape(rows, height, width, columns).permute(0, 3, 1, 2)
+
+
+def _groups(parameters: Iterable[Tensor], config: TrainConfig) -> list[dict[str, Any]]:
+    every = list(parameters)
+    return [
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _adam(config: TrainConfig) -> dict[str, Any]:
+    return {"lr": config.lr, "betas": config.betas, "fused": True}
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -51,10 +167,15 @@ def write_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     }
 
 
-def state_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what `write_state` gives after the first step: Adam's of each weight."""
+def state_shapes(network: nn.Module, config: TrainConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what `write_state` gives after the first step: Adam's of each weight, but
+    of those that are Muon's their momentum."""
     shapes: dict[str, tuple[int, ...]] = {}
+    hidden = set(hidden_weights(network)) if config.optimizer == "muon" else set()
     for name, p in network.named_parameters():
+        if name in hidden:
+            shapes[f"{name}/momentum"] = tuple(p.shape)
+            continue
         shapes |= {f"{name}/step": (), f"{name}/exp_avg": tuple(p.shape)}
         shapes[f"{name}/exp_avg_sq"] = tuple(p.shape)
     return shapes

@@ -434,7 +434,9 @@ def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
     checkpoint.require_fit(shapes, saved.ema, saved.path / "ema.safetensors")
     dtypes = {name: value.dtype for name, value in trainee.average.items()}
     checkpoint.require_dtypes(dtypes, saved.ema, saved.path / "ema.safetensors")
-    moments = optim.state_shapes(trainee.network) if saved.state["updates"] else {}
+    moments = (
+        optim.state_shapes(trainee.network, trainee.config.train) if saved.state["updates"] else {}
+    )
     checkpoint.require_fit(moments, saved.optim, saved.path / "optim.safetensors")
     checkpoint.fill(trainee.network, saved.model, saved.path / "model.safetensors")
     for name, value in trainee.average.items():

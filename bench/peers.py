@@ -1,0 +1,159 @@
+"""The peers that Unraze is measured against: their networks, losses and samplers, in one loop.
+
+Each is trained the way its own documents do; what those leave open is the same for all: AdamW, a
+warm-up of 100 steps and a cosine down to zero at the end of the time, gradients clipped at 1, the
+moving average of the weights that is then sampled from. The time is that of training alone.
+
+diffusers  `UNet2DModel` of (32, 64, 128) channels with attention at the lowest resolution, noise
+           prediction on its `DDPMScheduler` (1,000 linear steps), sampled by its `DDIMScheduler`
+azula      `UNet` of (32, 64, 128) channels, two blocks each, as `KarrasDenoiser` on its
+           `VPSchedule`, times uniform, with its own loss; sampled by its `DDIMSampler`
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unraze import ema
+from unraze.data import to_float, to_uint8
+
+__all__ = ["PEERS", "Peer", "train"]
+
+Array = np.ndarray[Any, Any]
+Draw = Callable[[int, int, int], Array]
+"""(number, calls, seed) -> uint8 (number, C, H, W)."""
+
+WIDTHS = (32, 64, 128)
+WARMUP, DECAY, CLIP = 100, 0.995, 1.0
+DRAWN_AT_ONCE = 250
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A network, the loss of a batch x_0 (B, C, H, W), and how x_0 is drawn from noise x_T."""
+
+    network: nn.Module
+    loss: Callable[[Tensor], Tensor]
+    sample: Callable[[Tensor, int], Tensor]
+
+
+def diffusers(shape: tuple[int, int, int]) -> Peer:
+    """diffusers' unconditional training example, with its pipeline's DDIM."""
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+    channels, height, width = shape
+    network = UNet2DModel(
+        sample_size=(height, width),
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=2,
+        block_out_channels=WIDTHS,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    training, drawing = DDPMScheduler(1000), DDIMScheduler(1000, timestep_spacing="trailing")
+
+    def loss(x0: Tensor) -> Tensor:
+        eps = torch.randn_like(x0)
+        t = torch.randint(0, 1000, (len(x0),))
+        said = network(training.add_noise(x0, eps, t), t).sample  # type: ignore[arg-type]
+        return (said - eps).square().mean()
+
+    def sample(x: Tensor, calls: int) -> Tensor:
+        drawing.set_timesteps(calls)
+        for t in drawing.timesteps:
+            x = drawing.step(network(x, t).sample, int(t), x).prev_sample
+        return x
+
+    return Peer(network, loss, sample)
+
+
+class _Modulated(nn.Module):
+    """azula's UNet with its sinusoidal encoding of the time, as its tutorials put them together."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        from azula.nn.layers import SineEncoding
+        from azula.nn.unet import UNet
+
+        self.unet = UNet(
+            channels, channels, hid_channels=WIDTHS, hid_blocks=(2, 2, 2), mod_features=128
+        )
+        self.time = nn.Sequential(
+            SineEncoding(128), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 128)
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.unet(x, self.time(t.expand(len(x))))
+        return out
+
+
+def azula(shape: tuple[int, int, int]) -> Peer:
+    """azula's denoiser and its loss; it brings no trainer, so the loop is the one below."""
+    from azula.denoise import KarrasDenoiser
+    from azula.noise import VPSchedule
+    from azula.sample import DDIMSampler
+
+    denoise = KarrasDenoiser(_Modulated(shape[0]), VPSchedule())
+
+    def loss(x0: Tensor) -> Tensor:
+        out: Tensor = denoise.loss(x0, torch.rand(len(x0)))
+        return out
+
+    def sample(x: Tensor, calls: int) -> Tensor:
+        out: Tensor = DDIMSampler(denoise, steps=calls, silent=True)(x)
+        return out
+
+    return Peer(denoise, loss, sample)
+
+
+PEERS: dict[str, Callable[[tuple[int, int, int]], Peer]] = {
+    "diffusers": diffusers,
+    "azula": azula,
+}
+
+
+def train(
+    name: str, pixels: Array, *, seconds: float, lr: float, batch: int, seed: int
+) -> tuple[Draw, int]:
+    """Trains a peer for so long on uint8 (N, C, H, W); how to draw from it, and its steps."""
+    torch.manual_seed(seed)
+    peer = PEERS[name](pixels.shape[1:])
+    network = peer.network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=True)
+    average = ema.start(network)
+    random = np.random.default_rng(seed)
+    began, step, order = time.perf_counter(), 0, np.empty(0, dtype=np.int64)
+    while (past := (time.perf_counter() - began) / seconds) < 1:
+        if len(order) < batch:
+            order = random.permutation(len(pixels))
+        chosen, order = order[:batch], order[batch:]
+        loss = peer.loss(to_float(pixels[chosen]))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * past)) / 2
+        optimizer.step()
+        ema.update(average, network, ema.decay_at(step, DECAY, warmup=True))
+        step += 1
+    network.load_state_dict(average)
+    network.eval()
+    return partial(_draw, peer, pixels.shape[1:]), step
+
+
+@torch.no_grad()
+def _draw(peer: Peer, shape: tuple[int, int, int], count: int, calls: int, seed: int) -> Array:
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for first in range(0, count, DRAWN_AT_ONCE):
+        x = torch.randn(min(DRAWN_AT_ONCE, count - first), *shape, generator=generator)
+        parts.append(to_uint8(peer.sample(x, calls)))
+    return np.concatenate(parts)

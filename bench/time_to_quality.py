@@ -1,0 +1,288 @@
+"""Quality by training time: `fast` and the peers' own networks, trained for the same minutes.
+
+    python bench/time_to_quality.py [--minutes 5,10] [--peers diffusers,azula] [--seeds 3]
+
+Every contender is trained on the first 55,000 of Fashion-MNIST's training images for each of the
+times, with each of the seeds, by the same threads in float32, one after the other, in turns. A
+peer's learning rate is the best of 3e-4, 1e-3 and 2e-3, chosen first: by another seed, the shortest
+time, the first feature space and the last 5,000 training images. Then all draw the same number of
+samples in the same number of network calls (DDIM), which are held against the 10,000 test images
+in both feature spaces. Every training is kept as a file below --out as soon as it is scored; the
+same command goes on where it was, and counts what is there.
+
+What is said at the end, for each time: the Fréchet distance of each contender, over its seeds; the
+floor, which two halves of real images have; and the ratio of what is above the floor, ours to the
+best peer's, with its 95 % interval over seeds.
+
+azula needs torchvision for parts that are not used here: `pip install --no-deps azula einops`.
+"""
+
+import argparse
+import json
+import math
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import peers
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+
+from unraze import __version__, train as training
+from unraze.config import DataConfig, preset, updated
+from unraze.data import Images, load, to_uint8
+from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.metrics import frechet, kid, with_floor
+from unraze.evaluate.stage import finish
+from unraze.generate import changed, sample
+from unraze.pictures import grid
+
+Array = np.ndarray[Any, Any]
+
+OURS = "unraze"
+RATES = (3e-4, 1e-3, 2e-3)
+VALIDATION = 5000
+SELECTION_SEED = 1000
+RESULTS = Path(__file__).parent / "results" / "time-to-quality"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: who, for how long, with which learning rate (0 is its own) and seed."""
+
+    name: str
+    minutes: float
+    lr: float
+    seed: int
+
+    @property
+    def slug(self) -> str:
+        """The name of its file."""
+        return f"{self.name}-{self.minutes:g}min-lr{self.lr:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all are trained on, what rates are chosen by, and what the claims are measured on."""
+
+    training: Images
+    validation: Array
+    test: Array
+    spaces: tuple[FeatureSpace, ...]
+
+
+def material() -> Material:
+    """Fashion-MNIST in three parts, and its two shipped feature spaces."""
+    data = DataConfig(source="fashion-mnist")
+    whole, test = load(data), load(data, split="test")
+    most = len(whole) - VALIDATION
+    labels = None if whole.labels is None else whole.labels[:most]
+    part = Images.from_arrays(whole.pixels[:most], labels=labels, source="fashion-mnist, 55,000")
+    found = finish(spaces(whole, test))
+    return Material(part, whole.pixels[most:], test.pixels, found)
+
+
+def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Array, dict[str, Any]]:
+    """The samples uint8 (N, C, H, W) of a contender after its training, and what that was."""
+    torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+    if cell.name == OURS:
+        config = updated(
+            preset("fast"),
+            {
+                "train.minutes": cell.minutes,
+                "train.seed": cell.seed,
+                "train.threads": options.threads,
+                "train.dtype": "float32",
+            },
+        )
+        folder = options.out / "runs" / cell.slug
+        shutil.rmtree(folder, ignore_errors=True)
+        model = training.fit(of.training, config, out=folder)
+        seconds, steps = time.perf_counter() - began, model.step
+        images = steps * config.train.batch
+        wanted = {"sampler": "ddim", "steps": options.calls, "eta": 0.0, "clip": "clip"}
+        settings = changed(model.config.sample, wanted)
+        x = sample(model, options.samples, seed=cell.seed, settings=settings, batch=250)
+        drawn = to_uint8(x)
+    else:
+        draw, steps = peers.train(
+            cell.name,
+            of.training.pixels,
+            seconds=60 * cell.minutes,
+            lr=cell.lr,
+            batch=options.batch,
+            seed=cell.seed,
+        )
+        seconds, images = time.perf_counter() - began, steps * options.batch
+        drawn = draw(options.samples, options.calls, cell.seed)
+    return drawn, {"seconds": round(seconds, 1), "steps": steps, "images": images}
+
+
+def scored(drawn: Array, of: Material) -> dict[str, Any]:
+    """Figures of samples against both sets of real images, in both spaces."""
+    figures: dict[str, Any] = {}
+    for space in of.spaces:
+        ours = space.extract(drawn)
+        for part, real in (("validation", of.validation), ("test", of.test)):
+            theirs = space.extract(real)
+            for figure in (*with_floor(frechet, theirs, ours), kid(theirs, ours)):
+                numbers = asdict(figure)
+                kept = {name: numbers[name] for name in ("value", "low", "high", "alike", "floor")}
+                figures[f"{space.name}, {part}, {figure.name}"] = kept
+    return figures
+
+
+def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str, Any]:
+    """A cell's result, from its file or made now."""
+    file = options.out / "cells" / f"{cell.slug}-{options.samples}x{options.calls}.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    print(f"{cell.slug}: training", flush=True)
+    drawn, about = trained(cell, of, options)
+    result = {
+        **asdict(cell),
+        **about,
+        "samples": options.samples,
+        "calls": options.calls,
+        "batch": options.batch,
+        "threads": options.threads,
+        "machine": machine(),
+        "figures": scored(drawn, of),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    grid(drawn[:64].transpose(0, 2, 3, 1)).save(file.with_suffix(".png"))
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+    print(f"{cell.slug}: {about}, FD {distance(result, of.spaces[0].name, 'test'):.2f}", flush=True)
+    return result
+
+
+def distance(result: dict[str, Any], space: str, part: str, what: str = "alike") -> float:
+    """A result's Fréchet distance at the counts of its floor, or the floor."""
+    return float(result["figures"][f"{space}, {part}, Fréchet distance"][what])
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on and with."""
+    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    models = [line.split(":")[1].strip() for line in lines.splitlines() if "model name" in line]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "unraze": __version__,
+    }
+
+
+def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:
+    """The learning rate that a peer does best with on the validation images."""
+    minutes = min(options.minutes)
+    by: Callable[[float], float] = lambda lr: distance(  # noqa: E731
+        measured(Cell(name, minutes, lr, SELECTION_SEED), of, options),
+        of.spaces[0].name,
+        "validation",
+    )
+    return min(RATES, key=by)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric means' ratio and its 95 % interval over seeds, by Welch's t on the logarithms."""
+    a, b = np.log(ours), np.log(theirs)
+    middle = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return math.exp(middle), math.nan, math.nan
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return math.exp(middle), math.exp(interval.low), math.exp(interval.high)
+
+
+def told(results: list[dict[str, Any]], of: Material, options: argparse.Namespace) -> list[str]:
+    """The table, line by line."""
+    lines = []
+    for space in of.spaces:
+        lines.append(f"{space.name} ({space.hash[:12]}): Fréchet distance to the test images")
+        for minutes in options.minutes:
+            above: dict[str, list[float]] = {}
+            for name in (OURS, *options.peers):
+                cells = [r for r in results if (r["name"], r["minutes"]) == (name, minutes)]
+                values = [distance(r, space.name, "test") for r in cells]
+                floor = statistics.mean(distance(r, space.name, "test", "floor") for r in cells)
+                above[name] = [value - floor for value in values]
+                lines.append(
+                    f"  {minutes:>4g} min  {name:<10} {statistics.mean(values):7.2f}"
+                    f"  ({', '.join(f'{v:.2f}' for v in values)})  floor {floor:.2f}"
+                    f"  {statistics.mean(r['images'] for r in cells):,.0f} images"
+                )
+            best = min(options.peers, key=lambda name: statistics.mean(above[name]))
+            middle, low, high = ratio(above[OURS], above[best])
+            lines.append(f"            {OURS} / {best}: {middle:.3f} ({low:.3f} … {high:.3f})")
+    return lines
+
+
+def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Namespace) -> Figure:
+    """Distance by minutes, a panel a space."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, space in zip(figure.subplots(1, len(of.spaces)), of.spaces, strict=True):
+        for name in (OURS, *options.peers):
+            points = [
+                (r["minutes"], distance(r, space.name, "test"))
+                for r in results
+                if r["name"] == name
+            ]
+            axes.plot(*zip(*sorted(points), strict=True), "o", label=name, alpha=0.7)
+        floor = statistics.mean(distance(r, space.name, "test", "floor") for r in results)
+        axes.axhline(floor, color="0.5", lw=1, ls="--", label="floor")
+        axes.set(title=space.name, xlabel="minutes of training", xscale="log", yscale="log")
+    axes.legend()
+    figure.axes[0].set_ylabel("Fréchet distance")
+    return figure
+
+
+def main() -> None:
+    """Parses, trains what is not there, prints, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", default="5,10", help="training times, separated by commas")
+    parser.add_argument(
+        "--peers", default="diffusers,azula", help="some of " + ", ".join(peers.PEERS)
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--calls", type=int, default=25, help="network calls a sample")
+    parser.add_argument("--batch", type=int, default=64, help="of the peers")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.minutes = [float(text) for text in options.minutes.split(",")]
+    options.peers = options.peers.split(",")
+    if unknown := [name for name in options.peers if name not in peers.PEERS]:
+        parser.error(f"--peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
+    matplotlib.use("Agg")
+
+    of = material()
+    rates = {OURS: 0.0, **{name: best_rate(name, of, options) for name in options.peers}}
+    results = [
+        measured(Cell(name, minutes, rates[name], seed), of, options)
+        for seed in range(options.seeds)
+        for minutes in options.minutes
+        for name in (OURS, *options.peers)
+    ]
+    lines = told(results, of, options)
+    print("\n".join(lines))
+    summary = {"machine": machine(), "rates": rates, "told": lines, "cells": results}
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    (options.out / "time-to-quality.json").write_text(text, encoding="utf-8")
+    by_minutes(results, of, options).savefig(options.out / "time-to-quality.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
