@@ -37,8 +37,9 @@ __all__ = [
     "steps_of",
 ]
 
-Classes = int | Literal["all", "none"] | None
-"""One class, all in turn (image k is of class k mod K), or no label; None: all where there are."""
+Classes = int | tuple[int, ...] | Literal["all", "none"] | None
+"""One class; classes in turn, again and again; all of them in turn (image k is of class k mod K);
+no label. None: all where there are any."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ def class_of(model: Model, classes: Classes, number: int) -> int | None:
         case "none":
             _require_unlabelled(model, "class = none")
             return None
+        case tuple():
+            return class_of(model, classes[number % len(classes)], number)
         case int():
             if not 0 <= classes < model.num_classes:
                 raise InputError(

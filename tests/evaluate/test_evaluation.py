@@ -34,7 +34,7 @@ from unraze.evaluate.nearest_training import Points
 from unraze.evaluate.noise_levels import noise_levels
 from unraze.evaluate.places import Places, places_of_images, places_of_run
 from unraze.evaluate.reference import Reference, of_run
-from unraze.evaluate.samples import drawn, labels_asked, to_draw
+from unraze.evaluate.samples import drawn, in_proportion, labels_asked, to_draw
 from unraze.evaluate.stage import Stage, finish
 from unraze.generate import Model
 
@@ -57,7 +57,7 @@ def places_at(
     folder: Path, model: Model, reference: Reference, *, count: int = COUNT, **changes: Any
 ) -> Places:
     settings = generate.changed(model.config.sample, changes.pop("settings", {}))
-    wanted = {"settings": settings, "seed": 0, "classes": None, **changes}
+    wanted = {"settings": settings, "seed": 0, **changes}
     return places_of_run(folder, model, reference, count=count, **wanted)
 
 
@@ -76,7 +76,6 @@ def running(
         ready.spaces,
         subject=Subject(kind="run", name="it", generated=count, seed=0),
         settings=model.config.sample,
-        classes=None,
         parts=parts,
         places=places_at(folder, model, reference, count=count),
     )
@@ -164,16 +163,21 @@ def test_classes_are_measured_class_by_class(
     reference = of_run(model)
     found, pixels = finish(running(tmp_path, model, reference, ready, parts=("figures",), count=60))
     assert pixels is not None
-    asked = np.arange(60) % 10
-    np.testing.assert_array_equal(labels_asked(model, None, 60), asked)
     space, real = ready.spaces[0], reference.held_out
     assert real.labels is not None
+    asked = labels_asked(model, in_proportion(model, real), 60)
+    assert asked is not None
+    counts = np.bincount(real.labels, minlength=10)
+    assert len(set(counts)) > 1
+    np.testing.assert_array_equal(np.bincount(asked, minlength=10), counts)
+    drawn_as_asked = generate.sample(model, 60, classes=tuple(asked.tolist()), batch=10)
+    np.testing.assert_array_equal(pixels, to_uint8(drawn_as_asked))
     guesses = space.classify(pixels), space.classify(real.pixels)
     assert guesses[0] is not None
     assert guesses[1] is not None
     for number, one in enumerate(found.spaces[0].classes):
         ours, theirs = pixels[asked == number], real.pixels[real.labels == number]
-        assert (one.name, one.generated, one.real) == (str(number), 6, len(theirs))
+        assert (one.name, one.generated, one.real) == (str(number), len(theirs), len(theirs))
         if len(theirs) >= 4:
             kid = metrics.kid(space.extract(theirs), space.extract(ours))
             assert one.kid is not None
@@ -414,7 +418,7 @@ def test_what_is_there_takes_no_time(
     def seconds() -> list[float]:
         settings = model.config.sample
         return [
-            forecast.sampling_time(model, settings, count=COUNT, classes=None, places=places),
+            forecast.sampling_time(model, settings, count=COUNT, places=places),
             forecast.samples_time(ready.spaces, reference, parts, places, count=COUNT),
             forecast.network_time(model, reference, parts, places),
         ]

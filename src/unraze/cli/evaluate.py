@@ -245,11 +245,11 @@ def _run(
         raw=raw,
         seed=seed,
         trained_seed=model.config.train.seed,
-        classes="all in turn" if model.num_classes else None,
+        classes="as held out" if model.num_classes else None,
         settings=settings.model_dump(mode="json"),
     )
     places = places_of_run(
-        path / "eval", model, reference, settings=settings, count=count, seed=seed, classes=None
+        path / "eval", model, reference, settings=settings, count=count, seed=seed
     )
     console = Console(stderr=True)
     print(_told(subject, reference), flush=True)
@@ -260,7 +260,6 @@ def _run(
         spaces,
         subject=subject,
         settings=settings,
-        classes=None,
         parts=parts,
         places=places,
     )
@@ -440,7 +439,7 @@ def _spaces(
         model, settings = run
         if "figures" in parts or "memorisation" in parts:
             seconds["sampling"] = forecast.sampling_time(
-                model, settings, count=count, classes=None, places=places
+                model, settings, count=count, places=places
             )
         seconds["noise levels and likelihood"] = forecast.network_time(
             model, reference, parts, places

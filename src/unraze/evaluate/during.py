@@ -23,6 +23,7 @@ from unraze.evaluate.figures import Figure
 from unraze.evaluate.forecast import features_time
 from unraze.evaluate.kept import features_of_images
 from unraze.evaluate.metrics import kid
+from unraze.evaluate.samples import in_proportion
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model, changed, sample
 from unraze.hardware import has_bfloat16
@@ -57,12 +58,13 @@ MOST_REAL = 5000
 @dataclass(frozen=True, eq=False)
 class Ruler:
     """What every evaluation of a run is measured with: a space, real features there, how many
-    samples, and every how many steps."""
+    samples, every how many steps, and the held-out images themselves."""
 
     space: FeatureSpace
     real: np.ndarray
     count: int
     every: int
+    held_out: Images
 
 
 class Cost:
@@ -144,7 +146,7 @@ def ruler(config: Config, training: Images, held_out: Images) -> Generator[Stage
     real = yield from features_of_images(space, held_out, "features of held-out images")
     chosen = evenly(len(real), MOST_REAL)
     count = affordable(_interval(every, steps), config.train.batch, _dtype(config))
-    return Ruler(space, real[chosen], min(MOST, max(FEWEST, count)), every)
+    return Ruler(space, real[chosen], min(MOST, max(FEWEST, count)), every, held_out)
 
 
 def _dtype(config: Config) -> str:
@@ -172,7 +174,13 @@ def quality(model: Model, by: Ruler) -> Figure | None:
             "guidance": 1.0,
         },
     )
-    drawn = sample(model, by.count, seed=model.config.train.seed, settings=settings)
+    drawn = sample(
+        model,
+        by.count,
+        seed=model.config.train.seed,
+        settings=settings,
+        classes=in_proportion(model, by.held_out),
+    )
     if not bool(torch.isfinite(drawn).all()):
         return None
     return kid(by.real, by.space.extract(to_uint8(drawn)))

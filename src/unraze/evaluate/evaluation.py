@@ -29,9 +29,9 @@ from unraze.evaluate.nearest_training import Points, first_of_kind
 from unraze.evaluate.noise_levels import Levels, noise_levels
 from unraze.evaluate.places import Places
 from unraze.evaluate.reference import Reference
-from unraze.evaluate.samples import drawn, labels_asked
+from unraze.evaluate.samples import drawn, in_proportion, labels_asked
 from unraze.evaluate.stage import Stage
-from unraze.generate import Classes, Model
+from unraze.generate import Model
 
 __all__ = [
     "EVALUATION",
@@ -168,16 +168,18 @@ def evaluate_run(
     *,
     subject: Subject,
     settings: SampleConfig,
-    classes: Classes,
     parts: Sequence[Part],
     places: Places,
 ) -> Generator[Stage, None, tuple[Evaluation, Array | None]]:
     """Draws `subject.generated` samples and measures them, and the network itself, part by part.
 
+    Samples of a conditional run are of classes in the proportions of the held-out images.
+
     Parts that are not among `parts` are taken where they were made before. Returns the samples too,
     None where none were drawn. Raises `InputError` and `UnrazeError` as the parts do.
     """
     count, seconds = subject.generated, dict[str, float]()
+    classes = in_proportion(model, reference.held_out)
     real = yield from _real_features(spaces, reference, parts)
     samples: Array | None = None
     if "figures" in parts or "memorisation" in parts:

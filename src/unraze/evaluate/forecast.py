@@ -23,7 +23,7 @@ from unraze.evaluate.nearest import neighbours
 from unraze.evaluate.places import Places
 from unraze.evaluate.reference import Reference
 from unraze.evaluate.samples import BATCH, to_draw
-from unraze.generate import Classes, Model, class_of, denoiser_of, steps_of as chain_of
+from unraze.generate import Model, class_of, denoiser_of, steps_of as chain_of
 
 __all__ = ["features_time", "network_time", "samples_time", "sampling_time"]
 
@@ -57,12 +57,10 @@ def features_time(recipes: Sequence[Recipe], training: Images) -> float:
     return seconds
 
 
-def sampling_time(
-    model: Model, settings: SampleConfig, *, count: int, classes: Classes, places: Places
-) -> float:
+def sampling_time(model: Model, settings: SampleConfig, *, count: int, places: Places) -> float:
     """Seconds of drawing those samples that are not there yet, by one network call."""
     left = to_draw(model, count, places.samples)
-    return left * chain_of(model, settings).steps * _call(model, settings, classes) if left else 0.0
+    return left * chain_of(model, settings).steps * _call(model, settings) if left else 0.0
 
 
 def network_time(
@@ -77,7 +75,7 @@ def network_time(
         "flow": likelihood.FLOW_CALLS * min(1.0, real / likelihood.FLOW_IMAGES),
     }
     left = [calls[p] for p in calls if p in parts and not places.of_network(p).is_file()]
-    return sum(left) * _call(model, SampleConfig(guidance=1.0), "none") if left else 0.0
+    return sum(left) * _call(model, SampleConfig(guidance=1.0)) if left else 0.0
 
 
 def samples_time(
@@ -125,10 +123,9 @@ def _to_extract(
     )
 
 
-def _call(model: Model, settings: SampleConfig, classes: Classes) -> float:
+def _call(model: Model, settings: SampleConfig) -> float:
     """Seconds of a network call, an image."""
-    none = classes == "none"
-    labels = [None if none else class_of(model, classes, k) for k in range(BATCH)]
+    labels = [class_of(model, None, k) for k in range(BATCH)]
     denoise = denoiser_of(model, settings, labels)
     x = torch.zeros(BATCH, *model.shape, device=next(model.network.parameters()).device)
     t = model.schedule.times[-1] / 2

@@ -18,7 +18,8 @@ from unraze.data import Images
 from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.kept import key_of
 from unraze.evaluate.reference import Reference
-from unraze.generate import Classes, Model
+from unraze.evaluate.samples import in_proportion
+from unraze.generate import Model
 
 __all__ = ["Places", "places_of_images", "places_of_run"]
 
@@ -90,13 +91,13 @@ def places_of_run(
     settings: SampleConfig,
     count: int,
     seed: int,
-    classes: Classes,
 ) -> Places:
     """Where `evaluate_run` keeps what it makes of so many samples."""
     meaning = {"schedule", "loss", "network"}
     network = key_of(
         checkpoint=model.checkpoint, **model.config.model_dump(mode="json", include=meaning)
     )
+    classes = in_proportion(model, reference.held_out)
     drawing = key_of(
         network=network, settings=settings.model_dump(mode="json"), seed=seed, classes=classes
     )

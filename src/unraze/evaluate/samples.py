@@ -14,13 +14,14 @@ import numpy as np
 from torch import Tensor
 
 from unraze.config import SampleConfig
-from unraze.data import to_uint8
+from unraze.data import Images, to_uint8
 from unraze.errors import UnrazeError
 from unraze.evaluate.kept import read_arrays, write_arrays
 from unraze.evaluate.stage import Stage
 from unraze.generate import Classes, Model, class_of, generate, steps_of
+from unraze.rng import permutation
 
-__all__ = ["BATCH", "drawn", "labels_asked", "to_draw"]
+__all__ = ["BATCH", "drawn", "in_proportion", "labels_asked", "to_draw"]
 
 BATCH = 100
 """Images of one part."""
@@ -66,6 +67,19 @@ def drawn(
         seconds += found[0]
         pixels[part.start : part.stop] = found[1]
     return round(seconds, 1), pixels
+
+
+def in_proportion(model: Model, held_out: Images) -> Classes:
+    """The held-out images' classes in an order of chance, which samples are asked to be of in turn;
+    None of a model without classes.
+
+    Asked for evenly, samples would differ from real images wherever classes are not as frequent as
+    each other, however good the model is.
+    """
+    if not model.num_classes or held_out.labels is None:
+        return None
+    order = permutation(0, "evaluate-classes", len(held_out))
+    return tuple(held_out.labels[order].tolist())
 
 
 def to_draw(model: Model, count: int, folder: Path) -> int:
