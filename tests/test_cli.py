@@ -268,7 +268,7 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["train", "digits", "--device", "cuda:99"], ["cuda:99"]),
         (
             ["train", "digits", "--preset", "annotated-original"],
-            ["0.219", "rescaled = true", "--allow-signal"],
+            ["0.219", "--set schedule.rescaled=true", "--allow-signal"],
         ),
         (["sample", "nowhere"], ["nowhere", "no such run"]),
         (["sample"], ["which run"]),
@@ -571,8 +571,8 @@ def test_a_picture_is_made_again_from_its_recipe(
     assert main(["sample", "run", "-n", "5", "--batch", "3", "--film", "--out", "o", *options]) == 0
     for name in ("00001.png", "00004.png", "grid.png", "film.gif"):
         assert main(["sample", "--like", f"o/{name}"]) == 0
-        assert last_line(capfd) == f"o/again/{name}"
-        assert Path("o/again", name).read_bytes() == Path("o", name).read_bytes()
+        assert last_line(capfd) == str(Path("o-again", name).resolve())
+        assert Path("o-again", name).read_bytes() == Path("o", name).read_bytes()
 
 
 def test_a_picture_of_another_run_or_of_none_is_not_made_again(

@@ -136,9 +136,7 @@ def test_fewer_than_two_steps_are_refused(kind: str, steps: int) -> None:
 
 def test_the_unscaled_linear_schedule_of_the_tutorial_is_refused_with_the_remedy() -> None:
     config = ScheduleConfig(kind="linear", steps=300, rescaled=False)
-    with pytest.raises(
-        InputError, match=r"ᾱ_T = 0\.219 .*T = 300.*rescaled = true.*--allow-signal"
-    ):
+    with pytest.raises(InputError, match=r"ᾱ_T = 0\.219 .*T = 300.*rescaled=true.*--allow-signal"):
         from_config(config)
     allowed = from_config(config.model_copy(update={"allow_signal": True}))
     assert float(allowed.alpha_bar[-1]) == pytest.approx(0.22, abs=5e-3)

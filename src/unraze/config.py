@@ -384,7 +384,7 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option"
             known = tuple(_leaves(values))
             raise InputError(
                 f"{where}: there is no key '{dotted}'{_nearest(dotted, known)}; "
-                "`unraze config` shows them all"
+                "`unraze config --full` shows them all"
             )
         place[name] = value
     return from_dict(values, where=where)
@@ -393,6 +393,13 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option"
 def to_toml(config: Config) -> str:
     """The whole configuration as TOML; what is absent (None) is left out."""
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def absent_keys(config: Config) -> list[str]:
+    """The keys that `to_toml` leaves out, "train.steps" say."""
+    values = config.model_dump(mode="json")
+    there = set(_leaves(_without_none(values)))
+    return [key for key in _leaves(values) if key not in there]
 
 
 def _tuples(value: Any) -> Any:

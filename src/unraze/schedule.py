@@ -233,10 +233,10 @@ SCHEDULES = {
 def from_variances(variances: Tensor | Sequence[float]) -> Schedule:
     """From Ho et al.'s β_1 … β_T, the variances β_t² of the steps, each within (0, 1]."""
     v = torch.as_tensor(variances, dtype=torch.float64)
-    if v.ndim != 1 or not bool(((v > 0) & (v <= 1)).all()):
+    if v.ndim != 1 or not v.numel() or not bool(((v > 0) & (v <= 1)).all()):
+        extent = f" in [{float(v.min()):g}, {float(v.max()):g}]" if v.numel() else ""
         raise ValueError(
-            f"variances: one number in (0, 1] per step, got shape {tuple(v.shape)} "
-            f"in [{float(v.min()):g}, {float(v.max()):g}]"
+            f"variances: one number in (0, 1] per step, got shape {tuple(v.shape)}{extent}"
         )
     return Schedule(_prepend_one((-v).log1p().cumsum(0).mul(0.5).exp()))
 
@@ -277,8 +277,9 @@ def check_terminal_signal(schedule: Schedule) -> None:
     if left > MAX_TERMINAL_SIGNAL * (1 + 1e-9):  # the rescaled curves end there, rounded
         raise InputError(
             f"the schedule leaves ᾱ_T = {left:.3g} of the picture at T = {schedule.steps}, more "
-            f"than {MAX_TERMINAL_SIGNAL}: set schedule.rescaled = true or "
-            "schedule.zero_terminal = true, or accept it with --allow-signal"
+            f"than {MAX_TERMINAL_SIGNAL}: give --set schedule.rescaled=true, or --set "
+            "schedule.zero_terminal=true where the network predicts no ε (v, x0, edm), or accept "
+            "it with --allow-signal"
         )
 
 

@@ -44,6 +44,8 @@ __all__ = ["Report", "fit", "prepare", "require_memory", "train"]
 BAD_STEPS_IN_A_ROW = 3
 MOST_STEPS = 10**9
 MOST_MINUTES = 10 * 365 * 24 * 60
+ROUNDED = 0.01
+"""How far outside [-1, 1] a value of an image may lie: resizing overshoots."""
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with, once, after a rollback."""
 
@@ -197,6 +199,8 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         trainee = begin(config, images)
         if saved is None:
             checkpoint.write_atomically(run.stats, "")
+            run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
+            checkpoint.remove_after(run.best, 0)
             write_reals(run, images)
             if lost := absent_classes(images):
                 yield _said(run, _lost(lost, images))
@@ -316,7 +320,12 @@ def fit(
     `report` is shown every `Report`. Raises what `prepare`, `run.create` and `train` raise.
     """
     if isinstance(images, Tensor):
-        images = Images.from_arrays(to_uint8(images), source="tensor")
+        images = Images.from_arrays(to_uint8(_in_range(images)), source="tensor")
+    elif not isinstance(images, Images):
+        raise InputError(
+            f"images: {type(images).__name__}; give a tensor (N, C, H, W) in [-1, 1], or of uint8 "
+            "arrays Images.from_arrays(pixels)"
+        )
     config = preset(config) if isinstance(config, str) else config
     if minutes is not None:
         config = updated(config, {"train.minutes": minutes})
@@ -326,6 +335,17 @@ def fit(
     for moment in train(run, images):
         report(moment)
     return load(run.path)
+
+
+def _in_range(x: Tensor) -> Tensor:
+    """The images, whose values lie in [-1, 1] but for rounding; raises `InputError`."""
+    low, high = float(x.min()), float(x.max())
+    if low < -1 - ROUNDED or high > 1 + ROUNDED:
+        raise InputError(
+            f"images: values from {low:g} to {high:g}; give them in [-1, 1], which is "
+            "x / 127.5 - 1 for grey levels from 0 to 255"
+        )
+    return x
 
 
 # ------------------------------------------------------------------- beginning, saving, going on

@@ -135,3 +135,31 @@ GOOD = evaluation("a", (lower(1.0),))
 def test_what_is_not_comparable_is_refused(others: list[Evaluation], says: str) -> None:
     with pytest.raises(InputError, match=says):
         compared([GOOD, *others])
+
+
+def test_runs_that_were_drawn_differently_are_said_to_be() -> None:
+    a, b = evaluation("a", (lower(1.0),)), evaluation("b", (lower(2.0),))
+    steps = [
+        replace(e, subject=replace(e.subject, settings={"sampler": "ddim", "steps": n}, raw=raw))
+        for e, n, raw in ((a, 10, False), (b, 25, True))
+    ]
+    (said,) = [line for line in compared(steps).remarks if "drawn differently" in line]
+    assert said.endswith("weights averaged (A), raw (B); steps 10 (A), 25 (B).")
+    assert "as they were sampled" in compared(steps).remarks[-1]
+    assert "drawn differently" not in "".join(compared([a, b]).remarks)
+    assert "between these trained models;" in compared([a, b]).remarks[-1]
+
+
+def test_a_density_above_its_floor_is_not_better_for_being_higher() -> None:
+    def density(value: float) -> Figure:
+        return replace(higher(value), name="density", alike=value, floor=1.0)
+
+    def better(a: float, b: float) -> int | None:
+        (pair,) = compared([evaluation("a", (density(a),)), evaluation("b", (density(b),))]).pairs
+        assert pair.difference is not None
+        assert pair.difference.real
+        return pair.better
+
+    assert better(0.5, 0.9) == 1
+    assert better(1.4, 1.0) is None
+    assert better(0.5, 1.4) is None

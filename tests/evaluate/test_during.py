@@ -102,7 +102,7 @@ def test_a_dtype_that_is_not_decided_yet_is_taken_for_the_dearer_one(
     for has, least in ((True, 261), (False, 131)):
         monkeypatch.setattr(during, "has_bfloat16", lambda kind, has=has: has)
         require_worth(small_config(values | {"train.eval_every": least}), ENOUGH)
-        with pytest.raises(InputError, match=f"give at least {least}$"):
+        with pytest.raises(InputError, match=f"give --eval-every {least}$"):
             require_worth(small_config(values | {"train.eval_every": least - 1}), ENOUGH)
 
 
@@ -111,7 +111,9 @@ def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None
         config = small_config({"train.batch": 64, "train.eval_every": 20})
         budget = {"train.minutes": 5.0} if steps is None else {"train.steps": steps}
         config = updated(config, budget)
-        with pytest.raises(InputError, match=r"train\.eval_every = 20: .* give at least \d+$") as e:
+        with pytest.raises(
+            InputError, match=r"train\.eval_every = 20: .* give --eval-every \d+$"
+        ) as e:
             require_worth(config, ENOUGH)
         least = int(str(e.value).split()[-1])
         require_worth(updated(config, {"train.eval_every": least}), ENOUGH)
@@ -164,7 +166,9 @@ def test_making_ready_shows_how_far_it_is_and_can_be_stopped(
 
 def test_a_run_that_is_too_short_for_any_is_refused() -> None:
     config = small_config({"train.batch": 64, "train.steps": 100, "train.eval_every": 100})
-    with pytest.raises(InputError, match=r"of the run's 100 steps; train for at least 131, or"):
+    with pytest.raises(
+        InputError, match=r"of the run's 100 steps; give --steps 131 --eval-every 131, or"
+    ):
         require_worth(config, ENOUGH)
     require_worth(updated(config, {"train.steps": 131, "train.eval_every": 131}), ENOUGH)
     require_worth(small_config({"train.steps": 3}), ENOUGH)  # no evaluation is asked for

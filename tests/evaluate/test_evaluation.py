@@ -357,7 +357,10 @@ def test_the_fewest_images_are_those_that_the_figures_can_bear(
         require_enough("-n 6", 6, reference, PARTS)
     require_enough("-n 6", 6, reference, ("memorisation", "levels", "bound", "flow"))
     few = replace(reference, held_out=Images.from_arrays(reference.held_out.pixels[:6]))
-    with pytest.raises(InputError, match=r"6 held-out images are too few for figures; give more"):
+    with pytest.raises(
+        InputError,
+        match=r"6 held-out images are too few for figures, which needs 7; train with more",
+    ):
         require_enough("-n 50", 50, few, PARTS)
 
 

@@ -20,7 +20,6 @@ from unraze.evaluate.features import (
     FASHION_MNIST,
     SELF_SUPERVISED,
     SHIPPED,
-    make,
     spaces,
 )
 from unraze.evaluate.stage import Stage, finish
@@ -38,7 +37,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(feature_training, "FEWEST_STEPS", 4)
     monkeypatch.setattr(feature_training, "EPOCHS", 1)
-    monkeypatch.setitem(make.__kwdefaults__, "threads", 1)
     return tmp_path / "cache"
 
 

@@ -92,7 +92,6 @@ def whole(made_once: Small, tmp_path_factory: pytest.TempPathFactory) -> Any:
             settings=settings,
             count=count,
             seed=0,
-            classes=None,
         )
         subject = Subject(
             kind="run",
@@ -101,7 +100,7 @@ def whole(made_once: Small, tmp_path_factory: pytest.TempPathFactory) -> Any:
             step=30,
             checkpoint=model.checkpoint,
             seed=0,
-            classes="all in turn",
+            classes="as held out",
             settings=settings.model_dump(mode="json"),
         )
         evaluation, samples = finish(
@@ -111,7 +110,6 @@ def whole(made_once: Small, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 made_once.spaces,
                 subject=subject,
                 settings=settings,
-                classes=None,
                 parts=("figures", "memorisation", "levels", "bound", "flow"),
                 places=places,
             )
@@ -169,7 +167,7 @@ def test_all_of_an_evaluation_is_on_its_page(whole: Any, tmp_path: Path) -> None
         assert number(bound.bits) in text
     assert evaluation.levels.words in text
     assert evaluation.memorisation.words.partition(": ")[2] in text
-    for said in (*evaluation.remarks, command, "eta = 0.0", "seed 0, classes all in turn"):
+    for said in (*evaluation.remarks, command, "eta = 0.0", "seed 0, classes as held out"):
         assert said in text
     assert "nan" not in text.lower()
 

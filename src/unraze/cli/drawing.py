@@ -200,7 +200,8 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
 
     written = pictures.read_recipe(picture)
     recipe = _understood(written, picture)
-    target = (out or picture.parent / "again") / picture.name
+    beside = picture.resolve().parent
+    target = (out or beside.with_name(f"{beside.name}-again")) / picture.name
     if os.path.exists(target):
         raise InputError(f"{target}: exists; give another --out")
     require_place(target.parent, f"--out {target.parent}")
@@ -214,7 +215,14 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
     with _following(picture):
         set_threads(recipe.threads)
         require_device(device)
-    model = generate.load(folder, raw=recipe.raw, step=recipe.step, device=device)
+    try:
+        model = generate.load(folder, raw=recipe.raw, step=recipe.step, device=device)
+    except CheckpointError as error:
+        reason = str(error).removesuffix("; give another --checkpoint")
+        raise CheckpointError(
+            f"{reason}; {picture} can be made again "
+            f"only by a run that has its weights, {recipe.checkpoint[:12]}… of step {recipe.step}"
+        ) from error
     if model.checkpoint != recipe.checkpoint:
         raise CheckpointError(
             f"{folder}: its checkpoint of step {recipe.step} is {model.checkpoint[:12]}…, while "

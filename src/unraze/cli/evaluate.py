@@ -80,7 +80,11 @@ def evaluate(
     *,
     against: Annotated[
         str | None,
-        Parameter(group=DATA, help="For images: the real ones, a path or a known name."),
+        Parameter(
+            group=DATA,
+            help="For images: the real ones, a path or a known name; of a folder one half is held "
+            "against them, features are learned from the other.",
+        ),
     ] = None,
     size: Annotated[
         str | None, Parameter(group=DATA, help="For images: bring both to 32, or 32x48.")

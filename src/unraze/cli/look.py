@@ -226,10 +226,12 @@ def config(
             print(f"{name:20} {configs.preset(name).about}")
         return 0
     wanted = "fast" if preset is None else preset
-    print(
-        configs.to_toml(configs.preset(wanted)) if full else configs.preset_text(wanted),
-        end="",
-    )
+    if not full:
+        print(configs.preset_text(wanted), end="")
+        return 0
+    print(configs.to_toml(configs.preset(wanted)), end="")
+    absent = ", ".join(configs.absent_keys(configs.preset(wanted)))
+    print(f"\n# without a value here, but to be given one: {absent}")
     return 0
 
 

@@ -147,7 +147,8 @@ def sample(
         Path | None,
         Parameter(
             group=OUTPUT,
-            help="Make this picture, grid or film again, from its recipe, into `again` beside it.",
+            help="Make this picture, grid or film again, from its recipe, into FOLDER-again beside "
+            "its FOLDER.",
         ),
     ] = None,
 ) -> int:

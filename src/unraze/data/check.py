@@ -324,6 +324,8 @@ def _left_out(found: Pictures | Arrays) -> Iterator[Finding]:
 def _held_out(seen: list[_Seen], config: DataConfig, divided: bool) -> Iterator[Finding]:
     if not config.held_out or not seen:
         return
+    if config.size is None and len({one.size for one in seen}) > 1:  # no set yet: an error says so
+        return
     held = tuple(one.name for one in seen if one.held)
     what = f"{len(held)} of {len(seen)} images are held out of training, to judge it by"
     remedy = "none needed: --held-out 0 trains on all"

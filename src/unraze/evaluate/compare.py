@@ -105,10 +105,17 @@ def _pair(space: str, figure: Figure, i: int, j: int, a: Figure, b: Figure) -> P
     except InputError:  # comparable as a whole, so one has no value: too few images for it
         return Pair(space, figure.name, i, j, None, None)
     better = None
-    if found.real:
+    if found.real and not _crowded(a, b):
         lower = i if found.value < 0 else j
         better = lower if figure.better == "lower" else i + j - lower
     return Pair(space, figure.name, i, j, found, better)
+
+
+def _crowded(a: Figure, b: Figure) -> bool:
+    """Whether these are densities, of which the higher is above its floor: there samples crowd
+    where real images are many, so that a higher one is no better."""
+    top = a if a.value > b.value else b
+    return a.name == "density" and top.alike > top.floor
 
 
 def _counted(pairs: Sequence[Pair]) -> Iterator[str]:
@@ -116,10 +123,13 @@ def _counted(pairs: Sequence[Pair]) -> Iterator[str]:
     for i, j in sorted({(pair.first, pair.second) for pair in pairs}):
         of_these = [p for p in pairs if (p.first, p.second) == (i, j) and p.difference is not None]
         wins = {k: sum(p.better == k for p in of_these) for k in (i, j)}
-        yield (
+        said = (
             f"{letter(i)} and {letter(j)}: of {len(of_these)} figures {letter(i)} is really better "
             f"in {wins[i]}, {letter(j)} in {wins[j]}; sampling explains the rest."
         )
+        if any(p.difference.real and p.better is None for p in of_these if p.difference):
+            said += " Above its floor a higher density is no better, as samples crowd there."
+        yield said
 
 
 def _disagreements(pairs: Sequence[Pair]) -> Iterator[str]:
@@ -148,7 +158,24 @@ def _remarks(evaluations: Sequence[Evaluation], pairs: Sequence[Pair]) -> Iterat
             "Samples of one --seed begin with the same noise, so that models that are alike draw "
             "alike; the intervals take them as independent, and are rather too wide."
         )
+    between = "these trained models"
+    if drawn := list(_drawn_differently(evaluations)):
+        yield f"They were drawn differently: {'; '.join(drawn)}."
+        between = "these models as they were sampled, not between the models alone"
     yield (
-        "A real difference is one between these trained models; whether it is one between their "
-        "recipes, other seeds of the training must show."
+        f"A real difference is one between {between}; whether it is one between their recipes, "
+        "other seeds of the training must show."
     )
+
+
+def _drawn_differently(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """What of drawing the samples differs between runs: "steps 10 (A), 25 (B)"."""
+    drawings = {
+        letter(number): {"weights": "raw" if e.subject.raw else "averaged", **e.subject.settings}
+        for number, e in enumerate(evaluations)
+        if e.subject.kind == "run"
+    }
+    for name in dict.fromkeys(key for drawing in drawings.values() for key in drawing):
+        values = {run: drawing.get(name) for run, drawing in drawings.items()}
+        if len({repr(value) for value in values.values()}) > 1:
+            yield f"{name} {', '.join(f'{value} ({run})' for run, value in values.items())}"

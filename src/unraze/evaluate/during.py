@@ -118,13 +118,14 @@ def require_worth(config: Config, held_out: Images) -> None:
     too_dear = f"drawing the {FEWEST} samples that say something takes more than {SHARE:.0%}"
     if steps is not None and steps < least:
         raise InputError(
-            f"train.eval_every = {every}: {too_dear} of the run's {steps} steps; train for at "
-            f"least {least}, or evaluate the run when it is done: unraze eval RUN"
+            f"train.eval_every = {every}: {too_dear} of the run's {steps} steps; give --steps "
+            f"{least} --eval-every {least}, or evaluate the run when it is done: unraze eval RUN"
         )
     if steps is not None:  # the last evaluation is at the end, however close the one before
         least = math.ceil(steps / (steps // least))
     raise InputError(
-        f"train.eval_every = {every}: {too_dear} of so few steps; give at least {least}"
+        f"train.eval_every = {every}: {too_dear} of the {_interval(every, steps):.0f} steps from "
+        f"one evaluation to the next; give --eval-every {least}"
     )
 
 

@@ -149,8 +149,9 @@ def require_enough(generated: str, count: int, reference: Reference, parts: Sequ
         least = FEWEST[part]
         if len(real) < least:
             raise InputError(
-                f"{real.source}: {len(real)} held-out images are too few for {part}; give more "
-                f"images, {least} at least are to be held out, or leave it out: --skip {part}"
+                f"{real.source}: {len(real)} held-out images are too few for {part}, which "
+                f"needs {least}; train with more images or a larger --held-out, or leave it out: "
+                f"--skip {part}"
             )
         if count < least:
             raise InputError(

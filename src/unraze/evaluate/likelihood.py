@@ -191,7 +191,7 @@ def bound(
             clipped=clip,
             draws=draws,
             seed=seed,
-            note=_note(model, "x̂₀ is clipped to [-1, 1]" if clip else ""),
+            note=_note(model, "x̂₀ is clipped to [-1, 1]" if clip else "", few=len(x0)),
         )
     )
 
@@ -445,8 +445,10 @@ def _error(values: Array) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _note(model: Model, first: str) -> str:
+def _note(model: Model, first: str, *, few: int = IMAGES) -> str:
     parts = [first] if first else []
+    if few < IMAGES:
+        parts.append(f"of {few} images alone, where {IMAGES} are asked for")
     if model.num_classes:
         parts.append("given each image's class")
     if model.config.loss.self_conditioning:
