@@ -9,12 +9,38 @@ from torch import Tensor
 
 from oracle import gaussian, generic_covariance, normals
 from unraze.denoiser import Denoiser, clipped, emission
-from unraze.samplers import Step, ddim, even_times, last, random
-from unraze.schedule import SCHEDULES, Schedule, from_alphas_cumprod, linear, zero_terminal
+from unraze.samplers import (
+    Step,
+    ddim,
+    dpmpp_2m_sde,
+    dpmpp_3m_sde,
+    even_angles,
+    even_times,
+    ipndm,
+    karras,
+    last,
+    random,
+    unipc,
+)
+from unraze.samplers.dpmpp import _parabola
+from unraze.schedule import (
+    SCHEDULES,
+    Schedule,
+    cosine,
+    from_alphas_cumprod,
+    linear,
+    zero_terminal,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from diffusers import DDIMScheduler, DDPMScheduler
+    from diffusers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        IPNDMScheduler,
+        UniPCMultistepScheduler,
+    )
 
 Scheduler = DDPMScheduler | DDIMScheduler
 
@@ -228,3 +254,115 @@ def test_destroying_and_its_targets_equal_theirs(kind: str) -> None:
         rtol=1e-9,
         atol=1e-9,
     )
+
+
+SUBS = {
+    "even": even_times(linear(), 10),
+    "karras": karras(cosine(), 8),
+    "long": even_angles(cosine(), 20),
+}
+
+
+def _with_levels(scheduler, schedule: Schedule):
+    """Their multistep scheduler at our σ = β̄/ᾱ, from the noisiest to 0, in float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # theirs, of numpy's copy=
+        scheduler.set_timesteps(schedule.steps)
+    scheduler.sigmas = (schedule.beta_bar / schedule.alpha_bar).flip(0)
+    return scheduler
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("kind", SUBS)
+def test_dpm_solver_of_order_two_equals_theirs(kind: str, eta: float) -> None:
+    # their step() rounds the state to float32, so its parts are called, in the order that it has
+    schedule, x = SUBS[kind], normals(1, *SHAPE)
+    exact = gaussian(schedule, MEAN, COVARIANCE)
+    algorithm = "dpmsolver++" if eta == 0 else "sde-dpmsolver++"
+    scheduler = _with_levels(DPMSolverMultistepScheduler(algorithm_type=algorithm), schedule)
+    theirs, known = x, []
+    for i, t in enumerate(range(schedule.steps, 0, -1)):
+        known = [*known[-1:], exact(theirs, schedule.times[t]).x0]
+        scheduler._step_index = i
+        z = normals(t, *SHAPE)
+        if len(known) < 2 or t == 1:
+            theirs = scheduler.dpm_solver_first_order_update(known[-1], sample=theirs, noise=z)
+        else:
+            theirs = scheduler.multistep_dpm_solver_second_order_update(
+                known, sample=theirs, noise=z
+            )
+    steps = dpmpp_2m_sde(exact, x, schedule, noise=lambda t: normals(t, *SHAPE), eta=eta)
+    torch.testing.assert_close(last(steps), theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("kind", SUBS)
+def test_dpm_solver_of_order_three_equals_theirs_with_the_whole_curvature(
+    kind: str, eta: float
+) -> None:
+    # theirs has half of h² x̂_0'' (and order 2, see tests/samplers): the other half is added here.
+    # With noise its factor of that half is -φ_2/k - 1/2, which does not vanish with k; -φ_3, as
+    # without noise, is -φ_2/k + 1/2
+    schedule, x = SUBS[kind], normals(1, *SHAPE)
+    exact = gaussian(schedule, MEAN, COVARIANCE)
+    algorithm = "dpmsolver++" if eta == 0 else "sde-dpmsolver++"
+    scheduler = _with_levels(
+        DPMSolverMultistepScheduler(algorithm_type=algorithm, solver_order=3), schedule
+    )
+    lam = (schedule.alpha_bar / schedule.beta_bar).log()
+    known: list[Tensor] = []
+    steps = dpmpp_3m_sde(exact, x, schedule, noise=lambda t: normals(t, *SHAPE), eta=eta)
+    for i, (t, step) in enumerate(zip(range(schedule.steps, 0, -1), steps, strict=True)):
+        known = [*known[-2:], step.prediction.x0]
+        scheduler._step_index = i
+        z = normals(t, *SHAPE)
+        if len(known) < 2 or t == 1:
+            theirs = scheduler.dpm_solver_first_order_update(known[-1], sample=x, noise=z)
+        elif len(known) < 3 or t == 2:
+            theirs = scheduler.multistep_dpm_solver_second_order_update(known, sample=x, noise=z)
+        else:
+            theirs = scheduler.multistep_dpm_solver_third_order_update(known, sample=x, noise=z)
+            k = (1 + eta) * (lam[t - 1] - lam[t])
+            phi_3 = (torch.expm1(-k) / k + 1) / k - 0.5
+            _, bend = _parabola(schedule, t, known[::-1])
+            theirs = theirs - schedule.alpha_bar[t - 1] * phi_3 * bend / 2
+            if eta == 1:
+                theirs = theirs + schedule.alpha_bar[t - 1] * bend / 2
+        torch.testing.assert_close(step.x, theirs, rtol=1e-9, atol=1e-10)
+        x = step.x
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("kind", SUBS)
+def test_unipc_equals_theirs(kind: str, order: int) -> None:
+    schedule, x = SUBS[kind], normals(1, *SHAPE)
+    exact = gaussian(schedule, MEAN, COVARIANCE)
+    scheduler = _with_levels(
+        UniPCMultistepScheduler(
+            solver_order=order,
+            solver_type="bh2",
+            prediction_type="sample",
+            final_sigmas_type="zero",
+        ),
+        schedule,
+    )
+    scheduler._step_index, theirs = 0, x
+    for t in range(schedule.steps, 0, -1):
+        said = exact(theirs, schedule.times[t]).x0
+        theirs = scheduler.step(said, t, theirs).prev_sample
+    ours = last(unipc(exact, x, schedule, order=order))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", SUBS)
+def test_ipndm_equals_theirs(kind: str) -> None:
+    schedule, x = SUBS[kind], normals(1, *SHAPE)
+    exact = gaussian(schedule, MEAN, COVARIANCE)
+    scheduler = IPNDMScheduler()
+    scheduler.set_timesteps(schedule.steps)
+    scheduler.alphas, scheduler.betas = schedule.alpha_bar.flip(0), schedule.beta_bar.flip(0)
+    scheduler._step_index, theirs = 0, x
+    for t in range(schedule.steps, 0, -1):
+        said = _said(exact, schedule, "v_prediction", theirs, schedule.times[t])
+        theirs = scheduler.step(said, t, theirs).prev_sample
+    torch.testing.assert_close(last(ipndm(exact, x, schedule)), theirs, rtol=1e-9, atol=1e-10)

@@ -146,10 +146,17 @@ def test_every_name_linked_to_a_source_file_is_found_in_that_module(page: Path) 
 def test_the_derivation_links_every_function_of_the_forward_process_and_the_samplers() -> None:
     """A formula stands beside the function that is it: none of these may be left out."""
     named = {text.strip("`") for text, _ in links(ROOT / "docs" / "annotated.md")}
-    for module in ("process", "samplers.ancestral", "samplers.ddim", "samplers.times"):
+    samplers = ("ancestral", "ddim", "times", "heun", "dpmpp", "unipc", "ipndm", "deis", "adams")
+    for module in ("process", "samplers.restart", *(f"samplers.{name}" for name in samplers)):
         public = importlib.import_module(f"unraze.{module}").__all__
         functions = {name for name in public if name[0].islower()}
-        assert functions - named <= {"destroy_at", "like", "check_steps"}
+        assert functions - named <= {
+            "destroy_at",
+            "like",
+            "check_steps",
+            "heun_step",
+            "restart_ends",
+        }
     assert {"four_variable", "reduced", "weighted", "predict", "guided"} <= named
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from unraze.errors import InputError
-from unraze.samplers import even_angles, even_times
+from unraze.samplers import even_angles, even_log_snr, even_times, karras
 from unraze.schedule import angle, cosine, linear
 
 
@@ -57,8 +57,43 @@ def test_any_number_of_angles_is_a_schedule(steps: int) -> None:
         assert (kept.times.diff() > 0).all()
 
 
-@pytest.mark.parametrize("choose", [even_times, even_angles])
+@pytest.mark.parametrize("choose", [even_times, even_angles, even_log_snr, karras])
 @pytest.mark.parametrize("steps", [0, -1, 101])
 def test_more_steps_than_there_are_or_none_is_refused(choose, steps: int) -> None:
     with pytest.raises(InputError, match=f"steps = {steps}: .*from 1 to 100"):
         choose(linear(100), steps)
+
+
+@pytest.mark.parametrize(
+    "schedule", [linear(), cosine(), angle()], ids=["linear", "cosine", "angle"]
+)
+@pytest.mark.parametrize("steps", [3, 10, 40])
+def test_levels_of_karras_and_of_log_snr_are_those_of_the_formula(schedule, steps: int) -> None:
+    top = min(float(schedule.theta[-1].tan()), 80.0)
+    place = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    ends = torch.tensor([0.002, top], dtype=torch.float64)
+    roots = ends ** (1 / 7)
+    wanted = {
+        karras: (roots[0] + place * (roots[1] - roots[0])) ** 7,
+        even_log_snr: ends[0] * (ends[1] / ends[0]) ** place,
+    }
+    for choose, levels in wanted.items():
+        kept = choose(schedule, steps)
+        assert kept.steps == steps
+        assert (kept.times[0], kept.times[-1]) == (0, schedule.times[-1])
+        sigma = kept.beta_bar / kept.alpha_bar
+        # the noisiest level is T itself, whatever σ is there
+        torch.testing.assert_close(sigma[1:-1], levels[:-1], rtol=1e-6, atol=0)
+
+
+@settings(deadline=None)
+@given(
+    steps=st.integers(1, 60),
+    choose=st.sampled_from([even_angles, even_log_snr, karras]),
+    schedule=st.sampled_from([linear(60), cosine(60), angle(60)]),
+)
+def test_whole_times_rise_strictly_between_the_ends(steps: int, choose, schedule) -> None:
+    kept = choose(schedule, steps, whole=True)
+    assert torch.equal(kept.times, kept.times.round())
+    assert (kept.times.diff() >= 1).all()
+    assert (kept.times[0], kept.times[-1], kept.steps) == (0, 60, steps)

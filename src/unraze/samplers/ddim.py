@@ -6,6 +6,7 @@ from torch import Tensor
 
 from unraze.denoiser import Denoiser
 from unraze.process import like
+from unraze.samplers.solver import check_eta
 from unraze.samplers.step import Noise, Step
 from unraze.schedule import Schedule
 
@@ -25,10 +26,7 @@ def ddim(
     η = 0 draws no noise and follows the probability flow; η = 1 is the ancestral sampler with
     σ = β̃. Source: eqs. 12 and 16. Raises `ValueError` for η outside [0, 1], or η > 0 without noise.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta}: must lie in [0, 1]")
-    if eta > 0 and noise is None:
-        raise ValueError(f"eta = {eta} draws noise: give noise=")
+    check_eta(eta, noise)
     previous = None
     for t in range(schedule.steps, 0, -1):
         prediction = denoise(x, schedule.times[t], previous=previous)
