@@ -397,7 +397,7 @@ def _ruler(
     config: Config, images: Images, stop: Callable[[], bool]
 ) -> Generator[Report, None, during.Ruler | None]:
     """What evaluations are measured with, made ready stage by stage; None where it is to stop."""
-    yield Report("preparing", 0, 0, message=during.told(images))
+    yield Report("preparing", 0, 0, message=during.told(config, images))
     made = during.ruler(config, images, load_images_of(config.data, split="held-out"))
     while True:
         try:

@@ -23,6 +23,7 @@ from unraze.evaluate.during import (
     Cost,
     Ruler,
     affordable,
+    every_of,
     quality,
     require_worth,
     ruler,
@@ -121,6 +122,20 @@ def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None
             require_worth(updated(config, {"train.eval_every": least - 1}), ENOUGH)
         interval = least if steps is None else steps / math.ceil(steps / least)
         assert affordable(interval, 64) >= FEWEST
+
+
+def test_minutes_that_turn_out_to_be_few_steps_are_evaluated_more_rarely() -> None:
+    config = small_config({"train.batch": 64, "train.steps": 1000, "train.eval_every": 200})
+    assert every_of(config) == 200
+    often = updated(config, {"train.eval_every": 50})
+    every = every_of(often)
+    evaluations = math.ceil(1000 / every)
+    assert evaluations > 1
+    assert evaluations * FEWEST * CALLS / 3 <= SHARE * 1000 * 64  # forward passes of an image
+    assert (evaluations + 1) * FEWEST * CALLS / 3 > SHARE * 1000 * 64
+    assert f"every {every} steps in place of 50" in told(often, ENOUGH)
+    assert "in place of" not in told(config, ENOUGH)
+    assert every_of(updated(config, {"train.steps": 20, "train.eval_every": 5})) == 20
 
 
 def test_too_few_held_out_images_are_refused() -> None:
@@ -247,15 +262,16 @@ def test_samples_that_are_no_numbers_have_no_quality(by: Ruler, model: Model) ->
 def test_it_says_whether_a_network_is_trained_first(
     ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(during, "FEWEST", 10)
     images = load(config_of(ready).data)
-    assert told(images) == "making ready to evaluate on held-out images"
+    assert told(config_of(ready), images) == "making ready to evaluate on held-out images"
     monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "empty"))
     with few_steps():
-        assert "training a feature network, once, takes about" in told(images)
+        assert "training a feature network, once, takes about" in told(config_of(ready), images)
         finish(ruler(config_of(ready), images, load(config_of(ready).data, split="held-out")))
     kept = [file.name for file in (tmp_path / "empty" / "features").glob("*.safetensors")]
     assert len(kept) == 1  # the second space is none of its business
-    assert told(images) == "making ready to evaluate on held-out images"
+    assert told(config_of(ready), images) == "making ready to evaluate on held-out images"
 
 
 # in training

@@ -35,6 +35,7 @@ __all__ = [
     "Cost",
     "Ruler",
     "affordable",
+    "every_of",
     "quality",
     "require_worth",
     "ruler",
@@ -129,9 +130,26 @@ def require_worth(config: Config, held_out: Images) -> None:
     )
 
 
-def told(training: Images) -> str:
+def every_of(config: Config) -> int:
+    """Every how many steps a run is evaluated: as it asks, or more rarely, where minutes turned out
+    to be so few steps that it would take more than `SHARE` of them; once at least."""
+    every, steps, batch = config.train.eval_every, config.train.steps, config.train.batch
+    assert every is not None
+    assert steps is not None
+    if affordable(_interval(every, steps), batch, _dtype(config)) >= FEWEST:
+        return every
+    times = affordable(steps, batch, _dtype(config)) // FEWEST
+    return math.ceil(steps / max(1, times))
+
+
+def told(config: Config, training: Images) -> str:
     """What is done before the first evaluation, and how long it takes."""
     said = "making ready to evaluate on held-out images"
+    if (every := every_of(config)) != config.train.eval_every:
+        said += (
+            f", every {every} steps in place of {config.train.eval_every}: more often would take "
+            f"more than {SHARE:.0%} of the {config.train.steps} steps"
+        )
     recipes = to_train(training, first=True)
     if not recipes:
         return said
@@ -141,8 +159,7 @@ def told(training: Images) -> str:
 
 def ruler(config: Config, training: Images, held_out: Images) -> Generator[Stage, None, Ruler]:
     """The first feature space of the data set and the held-out images' features in it."""
-    every, steps = config.train.eval_every, config.train.steps
-    assert every is not None
+    every, steps = every_of(config), config.train.steps
     space = yield from first_space(training, held_out)
     real = yield from features_of_images(space, held_out, "features of held-out images")
     chosen = evenly(len(real), MOST_REAL)
