@@ -24,7 +24,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,11 +188,11 @@ def machine() -> dict[str, Any]:
 def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:
     """The learning rate that a peer does best with on the validation images."""
     minutes = min(options.minutes)
-    by: Callable[[float], float] = lambda lr: distance(  # noqa: E731
-        measured(Cell(name, minutes, lr, SELECTION_SEED), of, options),
-        of.spaces[0].name,
-        "validation",
-    )
+
+    def by(lr: float) -> float:
+        result = measured(Cell(name, minutes, lr, SELECTION_SEED), of, options)
+        return distance(result, of.spaces[0].name, "validation")
+
     return min(RATES, key=by)
 
 

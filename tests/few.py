@@ -51,9 +51,9 @@ def drawn(seed: int, *shape: int) -> Callable[[int], Tensor]:
     return lambda t: normals(1000 * seed + t, *shape)
 
 
-def noisy(x: Tensor) -> dict[str, Sampler]:
-    """The samplers with noise, of x's shape."""
-    noise = drawn(7, *x.shape)
+def noisy(x: Tensor, noise: Callable[[int], Tensor] | None = None) -> dict[str, Sampler]:
+    """The samplers with noise, of x's shape; drawn where none is given."""
+    noise = drawn(7, *x.shape) if noise is None else noise
     return {
         "dpmpp_2m_sde": lambda d, x, s: dpmpp_2m_sde(d, x, s, noise=noise),
         "dpmpp_3m_sde": lambda d, x, s: dpmpp_3m_sde(d, x, s, noise=noise),

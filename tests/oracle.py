@@ -5,7 +5,7 @@ x_0 is Gaussian, or one of finitely many points; so is where a sampler takes Gau
 Everything here is written from the text's formulas, not from the package's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,23 @@ def normals(seed: int, *shape: int) -> Tensor:
     """Standard normal float64 numbers."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def probes(d: int, steps: int) -> tuple[Tensor, Callable[[int], Tensor]]:
+    """x_T and z_1 … z_steps in which an affine chain shows all of itself, without sampling.
+
+    One batch holds the origin, each unit vector as x_T, and each unit vector as each z_t.
+    """
+    rows = 1 + d * (1 + steps)
+    x = torch.zeros(rows, d, dtype=torch.float64)
+    x[1 : 1 + d] = torch.eye(d, dtype=torch.float64)
+
+    def noise(t: int) -> Tensor:
+        z = torch.zeros(rows, d, dtype=torch.float64)
+        z[1 + d * t : 1 + d * (t + 1)] = torch.eye(d, dtype=torch.float64)
+        return z
+
+    return x, noise
 
 
 def gaussian(schedule: Schedule, mean: Tensor, covariance: Tensor) -> Denoiser:

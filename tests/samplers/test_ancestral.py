@@ -13,6 +13,7 @@ from oracle import (
     gaussian,
     generic_covariance,
     normals,
+    probes,
 )
 from unraze.denoiser import Denoiser, Prediction, clipped
 from unraze.process import mu
@@ -70,20 +71,8 @@ SIGMAS: dict[str, tuple[Callable[[Schedule], object], Callable[[Schedule], Tenso
 def _affine(
     run: Callable[[Tensor, Callable[[int], Tensor]], Tensor], steps: int, d: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of a chain that is affine in (x_T, z_T, …, z_1), without sampling.
-
-    One batch holds the origin, each unit vector as x_T, and each unit vector as each z_t.
-    """
-    rows = 1 + d + d * steps
-    x = torch.zeros(rows, d, dtype=torch.float64)
-    x[1 : 1 + d] = torch.eye(d, dtype=torch.float64)
-
-    def noise(t: int) -> Tensor:
-        z = torch.zeros(rows, d, dtype=torch.float64)
-        z[1 + d * t : 1 + d * (t + 1)] = torch.eye(d, dtype=torch.float64)
-        return z
-
-    out = run(x, noise)
+    """Mean and covariance of a chain that is affine in (x_T, z_T, …, z_1), without sampling."""
+    out = run(*probes(d, steps))
     columns = out[1:] - out[0]
     return out[0], columns.T @ columns
 

@@ -7,7 +7,6 @@ step, of order 1, leaves an error of h² for good.
 """
 
 import math
-from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -27,10 +26,9 @@ from few import (
     noisy,
     slope,
 )
-from oracle import assert_moments, finite_set, flow, gaussian, normals
+from oracle import assert_moments, finite_set, flow, gaussian, normals, probes
 from unraze.denoiser import clipped
 from unraze.samplers import (
-    Step,
     adams,
     ddim,
     deis,
@@ -216,29 +214,10 @@ def test_noisy_samplers_draw_with_the_moments_of_the_gaussian(name: str) -> None
 
 
 def _law(name: str, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of what a sampler makes of normal noise: its end is affine in x_T and z.
-
-    One batch holds the origin, each unit vector as x_T, and each unit vector as each z.
-    """
-    d, most = 3, schedule.steps + 3
-    rows = 1 + d * (1 + most)
-    x = torch.zeros(rows, d, dtype=torch.float64)
-    x[1 : 1 + d] = torch.eye(d, dtype=torch.float64)
-
-    def noise(t: int) -> Tensor:
-        z = torch.zeros(rows, d, dtype=torch.float64)
-        z[1 + d * t : 1 + d * (t + 1)] = torch.eye(d, dtype=torch.float64)
-        return z
-
+    """Mean and covariance of a sampler's end, which is affine in x_T and z."""
+    x, noise = probes(3, schedule.steps + 3)
     denoise = gaussian(schedule, MEAN, COVARIANCE)
-    kinds: dict[str, Callable[[], Iterator[Step]]] = {
-        "dpmpp_2m_sde": lambda: dpmpp_2m_sde(denoise, x, schedule, noise=noise),
-        "dpmpp_3m_sde": lambda: dpmpp_3m_sde(denoise, x, schedule, noise=noise),
-        "dpmpp_3m_sde half": lambda: dpmpp_3m_sde(denoise, x, schedule, noise=noise, eta=0.5),
-        "restart 1": lambda: restart(denoise, x, schedule, noise=noise, order=1),
-        "restart 2": lambda: restart(denoise, x, schedule, noise=noise, repeats=3),
-    }
-    out = last(kinds[name]())
+    out = last(noisy(x, noise)[name](denoise, x, schedule))
     columns = out[1:] - out[0]
     return out[0], columns.T @ columns
 

@@ -111,19 +111,18 @@ def known_points(points: Points, first: Array) -> Known:
     return Known(points.training[first], turned)
 
 
-def near(known: Known, query: Array, name: str) -> Generator[Stage, None, Nearest]:
-    """The nearest of `known` to points (N, d), and how many times farther the next is."""
-    return (yield from _searched(query, known, name))
-
-
 def near_others(known: Known, some: Array, name: str) -> Generator[Stage, None, Nearest]:
     """The nearest other training images of the training images `some`."""
-    return (yield from _searched(known.points[some], known, name, but=some))
+    return near(known, known.points[some], name, but=some)
 
 
-def _searched(
-    query: Array, known: Known, name: str, *, but: Array | None = None
+def near(
+    known: Known, query: Array, name: str, *, but: Array | None = None
 ) -> Generator[Stage, None, Nearest]:
+    """The nearest of `known` to points (N, d), and how many times farther the next is.
+
+    With `but`, query i is point but[i] itself, which does not count.
+    """
     parts = []
     for start in range(0, len(query), CHUNK):
         rows = slice(start, start + CHUNK)
