@@ -234,7 +234,7 @@ def reconstruct(out: Path, paths: Sequence[Path], options: argparse.Namespace) -
     settings = generate.changed(
         model.config.sample, {"sampler": "random", "steps": options.steps or model.schedule.steps}
     )
-    steps = generate.steps_of(model, settings)
+    steps = generate.plan_of(model, settings).chain
     shares = (0, 0.3, 0.5, 0.65, 0.75, 0.85, 0.92, 0.97, 1)
     kept = {round(share * steps.steps) for share in shares}
     start = rng.normal(options.seed, "start", range(3), 0, model.shape)
@@ -303,7 +303,7 @@ def film(out: Path, paths: Sequence[Path], options: argparse.Namespace) -> None:
     settings = model.config.sample
     if options.steps:
         settings = generate.changed(settings, {"steps": options.steps})
-    steps = generate.steps_of(model, settings).steps
+    steps = generate.plan_of(model, settings).states
     kept = {round((k + 1) * steps / 50) for k in range(50)}
     start = rng.normal(options.seed, "start", range(24), 0, model.shape)
     states, times = [pictures.pixels_of(start)], [float(model.schedule.times[-1])]

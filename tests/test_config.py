@@ -193,7 +193,10 @@ def test_a_value_that_will_not_do_is_named(values: dict[str, Any], names: str) -
         ({"data": {"source": 3}}, "data.source = 3: give a text in quotes"),
         ({"data": 3}, "data = 3: give a section of keys"),
         ({"network": {"kind": "lean", "widths": []}}, "network.widths = []: give 1 number or more"),
-        ({"sample": {"sampler": "euler"}}, "sample.sampler = 'euler': give 'greedy', 'random' or"),
+        (
+            {"sample": {"sampler": "euler"}},
+            "sample.sampler = 'euler': give 'greedy', 'random', 'ddim',",
+        ),
     ],
 )
 def test_what_would_do_is_said_in_the_words_of_the_file(values: dict[str, Any], says: str) -> None:
@@ -307,6 +310,34 @@ def test_every_choice_of_the_configuration_can_be_chosen() -> None:
                 walk(field.annotation, f"{prefix}{name}.")
 
     walk(Config, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"spacing": "tme"}, r"sample\.spacing = 'tme': give 'time', 'angle'"),
+        ({"spacing": (0.0, -1.0)}, r"sample\.spacing\.1 = -1\.0: give at least 0"),
+        ({"spacing": (0.0, 9.0), "steps": 2}, r"give steps \+ 1 = 3 times that rise from 0 to T"),
+        ({"spacing": (0.0, 9.0, 9.0), "steps": 2}, "times that rise"),
+        ({"spacing": (1.0, 9.0), "steps": 1}, "times that rise from 0"),
+        ({"spacing": (0.0, 9.0), "steps": 1, "sampler": "heun"}, "not for heun"),
+        ({"order": 2}, r'order = 2: sampler = "ddim" has none; .* take unipc or'),
+        ({"order": 4, "sampler": "unipc"}, r'order = 4: "unipc" has order 1 to 3'),
+        ({"order": 5, "sampler": "deis"}, r"sample\.order = 5: give at most 4"),
+        ({"eta": 0.5, "sampler": "heun"}, r'eta = 0\.5: sampler = "heun" has none'),
+        ({"restart_repeats": 2}, "restart_repeats = 2: .* or take restart"),
+        ({"restart_interval": (0.5, 0.5), "sampler": "restart"}, r"0\.5, 0\.5: must rise"),
+        ({"sampler": "restart", "steps": 2}, "restart needs 3"),
+    ],
+)
+def test_a_sampler_is_given_what_it_has(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        updated(Config(), {f"sample.{key}": value for key, value in changes.items()})
+
+
+def test_times_of_ones_own_are_written_and_read_back(tmp_path: Path) -> None:
+    config = updated(Config(), {"sample.spacing": (0.0, 2.5, 1000.0), "sample.steps": 2})
+    assert _read_back(config, tmp_path) == config
 
 
 def test_a_learned_sigma_needs_a_learned_variance() -> None:

@@ -1,13 +1,15 @@
 """Sampling from a run: what the same seed gives, and what is refused."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from unraze import checkpoint, generate, run as runs
-from unraze.config import Config, SampleConfig, updated
+from unraze.config import ORDERS, Config, SampleConfig, SamplerName, updated
 from unraze.data import Images, to_uint8
 from unraze.errors import CheckpointError, InputError
 from unraze.generate import Model
@@ -38,6 +40,16 @@ SAMPLERS = [
     settings(sampler="ddim", eta=0.5),
     settings(sampler="ddim", spacing="angle", clip="dynamic"),
     settings(sampler="ddim", steps=50, clip="none", guidance=2.0),
+    settings(sampler="heun", steps=7),
+    settings(sampler="dpmpp_2m", spacing="karras"),
+    settings(sampler="dpmpp_3m", spacing="log_snr"),
+    settings(sampler="dpmpp_2m_sde", steps=10),
+    settings(sampler="dpmpp_3m_sde", eta=0.5),
+    settings(sampler="unipc", order=2),
+    settings(sampler="ipndm"),
+    settings(sampler="deis", spacing="angle"),
+    settings(sampler="adams", spacing=(0.0, 3.5, 10.0, 20.0, 30.5, 50.0), steps=5),
+    settings(sampler="restart", steps=10, order=1),
 ]
 
 
@@ -74,6 +86,80 @@ def test_progress_counts_every_step(model: Model) -> None:
     assert [p.done for p in steps] == list(range(1, 16))
     assert {p.total for p in steps} == {15}
     assert [p.t for p in steps[:5]] == [40.0, 30.0, 20.0, 10.0, 0.0]
+
+
+@pytest.mark.parametrize("asked", [4, 9, 10, 24])
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_steps_are_network_calls_of_every_sampler(model: Model, name: str, asked: int) -> None:
+    calls: list[float] = []
+    model.network.register_forward_pre_hook(lambda _, inputs: calls.append(float(inputs[1][0])))
+    how = settings(sampler=name, steps=asked, **({"order": 1} if name == "restart" else {}))
+    way = generate.plan_of(model, how)
+    seen = list(generate.generate(model, 2, settings=how, classes=0))
+    assert len(calls) == way.calls <= asked
+    assert way.calls >= asked - 2 or (name == "restart" and way.calls >= 0.7 * asked)
+    assert [p.done for p in seen] == list(range(1, way.states + 1))
+    assert {p.total for p in seen} == {way.states}
+    assert [p.finished for p in seen] == [False] * (way.states - 1) + [True]
+
+
+def test_restart_takes_as_many_steps_as_its_calls_allow(model: Model) -> None:
+    for order in (1, 2):
+        counts = [
+            generate.plan_of(model, settings(sampler="restart", steps=n, order=order))
+            for n in range(7, 41)
+        ]
+        assert all(plan.calls <= n for n, plan in zip(range(7, 41), counts, strict=True))
+        steps = [plan.chain.steps for plan in counts]
+        assert steps == sorted(steps)
+        assert steps[-1] > steps[0]
+    with pytest.raises(InputError, match="too few calls for restart to go 9 times through"):
+        generate.plan_of(model, settings(sampler="restart", steps=8, restart_repeats=9))
+
+
+def test_a_network_trained_at_whole_times_is_asked_at_whole_times(model: Model) -> None:
+    whole = replace(model, config=updated(model.config, {"loss.continuous": False}))
+    for spacing in ("time", "angle", "log_snr", "karras"):
+        for name in ("ddim", "heun", "restart"):
+            how = settings(sampler=name, spacing=spacing, steps=15)
+            between, at_whole = generate.plan_of(model, how), generate.plan_of(whole, how)
+            times = at_whole.chain.times
+            assert torch.equal(times, times.round())
+            assert at_whole.calls == between.calls or name == "restart"
+    own = settings(sampler="adams", spacing=(0.0, 2.5, 50.0), steps=2)
+    assert generate.plan_of(model, own).chain.times.tolist() == [0.0, 2.5, 50.0]
+    with pytest.raises(InputError, match="give whole numbers"):
+        generate.plan_of(whole, own)
+    short = settings(sampler="adams", spacing=(0.0, 2.0, 49.0), steps=2)
+    with pytest.raises(InputError, match="the last time is to be T = 50"):
+        generate.plan_of(model, short)
+
+
+def test_another_sampler_has_its_own_share_of_noise(model: Model) -> None:
+    """A run that records ddim's η = 0 does not turn the samplers with noise into ones without."""
+    ddim = settings(sampler="ddim", eta=0.0)
+    sde = generate.changed(ddim, {"sampler": "dpmpp_2m_sde"})
+    assert sde.eta is None
+    ode = generate.changed(ddim, {"sampler": "dpmpp_2m"})
+    a, b = (generate.sample(model, 4, settings=how) for how in (sde, ode))
+    assert not torch.allclose(a, b, atol=0.05)
+    still = generate.sample(model, 4, settings=generate.changed(sde, {"eta": 0.0}))
+    torch.testing.assert_close(still, b)
+    kept = generate.changed(settings(sampler="unipc", order=1), {"steps": 4})
+    assert kept.order == 1
+    assert generate.changed(kept, {"sampler": "adams"}).order is None
+
+
+def test_an_order_is_heeded(model: Model) -> None:
+    for name, most in ORDERS.items():
+        ends = [
+            generate.sample(model, 2, settings=settings(sampler=name, order=k, steps=9))
+            for k in range(1, most + 1)
+        ]
+        for a, b in itertools.pairwise(ends):
+            assert not torch.equal(a, b), name
+        own = generate.sample(model, 2, settings=settings(sampler=name, steps=9))
+        assert torch.equal(own, ends[-1])
 
 
 def test_a_class_is_learned(model: Model) -> None:

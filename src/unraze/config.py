@@ -7,6 +7,8 @@ and written back in full. Unknown keys are refused with the nearest known one.
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -25,12 +27,16 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "NOISE_SHARES",
+    "OF_A_SAMPLER",
+    "ORDERS",
     "Config",
     "DataConfig",
     "LeanConfig",
     "LossConfig",
     "NetworkConfig",
     "SampleConfig",
+    "SamplerName",
     "ScheduleConfig",
     "TrainConfig",
     "UNetConfig",
@@ -46,9 +52,36 @@ __all__ = [
 ]
 
 Parametrisation = Literal["eps_step", "eps", "x0", "v", "edm"]
-SamplerName = Literal["greedy", "random", "ddim"]
+SamplerName = Literal[
+    "greedy",
+    "random",
+    "ddim",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "unipc",
+    "ipndm",
+    "deis",
+    "adams",
+    "restart",
+]
 Positive = Annotated[int, Field(ge=1)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+Times = tuple[Annotated[float, Field(ge=0.0)], ...]
+
+ORDERS: dict[SamplerName, int] = {"unipc": 3, "ipndm": 4, "deis": 4, "adams": 3, "restart": 2}
+"""The samplers that have an order, and the highest."""
+NOISE_SHARES: dict[SamplerName, float] = {"ddim": 0.0, "dpmpp_2m_sde": 1.0, "dpmpp_3m_sde": 1.0}
+"""The samplers that have an η, and the η that each has where none is given."""
+OF_A_SAMPLER: dict[str, tuple[SamplerName, ...]] = {
+    "eta": tuple(NOISE_SHARES),
+    "order": tuple(ORDERS),
+    "restart_interval": ("restart",),
+    "restart_repeats": ("restart",),
+}
+"""The keys of `sample` that some samplers have, and which; absent, they are the sampler's own."""
 
 BUDGET = ("minutes", "steps", "epochs")
 """The keys of `train` of which one says for how long."""
@@ -254,13 +287,24 @@ class SampleConfig(_Section):
 
     sampler: SamplerName = "ddim"
     steps: Positive = Field(50, description="network calls, at most T")
-    spacing: Literal["time", "angle"] = Field(
-        "time", description="kept steps are even in t, or in arctan(β̄/ᾱ)"
+    spacing: Literal["time", "angle", "log_snr", "karras"] | Times = Field(
+        "time",
+        description="kept steps are even in t, in θ = arctan(β̄/ᾱ), in ln(ᾱ/β̄), as Karras et al. "
+        "have them, or are these times, from 0 to T, as `unraze tune` searches them",
     )
     sigma: Literal["beta", "beta_tilde", "learned"] = Field(
         "beta", description="σ_t of the random sampler; learned: as the network says"
     )
-    eta: Unit = Field(0.0, description="DDIM's share of new noise")
+    eta: Unit | None = Field(
+        None, description="share of new noise; absent: 0 of ddim, 1 of the sde samplers"
+    )
+    order: Annotated[int, Field(ge=1, le=4)] | None = Field(
+        None, description="of unipc, ipndm, deis, adams and restart; absent: the sampler's own"
+    )
+    restart_interval: tuple[Unit, Unit] | None = Field(
+        None, description="of restart: the part of t/T that it goes through again"
+    )
+    restart_repeats: Positive | None = Field(None, description="of restart: how often")
     clip: Literal["none", "clip", "dynamic"] = Field("clip", description="of x̂₀ to [-1, 1]")
     dynamic_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
     final_noise: bool = Field(False, description="add noise in the last step too (literal rule)")
@@ -274,6 +318,44 @@ class SampleConfig(_Section):
         low, high = self.guidance_interval
         if low > high:
             raise ValueError(f"guidance_interval = {low:g}, {high:g}: give the lower end first")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_the_sampler_s(self) -> SampleConfig:
+        for key, samplers in OF_A_SAMPLER.items():
+            value = getattr(self, key)
+            # η = 0 is what a run of before the other samplers says, whatever its sampler
+            if value is None or self.sampler in samplers or (key == "eta" and value == 0):
+                continue
+            raise ValueError(
+                f'{key} = {value}: sampler = "{self.sampler}" has none; leave it out, or take '
+                f"{' or '.join(samplers)}"
+            )
+        most = ORDERS.get(self.sampler, 1)
+        if self.order is not None and self.order > most:
+            raise ValueError(f'order = {self.order}: "{self.sampler}" has order 1 to {most}')
+        if self.restart_interval is not None:
+            low, high = self.restart_interval
+            if low >= high:
+                raise ValueError(f"restart_interval = {low:g}, {high:g}: must rise")
+        if self.sampler == "restart" and self.steps < 3:
+            raise ValueError(f"steps = {self.steps}: restart needs 3 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _times_are_as_many_as_the_steps(self) -> SampleConfig:
+        if isinstance(self.spacing, str):
+            return self
+        if self.sampler in ("heun", "restart"):
+            raise ValueError(
+                f"spacing: times of your own are not for {self.sampler}, whose steps take several "
+                "calls"
+            )
+        rising = all(a < b for a, b in itertools.pairwise(self.spacing))
+        if len(self.spacing) != self.steps + 1 or self.spacing[0] != 0 or not rising:
+            raise ValueError(
+                f"spacing: give steps + 1 = {self.steps + 1} times that rise from 0 to T"
+            )
         return self
 
 
@@ -439,9 +521,10 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
 
 def explained(error: ValidationError) -> str:
     """The first thing wrong, in one sentence: the key, its value, what would do."""
-    first = error.errors()[0]
-    # the discriminator of a union appears in pydantic's path, but not in the file
-    path = [str(p) for p in first["loc"] if p not in ("lean", "unet")]
+    # the branches of a union appear in pydantic's path, but not in the file
+    errors = error.errors()
+    first = next(e for e in errors if not _is_of_a_word(e) or e is errors[-1])
+    path = [str(p) for p in first["loc"] if not re.match(r"(lean|unet)$|(literal|tuple)\[", str(p))]
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = (
@@ -460,6 +543,11 @@ def explained(error: ValidationError) -> str:
     if isinstance(first["input"], dict):
         return f"{place}: {what}" if place else what
     return f"{place} = {_as_written(first['input'])}: {what}"
+
+
+def _is_of_a_word(error: ErrorDetails) -> bool:
+    """Whether a list was held against the words that may stand in its place."""
+    return error["type"] == "literal_error" and isinstance(error["input"], tuple | list)
 
 
 def remedy(error: ErrorDetails) -> str:

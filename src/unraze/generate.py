@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from unraze import __version__, checkpoint, nn as networks, rng, schedule as schedules
-from unraze.config import Config, SampleConfig, explained
+from unraze.config import OF_A_SAMPLER, Config, SampleConfig, explained
 from unraze.denoiser import Denoiser, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError
 from unraze.hardware import require_device
 from unraze.run import Run, find, read_config
-from unraze.samplers import Noise, Step, ddim, even_angles, even_times, greedy, random
+from unraze.samplers import Noise
 from unraze.schedule import Schedule
+from unraze.walk import Plan, plan, walk
 
 __all__ = [
     "Classes",
@@ -32,9 +33,9 @@ __all__ = [
     "denoiser_of",
     "generate",
     "load",
+    "plan_of",
     "recipe",
     "sample",
-    "steps_of",
 ]
 
 Classes = int | tuple[int, ...] | Literal["all", "none"] | None
@@ -161,9 +162,15 @@ def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
 
 
 def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
-    """Settings with some of them changed, checked; raises `InputError` naming field and value."""
+    """Settings with some of them changed, checked; raises `InputError` naming field and value.
+
+    With another sampler the keys that are its own are absent, unless they are among the changes.
+    """
+    own: dict[str, Any] = {}
+    if changes.get("sampler", settings.sampler) != settings.sampler:
+        own = dict.fromkeys(OF_A_SAMPLER)
     try:
-        return SampleConfig.model_validate(settings.model_dump() | dict(changes))
+        return SampleConfig.model_validate(settings.model_dump() | own | dict(changes))
     except ValidationError as error:
         raise InputError(f"sample: {explained(error)}") from error
 
@@ -196,16 +203,9 @@ def class_of(model: Model, classes: Classes, number: int) -> int | None:
             raise InputError(f"class = {classes!r}: give a number, 'all' or 'none'")
 
 
-def steps_of(model: Model, settings: SampleConfig) -> Schedule:
-    """The sub-schedule that sampling walks; raises `InputError` for too many or too few steps."""
-    match settings.spacing:
-        case "time":
-            whole = not model.config.loss.continuous
-            return even_times(model.schedule, settings.steps, whole=whole)
-        case "angle":
-            return even_angles(model.schedule, settings.steps)
-        case _:
-            assert_never(settings.spacing)
+def plan_of(model: Model, settings: SampleConfig) -> Plan:
+    """The steps that sampling walks, with their calls; raises `InputError` for too many or few."""
+    return plan(model.schedule, settings, whole=not model.config.loss.continuous)
 
 
 def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | None]) -> Denoiser:
@@ -275,14 +275,14 @@ def generate(
         )
     if not model.config.schedule.allow_signal:
         schedules.check_terminal_signal(model.schedule)
-    steps = steps_of(model, settings)
+    way = plan_of(model, settings)
     batches = [range(k, min(k + batch, first + n)) for k in range(first, first + n, batch)]
-    total, done = steps.steps * len(batches), 0
+    total, done = way.states * len(batches), 0
     for numbers in batches:
         labels = [class_of(model, classes, k) for k in numbers]
         denoise = denoiser_of(model, settings, labels)
         x = rng.normal(seed, "start", numbers, 0, model.shape).to(_device(model))
-        for step in _walk(denoise, x, steps, settings, _noise(model, seed, numbers)):
+        for step in walk(denoise, x, way.chain, settings, _noise(model, seed, numbers)):
             done += 1
             yield Progress(numbers, step.t, step.x, done, total, finished=step.t == 0)
 
@@ -333,27 +333,6 @@ def _require_unlabelled(model: Model, asked: str) -> None:
             f"{asked}: this run saw a label with every image (train.label_dropout = 0), so it does "
             "not know images without one; train with label_dropout = 0.1"
         )
-
-
-def _walk(
-    denoise: Denoiser, x: Tensor, steps: Schedule, settings: SampleConfig, noise: Noise
-) -> Iterator[Step]:
-    match settings.sampler:
-        case "greedy":
-            return greedy(denoise, x, steps)
-        case "random":
-            return random(
-                denoise,
-                x,
-                steps,
-                noise=noise,
-                sigma=settings.sigma,
-                final_noise=settings.final_noise,
-            )
-        case "ddim":
-            return ddim(denoise, x, steps, noise=noise, eta=settings.eta)
-        case _:
-            assert_never(settings.sampler)
 
 
 def _noise(model: Model, seed: int, numbers: range) -> Noise:

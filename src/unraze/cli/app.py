@@ -29,8 +29,11 @@ __all__ = [
     "Guidance",
     "Raw",
     "Sampler",
+    "SamplerName",
     "ScheduleKind",
     "Seed",
+    "Spacing",
+    "SpacingName",
     "Steps",
     "Threads",
     "app",
@@ -55,6 +58,24 @@ ScheduleKind = Literal["linear", "quadratic", "sigmoid", "cosine", "angle"]
 """Those of `unraze.config.ScheduleConfig`, spelt again: `--help` is to answer without pydantic."""
 SCHEDULE_KINDS: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
 
+SamplerName = Literal[
+    "greedy",
+    "random",
+    "ddim",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "unipc",
+    "ipndm",
+    "deis",
+    "adams",
+    "restart",
+]
+SpacingName = Literal["time", "angle", "log_snr", "karras"]
+"""As in `unraze.config.SampleConfig`: `--help` is to answer without pydantic."""
+
 INTERRUPTED = 130
 """The exit status of what Ctrl-C ended."""
 
@@ -69,8 +90,16 @@ Steps = Annotated[
     int | None, Parameter(group=SAMPLING, help="Network calls, 1 to T; the run's own if absent.")
 ]
 Sampler = Annotated[
-    Literal["greedy", "random", "ddim"] | None,
+    SamplerName | None,
     Parameter(group=SAMPLING, help="How x_{t-1} follows from x_t; the run's own if absent."),
+]
+Spacing = Annotated[
+    SpacingName | None,
+    Parameter(
+        group=SAMPLING,
+        help="Kept steps are even in t, in angle, in log-SNR, or as Karras et al. have them; the "
+        "run's own if absent.",
+    ),
 ]
 Guidance = Annotated[
     float | None,

@@ -422,9 +422,9 @@ def _batches(order: Order, film: Film | None) -> Iterator[tuple[range, np.ndarra
         batch=order.batch,
         first=order.first,
     )
-    steps = generate.steps_of(order.model, order.settings).steps
-    count = min(steps, FILM_FRAMES)
-    kept = frozenset(round((k + 1) * steps / count) for k in range(count))
+    states = generate.plan_of(order.model, order.settings).states
+    count = min(states, FILM_FRAMES)
+    kept = frozenset(round((k + 1) * states / count) for k in range(count))
     for moment in follow_drawing(moments, Console()):
         if film is not None and moment.numbers.start == order.first and moment.done in kept:
             film.states.append(_pixels(order, moment.x[:FILM_AT_MOST]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from unraze.cli.app import (
     Guidance,
     Raw,
     Sampler,
+    Spacing,
     Steps,
     Threads,
     app,
@@ -26,7 +28,6 @@ from unraze.cli.app import (
 from unraze.errors import InputError
 
 if TYPE_CHECKING:
-    from unraze.config import SampleConfig
     from unraze.generate import Classes, Model
 
 __all__ = ["sample"]
@@ -41,6 +42,7 @@ __all__ = ["sample"]
         "  unraze sample RUN -n 64 --film\n"
         "  unraze sample RUN -n 64 --greedy\n"
         "  unraze sample RUN --sigma beta --steps 1000\n"
+        "  unraze sample RUN --sampler adams --spacing angle --steps 10\n"
         "  unraze sample RUN --class 5 --guidance 2\n"
         "  unraze sample RUN -n 10000 --npy samples.npy\n"
         "  unraze sample --like RUN/samples-00000/00003.png"
@@ -62,6 +64,7 @@ def sample(
     ] = None,
     steps: Steps = None,
     sampler: Sampler = None,
+    spacing: Spacing = None,
     greedy: Annotated[
         bool,
         Parameter(
@@ -81,8 +84,28 @@ def sample(
     eta: Annotated[
         float | None,
         Parameter(
-            group=SAMPLING, help="DDIM's share of new noise, 0 to 1; the run's own if absent."
+            group=SAMPLING,
+            help="Share of new noise, 0 to 1, of ddim (0 if absent) and the sde samplers (1).",
         ),
+    ] = None,
+    order: Annotated[
+        int | None,
+        Parameter(
+            group=SAMPLING,
+            help="Of unipc, adams (1 to 3), ipndm, deis (1 to 4), restart (1, 2); the highest if "
+            "absent.",
+        ),
+    ] = None,
+    restart_interval: Annotated[
+        tuple[float, float] | None,
+        Parameter(
+            group=SAMPLING,
+            negative="",
+            help="Restart: the part of t/T that it goes through again; 0.05 0.2 if absent.",
+        ),
+    ] = None,
+    restart_repeats: Annotated[
+        int | None, Parameter(group=SAMPLING, help="Restart: how often; 2 if absent.")
     ] = None,
     final_noise: Annotated[
         bool,
@@ -162,9 +185,13 @@ def sample(
             "--seed": seed,
             "--steps": steps,
             "--sampler": sampler,
+            "--spacing": spacing,
             "--greedy": greedy or None,
             "--sigma": sigma,
             "--eta": eta,
+            "--order": order,
+            "--restart-interval": restart_interval,
+            "--restart-repeats": restart_repeats,
             "--final-noise": final_noise or None,
             "--clip": clip,
             "--class": class_,
@@ -213,6 +240,9 @@ def sample(
     given = {
         "steps": steps,
         "eta": eta,
+        "order": order,
+        "restart_interval": restart_interval,
+        "restart_repeats": restart_repeats,
         "guidance": guidance,
         "guidance_interval": guidance_interval,
         "class": class_,
@@ -231,23 +261,32 @@ def sample(
                 "--sigma learned: this run learned no variance; give beta or beta_tilde, or train "
                 "one with --set loss.variance=learned"
             )
-        settings = _settings(
-            model,
-            sampler=_sampler(model.config.sample.sampler, sampler, greedy, sigma, eta, final_noise),
-            steps=steps,
-            sigma=sigma,
-            eta=eta,
-            final_noise=final_noise or None,
-            clip=clip,
-            guidance=guidance,
-            guidance_interval=guidance_interval,
-        )
+        asked = _sampler(model.config.sample.sampler, sampler, greedy, sigma, final_noise)
+        own = {
+            "eta": eta,
+            "order": order,
+            "restart_interval": restart_interval,
+            "restart_repeats": restart_repeats,
+        }
+        _require_its_own(asked or model.config.sample.sampler, own)
+        changes = own | {
+            "sampler": asked,
+            "steps": steps,
+            "spacing": spacing,
+            "sigma": sigma,
+            "final_noise": final_noise or None,
+            "clip": clip,
+            "guidance": guidance,
+            "guidance_interval": guidance_interval,
+        }
+        given = {key: value for key, value in changes.items() if value is not None}
+        settings = generate.changed(model.config.sample, given)
         classes = _classes(model, class_)
         if guidance not in (None, 1.0) and classes == "none":
             raise InputError("--guidance and --class none: there is no class to guide towards")
         if guidance_interval is not None and settings.guidance == 1:
             raise InputError("--guidance-interval: nothing is guided; give --guidance too")
-        order = Order(
+        wanted = Order(
             model=model,
             settings=settings,
             seed=0 if seed is None else seed,
@@ -259,20 +298,15 @@ def sample(
         folder = None
         if out is not None or npy is None or film:
             folder = out or fresh_folder(run)
-            require_ours(folder, PICTURES, order.count)
+            require_ours(folder, PICTURES, wanted.count)
             require_place(folder, f"--out {folder}")
-        draw(order, folder, npy, film=film)
+        draw(wanted, folder, npy, film=film)
         print(folder if folder is not None else npy)
     return 0
 
 
 def _sampler(
-    own: str,
-    sampler: str | None,
-    greedy: bool,
-    sigma: str | None,
-    eta: float | None,
-    final_noise: bool,
+    own: str, sampler: str | None, greedy: bool, sigma: str | None, final_noise: bool
 ) -> str | None:
     """The sampler that the options ask for, or None for the run's own; they must agree."""
     if greedy and sampler not in (None, "greedy"):
@@ -281,27 +315,31 @@ def _sampler(
     if sigma is not None and asked is None:
         asked = "random"
     effective = asked or own
-    noisy = {
-        f"--sigma {sigma}": sigma is not None and effective != "random",
-        "--final-noise": final_noise and effective != "random",
-        f"--eta {eta}": eta is not None and effective != "ddim",
-    }
-    needs = {"--eta": "ddim", "--sigma": "random", "--final-noise": "random"}
-    for option, wrong in noisy.items():
-        if wrong:
-            wanted = needs[option.split()[0]]
-            raise InputError(
-                f"{option} is for the {wanted} sampler, this is {effective}: "
-                f"leave it out, or give --sampler {wanted}"
-            )
+    noisy = {f"--sigma {sigma}": sigma is not None, "--final-noise": final_noise}
+    for option, given in noisy.items():
+        if given and effective != "random":
+            raise InputError(_of_another(option, effective, ("random",)))
     return asked
 
 
-def _settings(model: Model, **options: Any) -> SampleConfig:
-    from unraze.config import updated
+def _require_its_own(sampler: str, options: Mapping[str, Any]) -> None:
+    """Raises `InputError` for an option that this sampler does not have."""
+    from unraze.config import OF_A_SAMPLER
 
-    changes = {f"sample.{key}": value for key, value in options.items() if value is not None}
-    return updated(model.config, changes, where="option").sample
+    for key, value in options.items():
+        if value is not None and sampler not in OF_A_SAMPLER[key]:
+            words = map(str, value if isinstance(value, tuple) else (value,))
+            said = " ".join((option_of(key), *words))
+            raise InputError(_of_another(said, sampler, OF_A_SAMPLER[key]))
+
+
+def _of_another(option: str, sampler: str, wanted: Sequence[str]) -> str:
+    *others, last = wanted
+    names = f"{', '.join(others)} or {last}" if others else last
+    return (
+        f"{option} is for {names}, the sampler is {sampler}: leave it out, or give "
+        f"--sampler {wanted[0]}"
+    )
 
 
 def _classes(model: Model, text: str | None) -> Classes:

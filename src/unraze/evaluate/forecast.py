@@ -23,7 +23,7 @@ from unraze.evaluate.nearest import neighbours
 from unraze.evaluate.places import Places
 from unraze.evaluate.reference import Reference
 from unraze.evaluate.samples import BATCH, to_draw
-from unraze.generate import Model, class_of, denoiser_of, steps_of as chain_of
+from unraze.generate import Model, class_of, denoiser_of, plan_of
 
 __all__ = ["features_time", "network_time", "samples_time", "sampling_time"]
 
@@ -60,7 +60,7 @@ def features_time(recipes: Sequence[Recipe], training: Images) -> float:
 def sampling_time(model: Model, settings: SampleConfig, *, count: int, places: Places) -> float:
     """Seconds of drawing those samples that are not there yet, by one network call."""
     left = to_draw(model, count, places.samples)
-    return left * chain_of(model, settings).steps * _call(model, settings) if left else 0.0
+    return left * plan_of(model, settings).calls * _call(model, settings) if left else 0.0
 
 
 def network_time(

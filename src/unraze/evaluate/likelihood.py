@@ -33,7 +33,7 @@ from unraze.errors import InputError
 from unraze.evaluate.chosen import chosen_for
 from unraze.evaluate.stage import Stage
 from unraze.flow import log_normal
-from unraze.generate import Model, changed, denoiser_of, steps_of
+from unraze.generate import Model, changed, denoiser_of, plan_of
 from unraze.process import destroy, log_variance
 from unraze.schedule import Schedule
 
@@ -179,7 +179,9 @@ def bound(
     x0, asked = chosen_for(model, held_out, labels, images, names=("held_out", "labels"))
     chain = model.schedule
     if steps is not None:
-        chain = steps_of(model, changed(model.config.sample, {"steps": steps}))
+        chain = plan_of(
+            model, changed(model.config.sample, {"sampler": "random", "steps": steps})
+        ).chain
     settings = SampleConfig(guidance=1.0, clip="clip" if clip else "none")
     return (
         yield from bounded(

@@ -18,7 +18,7 @@ from unraze.data import Images, to_uint8
 from unraze.errors import UnrazeError
 from unraze.evaluate.kept import read_arrays, write_arrays
 from unraze.evaluate.stage import Stage
-from unraze.generate import Classes, Model, class_of, generate, steps_of
+from unraze.generate import Classes, Model, class_of, generate, plan_of
 from unraze.rng import permutation
 
 __all__ = ["BATCH", "drawn", "in_proportion", "labels_asked", "to_draw"]
@@ -43,9 +43,9 @@ def drawn(
     written.
     """
     pixels = np.empty((count, *model.shape), dtype=np.uint8)
-    calls = steps_of(model, settings).steps
+    states = plan_of(model, settings).states
     parts = _parts(count)
-    total, seconds = calls * len(parts), 0.0
+    total, seconds = states * len(parts), 0.0
     for number, part in enumerate(parts):
         found = _kept(folder, model, part)
         if found is None:
@@ -60,7 +60,7 @@ def drawn(
                 first=part.start,
             )
             for moment in moments:
-                yield Stage("sampling", number * calls + moment.done, total)
+                yield Stage("sampling", number * states + moment.done, total)
                 x = moment.x
             found = time.monotonic() - began, _as_bytes(x, part)
             write_arrays(_file(folder, part), pixels=found[1], seconds=found[0])

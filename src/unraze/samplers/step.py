@@ -10,7 +10,8 @@ from unraze.denoiser import Prediction
 __all__ = ["Noise", "Step", "last"]
 
 Noise = Callable[[int], Tensor]
-"""i -> z, the standard normal noise of step i (from the schedule's T down to 1), of x's shape."""
+"""i -> z, the standard normal noise of step i, of x's shape: from the schedule's T down to 1, and
+where a sampler goes up again (`restart`), T+1, T+2, … for each time."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""One factor of the recipe at a time: `fast` with some keys changed, at equal steps.
+
+    python bench/trials.py base "muon: train.optimizer=muon" "wide: network.widths=[96,192]"
+
+Each trial is a name and the keys that it changes, as `--set` takes them. It trains on the first
+55,000 of Fashion-MNIST's training images, draws 2,000 in 25 calls of DDIM, and holds them against
+the last 5,000 training images in the first feature space: claims are made elsewhere, on the test
+images and in the second (`time_to_quality.py`). Steps are equal, not minutes, so that trials may
+run beside one another; what a step costs is in `train_speed.py`. Each is kept as a file below --out
+as soon as it is scored, and the same command goes on where it was.
+
+Beside the distance stands the grid: the power of the differences within the network's folded 2 x 2
+squares over that between the squares, 1 for pictures that know of no squares.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomllib
+import torch
+
+from unraze import train as training
+from unraze.config import Config, DataConfig, preset, updated
+from unraze.data import Images, load, to_uint8
+from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.metrics import frechet, kid, with_floor
+from unraze.evaluate.stage import finish
+from unraze.generate import Model, changed, sample
+from unraze.pictures import grid
+
+Array = np.ndarray[Any, Any]
+
+VALIDATION, SAMPLES, CALLS = 5000, 2000, 25
+RESULTS = Path(__file__).parent / "results" / "trials"
+
+
+def material(source: str) -> tuple[Images, Array, FeatureSpace]:
+    """Images to train on, those to judge by, and the space to judge in."""
+    whole = load(DataConfig(source=source))
+    most = len(whole) - VALIDATION
+    part = Images.from_arrays(whole.pixels[:most], source=f"{source}, {most:,}")
+    return part, whole.pixels[most:], finish(spaces(whole, whole))[0]
+
+
+def changes(text: str) -> tuple[str, dict[str, Any]]:
+    """ "name: a.b=1 c.d=[2,3]" as its name and its keys."""
+    name, _, rest = text.partition(":")
+    pairs = (pair.split("=", 1) for pair in rest.split())
+    return name.strip(), {key: _value(value) for key, value in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def squares(pixels: Array, fold: int = 2) -> float:
+    """Power of the differences within squares over that across their edges; uint8 (N, C, H, W)."""
+    x = pixels.astype(np.float32)
+    within, across = [], []
+    for axis in (2, 3):
+        d = np.diff(x, axis=axis)
+        place = np.arange(d.shape[axis]) % fold
+        power = np.square(d).mean(axis=tuple(k for k in range(4) if k != axis))
+        within.append(power[place != fold - 1].mean())
+        across.append(power[place == fold - 1].mean())
+    return float(sum(within) / sum(across))
+
+
+def judged(model: Model, real: Array, space: FeatureSpace, seed: int) -> dict[str, Any]:
+    """The figures of a model's samples, and the samples."""
+    wanted = {"sampler": "ddim", "steps": CALLS, "eta": 0.0, "clip": "clip"}
+    settings = changed(model.config.sample, wanted)
+    drawn = to_uint8(sample(model, SAMPLES, seed=seed, settings=settings, batch=250))
+    theirs, ours = space.extract(real), space.extract(drawn)
+    figures = (*with_floor(frechet, theirs, ours), kid(theirs, ours))
+    return {
+        "figures": {figure.name: asdict(figure) for figure in figures},
+        "squares": squares(drawn),
+        "drawn": drawn,
+    }
+
+
+def tried(
+    name: str, config: Config, of: tuple[Images, Array, FeatureSpace], out: Path
+) -> dict[str, Any]:
+    """A trial's result, from its file or made now."""
+    steps, seed = config.train.steps, config.train.seed
+    file = out / f"{name}-{steps}-seed{seed}.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    images, real, space = of
+    folder = out / "runs" / file.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    model = training.fit(images, config, out=folder)
+    rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    result = judged(model, real, space, seed)
+    drawn = result.pop("drawn")
+    out.mkdir(parents=True, exist_ok=True)
+    grid(drawn[:64].transpose(0, 2, 3, 1)).save(file.with_suffix(".png"))
+    result |= {
+        "name": name,
+        "seed": seed,
+        "steps": steps,
+        "loss": statistics.mean(row["loss"] for row in rows[-len(rows) // 10 :]),
+        "images_per_second": rows[-1]["images_per_second"],
+        "weights": sum(p.numel() for p in model.network.parameters()),
+        "config": config.model_dump(mode="json"),
+    }
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def main() -> None:
+    """Parses, tries what is not there, prints a line each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trials", nargs="+", metavar="NAME: key=value …")
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    of = material(options.data)
+    print(f"real images: squares {squares(of[1]):.3f}")
+    for text in options.trials:
+        name, wanted = changes(text)
+        for seed in map(int, options.seeds.split(",")):
+            fixed = {"train.steps": options.steps, "train.seed": seed}
+            config = updated(preset("fast"), {"train.threads": options.threads} | fixed | wanted)
+            result = tried(name, config, of, options.out)
+            fd = result["figures"]["Fréchet distance"]
+            print(
+                f"{name:<24} seed {seed}  {result['steps']:>5} steps  loss {result['loss']:.4f}"
+                f"  FD {fd['alike']:6.2f} (floor {fd['floor']:.2f})"
+                f"  KID {1000 * result['figures']['KID']['value']:6.1f}"
+                f"  squares {result['squares']:.3f}  {result['weights'] / 1e6:.2f} M"
+                f"  {result['images_per_second']:.0f}/s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""From the settings of a run to a sampler on its way: which steps, how many calls, which function.
+
+`steps` of the settings are network calls, of every sampler: where a step takes several, fewer steps
+are made.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_never
+
+from unraze.config import NOISE_SHARES, ORDERS, SampleConfig
+from unraze.denoiser import Denoiser
+from unraze.errors import InputError
+from unraze.samplers import (
+    Noise,
+    Step,
+    adams,
+    ddim,
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    even_angles,
+    even_log_snr,
+    even_times,
+    greedy,
+    heun,
+    ipndm,
+    karras,
+    random,
+    restart,
+    restart_ends,
+    unipc,
+)
+from unraze.samplers.restart import INTERVAL, REPEATS
+from unraze.schedule import Schedule
+
+__all__ = ["Plan", "plan", "walk"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sub-schedule that a sampler walks, the states that it yields there, and the calls of the
+    denoiser that it makes an image."""
+
+    chain: Schedule
+    states: int
+    calls: int
+
+
+def plan(schedule: Schedule, settings: SampleConfig, *, whole: bool) -> Plan:
+    """As many steps as `settings.steps` calls allow; at whole times alone where `whole`.
+
+    Raises `InputError` for more calls than the schedule has steps, or times that are not of this
+    schedule.
+    """
+    if settings.steps > schedule.steps:
+        raise InputError(
+            f"steps = {settings.steps}: the schedule has {schedule.steps} steps; "
+            f"give a number from 1 to {schedule.steps}"
+        )
+    match settings.sampler:
+        case "heun":  # two calls a step, one in the last
+            count = (settings.steps + 1) // 2
+            return Plan(_spaced(schedule, settings, count, whole), count, 2 * count - 1)
+        case "restart":
+            return _restarting(schedule, settings, whole)
+        case _:
+            chain = _spaced(schedule, settings, settings.steps, whole)
+            return Plan(chain, settings.steps, settings.steps)
+
+
+def walk(
+    denoise: Denoiser, x: Tensor, chain: Schedule, settings: SampleConfig, noise: Noise
+) -> Iterator[Step]:
+    """The sampler of the settings, from x at the top of the chain down to a picture."""
+    eta = NOISE_SHARES.get(settings.sampler, 0.0) if settings.eta is None else settings.eta
+    order = _order(settings)
+    match settings.sampler:
+        case "greedy":
+            return greedy(denoise, x, chain)
+        case "random":
+            sigma, final = settings.sigma, settings.final_noise
+            return random(denoise, x, chain, noise=noise, sigma=sigma, final_noise=final)
+        case "ddim":
+            return ddim(denoise, x, chain, noise=noise, eta=eta)
+        case "heun":
+            return heun(denoise, x, chain)
+        case "dpmpp_2m":
+            return dpmpp_2m(denoise, x, chain)
+        case "dpmpp_3m":
+            return dpmpp_3m(denoise, x, chain)
+        case "dpmpp_2m_sde":
+            return dpmpp_2m_sde(denoise, x, chain, noise=noise, eta=eta)
+        case "dpmpp_3m_sde":
+            return dpmpp_3m_sde(denoise, x, chain, noise=noise, eta=eta)
+        case "unipc":
+            return unipc(denoise, x, chain, order=order)
+        case "ipndm":
+            return ipndm(denoise, x, chain, order=order)
+        case "deis":
+            return deis(denoise, x, chain, order=order)
+        case "adams":
+            return adams(denoise, x, chain, order=order)
+        case "restart":
+            interval, repeats = _restart(settings)
+            return restart(
+                denoise, x, chain, noise=noise, interval=interval, repeats=repeats, order=order
+            )
+        case _:
+            assert_never(settings.sampler)
+
+
+def _spaced(schedule: Schedule, settings: SampleConfig, count: int, whole: bool) -> Schedule:
+    """`count` of the schedule's steps."""
+    match settings.spacing:
+        case "time":
+            return even_times(schedule, count, whole=whole)
+        case "angle":
+            return even_angles(schedule, count, whole=whole)
+        case "log_snr":
+            return even_log_snr(schedule, count, whole=whole)
+        case "karras":
+            return karras(schedule, count, whole=whole)
+        case tuple():
+            return _given(schedule, settings.spacing, whole)
+        case _:
+            assert_never(settings.spacing)
+
+
+def _given(schedule: Schedule, spacing: Sequence[float], whole: bool) -> Schedule:
+    times, last = torch.tensor(spacing, dtype=torch.float64), float(schedule.times[-1])
+    if float(times[-1]) != last:
+        raise InputError(
+            f"spacing = … {spacing[-1]:g}: the last time is to be T = {last:g} of the schedule"
+        )
+    if whole and bool((times != times.round()).any()):
+        raise InputError(
+            "spacing: this network was trained at whole times alone (loss.continuous = false); "
+            "give whole numbers"
+        )
+    return schedule.keep(times)
+
+
+def _restarting(schedule: Schedule, settings: SampleConfig, whole: bool) -> Plan:
+    """The longest chain whose calls, with those of going through the interval again, suffice."""
+    interval, repeats = _restart(settings)
+    for count in range(settings.steps, 1, -1):
+        chain = _spaced(schedule, settings, count, whole)
+        low, high = restart_ends(chain, interval)
+        states = count + repeats * (high - low)
+        calls = states if _order(settings) == 1 else 2 * states - 1
+        if calls <= settings.steps:
+            return Plan(chain, states, calls)
+    raise InputError(
+        f"steps = {settings.steps}: too few calls for restart to go {repeats} times through "
+        f"{interval[0]:g} … {interval[1]:g}; give more, fewer restart_repeats, or order 1"
+    )
+
+
+def _restart(settings: SampleConfig) -> tuple[tuple[float, float], int]:
+    return settings.restart_interval or INTERVAL, settings.restart_repeats or REPEATS
+
+
+def _order(settings: SampleConfig) -> int:
+    """The order asked for, or the sampler's own: its highest."""
+    return ORDERS.get(settings.sampler, 1) if settings.order is None else settings.order
