@@ -20,7 +20,6 @@ azula needs torchvision for parts that are not used here: `pip install --no-deps
 import argparse
 import json
 import math
-import platform
 import shutil
 import statistics
 import time
@@ -33,10 +32,11 @@ import matplotlib
 import numpy as np
 import peers
 import torch
+from machine import machine
 from matplotlib.figure import Figure
 from scipy import stats
 
-from unraze import __version__, train as training
+from unraze import train as training
 from unraze.config import DataConfig, preset, updated
 from unraze.data import Images, load, to_uint8
 from unraze.evaluate.features import FeatureSpace, spaces
@@ -171,18 +171,6 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
 def distance(result: dict[str, Any], space: str, part: str, what: str = "alike") -> float:
     """A result's Fréchet distance at the counts of its floor, or the floor."""
     return float(result["figures"][f"{space}, {part}, Fréchet distance"][what])
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on and with."""
-    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    models = [line.split(":")[1].strip() for line in lines.splitlines() if "model name" in line]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "unraze": __version__,
-    }
 
 
 def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:

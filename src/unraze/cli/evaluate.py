@@ -227,7 +227,6 @@ def _run(
 
     from unraze import generate
     from unraze.cli.drawing import require_place
-    from unraze.config import updated
     from unraze.evaluate.evaluation import Subject, evaluate_run, require_enough
     from unraze.evaluate.places import places_of_run
     from unraze.evaluate.reference import of_run
@@ -236,8 +235,7 @@ def _run(
     names = {name: f"--{key}" for key in given for name in (key, f"sample.{key}")}
     with told_as_options(names | {"device": "--device"}):
         model = generate.load(path, raw=raw, step=checkpoint, device=device)
-        wanted = {f"sample.{key}": value for key, value in given.items()}
-        settings = updated(model.config, wanted).sample
+        settings = generate.changed(model.config.sample, given)
         next(generate.generate(model, 1, seed=seed, settings=settings))  # refuses what will not do
     require_place(path / "eval", str(path))
     reference = of_run(model)

@@ -1,0 +1,315 @@
+"""Quality by network calls: every sampler, ours and diffusers', on one trained network.
+
+    python bench/few_steps.py RUN [--calls 4,6,8,10,15,20] [--samples 2000]
+
+RUN is a run of `unraze train fashion-mnist`. Each draws the same number of samples, from the same
+starting noise where it can, with the same clipped denoiser; they are held against the 10,000 test
+images in both feature spaces. The reference is the text's random sampler (σ = β) in all T steps.
+A scheduler of diffusers is given the same ᾱ, with 2^-12 for the 0 at the end, as its own
+rescaling to zero terminal signal has it. Every cell is kept as a file below --out, and the same
+command goes on where it was.
+
+What is said at the end, for each number of calls: the best of ours, the best of theirs and the
+reference, as Fréchet distances; and the ratios with 95 % intervals.
+"""
+
+import argparse
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from machine import machine
+from matplotlib.figure import Figure
+
+from unraze import rng
+from unraze.config import DataConfig, SampleConfig
+from unraze.data import load, to_uint8
+from unraze.denoiser import emission
+from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.metrics import frechet, kid
+from unraze.evaluate.stage import finish
+from unraze.generate import Model, changed, denoiser_of, load as load_run, plan_of, sample
+from unraze.pictures import grid
+
+Array = np.ndarray[Any, Any]
+Draw = Callable[[Model, int, int], Array]
+"""(model, samples, seed) -> uint8 (samples, C, H, W)."""
+
+RESULTS = Path(__file__).parent / "results" / "few-steps"
+BATCH = 250
+REFERENCE = "random, σ = β"
+LEAST = 2.0**-12
+"""ᾱ_T that diffusers' schedulers are given where it is 0."""
+
+OURS: dict[str, dict[str, Any]] = {
+    f"{name}{f' {order}' if order else ''}, {spacing}": {
+        "sampler": name,
+        "spacing": spacing,
+        **({"order": order} if order else {}),
+    }
+    for name, order in (
+        ("ddim", None),
+        ("heun", None),
+        ("dpmpp_2m", None),
+        ("dpmpp_3m", None),
+        ("dpmpp_2m_sde", None),
+        ("dpmpp_3m_sde", None),
+        ("unipc", 2),
+        ("unipc", 3),
+        ("deis", 3),
+        ("ipndm", 3),
+        ("adams", 2),
+        ("adams", 3),
+        ("restart", 1),
+        ("random", None),
+    )
+    for spacing in ("angle", "log_snr", "karras")
+}
+
+THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "DDPM": ("DDPMScheduler", {"timestep_spacing": "trailing"}),
+    "Euler": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "Euler, Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "Heun": ("HeunDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "Heun, Karras": ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+    "DPM++ 2M, Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "DPM++ 3M": (
+        "DPMSolverMultistepScheduler",
+        {"timestep_spacing": "trailing", "solver_order": 3},
+    ),
+    "DPM++ 2M SDE": (
+        "DPMSolverMultistepScheduler",
+        {"timestep_spacing": "trailing", "algorithm_type": "sde-dpmsolver++"},
+    ),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", {}),
+    "UniPC 2": ("UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
+    "UniPC 2, Karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}),
+    "UniPC 3": ("UniPCMultistepScheduler", {"timestep_spacing": "trailing", "solver_order": 3}),
+    "DEIS": ("DEISMultistepScheduler", {"timestep_spacing": "trailing"}),
+    "LMS": ("LMSDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "PNDM": ("PNDMScheduler", {"timestep_spacing": "trailing", "skip_prk_steps": True}),
+}
+
+
+def by_ours(changes: dict[str, Any], calls: int) -> Draw:
+    """A sampler of Unraze."""
+
+    def draw(model: Model, count: int, seed: int) -> Array:
+        return to_uint8(sample(model, count, seed=seed, settings=settings(model, changes, calls)))
+
+    return draw
+
+
+def settings(model: Model, changes: dict[str, Any], calls: int) -> SampleConfig:
+    """Those of the run with a sampler of these calls."""
+    return changed(model.config.sample, {**changes, "steps": calls, "clip": "clip"})
+
+
+def by_theirs(kind: str, options: dict[str, Any], calls: int) -> Draw:
+    """A scheduler of diffusers, told v at (their t) + 1."""
+    import diffusers
+
+    steps = (calls + 1) // 2 if kind.startswith("Heun") else calls
+
+    def draw(model: Model, count: int, seed: int) -> Array:
+        a = model.schedule.alpha_bar[1:].clone()
+        a[-1] = max(float(a[-1]), LEAST)
+        kept = torch.cat([a[:1], a[1:] / a[:-1]])
+        scheduler = getattr(diffusers, kind)(
+            num_train_timesteps=model.schedule.steps,
+            trained_betas=(1 - kept.square()).numpy(),
+            prediction_type="v_prediction",
+            **{"clip_sample": False} if kind in ("DDIMScheduler", "DDPMScheduler") else {},
+            **options,
+        )
+        out = []
+        for first in range(0, count, BATCH):
+            numbers = range(first, min(first + BATCH, count))
+            denoise = denoiser_of(model, settings(model, {}, 1), [None] * len(numbers))
+            x = rng.normal(seed, "start", numbers, 0, model.shape)
+            generator = torch.Generator().manual_seed(seed + first)
+            scheduler.set_timesteps(steps)
+            if hasattr(scheduler, "set_begin_index"):  # else it is looked up among rounded times
+                scheduler.set_begin_index(0)
+            x = x * scheduler.init_noise_sigma
+            if len(scheduler.timesteps) > calls:
+                raise ValueError(f"{kind} makes {len(scheduler.timesteps)} calls")
+            for t in scheduler.timesteps:
+                said = denoise(scheduler.scale_model_input(x, t), t.double() + 1)
+                at = torch.as_tensor(t.double() + 1)
+                v = emission("v", said.x0, said.eps, model.schedule, at)
+                random = {"generator": generator} if kind not in PLAIN else {}
+                x = scheduler.step(v, t, x, **random).prev_sample.float()
+            out.append(to_uint8(x.clamp(-1, 1)))
+        return np.concatenate(out)
+
+    return draw
+
+
+PLAIN = (
+    "DEISMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Those whose step takes no generator."""
+
+
+@torch.no_grad()
+def measured(
+    label: str,
+    calls: int,
+    draw: Draw,
+    model: Model,
+    of: tuple[Array, Sequence[FeatureSpace]],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """A cell's result, from its file or made now."""
+    slug = "".join(c if c.isalnum() else "-" for c in label)
+    file = options.out / "cells" / f"{model.checkpoint[:12]}-{options.samples}-{calls}-{slug}.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    real, found_spaces = of
+    began = time.perf_counter()
+    drawn = draw(model, options.samples, options.seed)
+    seconds = time.perf_counter() - began
+    figures = {}
+    for space in found_spaces:
+        ours, theirs = space.extract(drawn), space.extract(real)
+        for figure in (frechet(theirs, ours), kid(theirs, ours)):
+            numbers = asdict(figure)
+            figures[f"{space.name}, {figure.name}"] = {
+                name: numbers[name] for name in ("value", "low", "high")
+            }
+    result = {"label": label, "calls": calls, "seconds": round(seconds, 1), "figures": figures}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)
+    grid(drawn[:64].transpose(0, 2, 3, 1)).save(file.with_suffix(".png"))
+    told = ", ".join(f"{distance(result, s.name)[0]:.2f}" for s in found_spaces)
+    print(f"{calls:>4} calls  {label:<24} {told}   ({seconds:.0f} s)", flush=True)
+    return result
+
+
+def distance(result: dict[str, Any], space: str) -> tuple[float, float]:
+    """The Fréchet distance, and the standard error of its logarithm."""
+    figure = result["figures"][f"{space}, Fréchet distance"]
+    width = math.log(figure["high"]) - math.log(max(figure["low"], 1e-9))
+    return float(figure["value"]), width / (2 * 1.96)
+
+
+def ratio(a: tuple[float, float], b: tuple[float, float]) -> str:
+    """a/b with its 95 % interval."""
+    middle, width = a[0] / b[0], 1.96 * math.hypot(a[1], b[1])
+    return f"{middle:.3f} ({middle * math.exp(-width):.3f} … {middle * math.exp(width):.3f})"
+
+
+def told(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> list[str]:
+    """The table, line by line."""
+    lines = []
+    for space in names:
+        lines.append(f"{space}: Fréchet distance to the test images")
+        (whole,) = [c for c in cells if c["label"] == REFERENCE and c["calls"] == steps]
+        reference = distance(whole, space)
+        lines.append(f"  {steps} calls  {REFERENCE:<28} {reference[0]:7.2f}")
+        for calls in sorted({c["calls"] for c in cells} - {steps}):
+            here = [c for c in cells if c["calls"] == calls]
+            sides = [[c for c in here if (c["label"] in THEIRS) == side] for side in (False, True)]
+            best = [min(s, key=lambda c: distance(c, space)[0]) for s in sides if s]
+            for cell in best:
+                d = distance(cell, space)
+                who = "diffusers " if cell["label"] in THEIRS else ""
+                lines.append(
+                    f"  {calls:>4} calls  {who + cell['label']:<28} {d[0]:7.2f}   of the reference "
+                    f"{ratio(d, reference)}"
+                )
+            if len(best) == 2:
+                between = ratio(distance(best[0], space), distance(best[1], space))
+                lines.append(f"              ours / theirs {between}")
+    return lines
+
+
+def by_calls(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> Figure:
+    """Distance by calls, a panel a space: the best of each family."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, space in zip(figure.subplots(1, len(names)), names, strict=True):
+        for who, style in (("unraze", "-"), ("diffusers", "--")):
+            mine = [c for c in cells if (c["label"] in THEIRS) == (who == "diffusers")]
+            families = sorted({c["label"].split(",")[0] for c in mine if c["calls"] < steps})
+            for family in families:
+                best: dict[int, float] = {}
+                for c in mine:
+                    if c["label"].split(",")[0] == family and c["calls"] < steps:
+                        value = distance(c, space)[0]
+                        best[c["calls"]] = min(value, best.get(c["calls"], math.inf))
+                points = sorted(best.items())
+                axes.plot(*zip(*points, strict=True), style, lw=1, label=f"{who}: {family}")
+        (whole,) = [c for c in cells if c["label"] == REFERENCE and c["calls"] == steps]
+        axes.axhline(distance(whole, space)[0], color="0.5", lw=1)
+        axes.set(title=space, xlabel="network calls", xscale="log", yscale="log")
+    figure.axes[0].set_ylabel("Fréchet distance")
+    figure.axes[-1].legend(fontsize=5, ncols=2)
+    return figure
+
+
+def main() -> None:
+    """Parses, draws what is not there, prints, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="of `unraze train fashion-mnist`")
+    parser.add_argument("--calls", default="4,6,8,10,15,20")
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="labels that hold this text")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    matplotlib.use("Agg")
+
+    model = load_run(options.run)
+    data = DataConfig(source="fashion-mnist")
+    whole, test = load(data), load(data, split="test")
+    of = (test.pixels, finish(spaces(whole, test)))
+    cells = []
+    for calls in map(int, options.calls.split(",")):
+        for label, changes in OURS.items():
+            if options.only not in label:
+                continue
+            if changes["sampler"] == "restart" and calls < 8:
+                continue
+            plan_of(model, settings(model, changes, calls))
+            cells.append(measured(label, calls, by_ours(changes, calls), model, of, options))
+        for label, (kind, more) in THEIRS.items():
+            if options.only in label:
+                draw = by_theirs(kind, more, calls)
+                cells.append(measured(label, calls, draw, model, of, options))
+    steps = model.schedule.steps
+    reference = by_ours({"sampler": "random", "sigma": "beta", "spacing": "time"}, steps)
+    cells.append(measured(REFERENCE, steps, reference, model, of, options))
+    names = [space.name for space in of[1]]
+    lines = told(cells, names, steps)
+    print("\n".join(lines))
+    summary = {"machine": machine(), "checkpoint": model.checkpoint, "told": lines, "cells": cells}
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    (options.out / "few-steps.json").write_text(text, encoding="utf-8")
+    by_calls(cells, names, steps).savefig(options.out / "few-steps.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""What a measurement was made on and with."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unraze import __version__
+
+__all__ = ["machine"]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, what of it torch uses, and versions."""
+    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    models = [line.split(":")[1].strip() for line in lines.splitlines() if "model name" in line]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "unraze": __version__,
+    }
