@@ -120,7 +120,11 @@ def by_theirs(kind: str, options: dict[str, Any], calls: int) -> Draw:
     """A scheduler of diffusers, told v at (their t) + 1."""
     import diffusers
 
-    steps = (calls + 1) // 2 if kind.startswith("Heun") else calls
+    steps = calls
+    if kind.startswith("Heun"):
+        steps = (calls + 1) // 2
+    if kind.startswith("PNDM"):  # which takes its second step twice
+        steps = calls - 1
 
     def draw(model: Model, count: int, seed: int) -> Array:
         a = model.schedule.alpha_bar[1:].clone()

@@ -147,6 +147,7 @@ def test_the_derivation_links_every_function_of_the_forward_process_and_the_samp
     """A formula stands beside the function that is it: none of these may be left out."""
     named = {text.strip("`") for text, _ in links(ROOT / "docs" / "annotated.md")}
     samplers = ("ancestral", "ddim", "times", "heun", "dpmpp", "unipc", "ipndm", "deis", "adams")
+    samplers += ("gits",)
     for module in ("process", "samplers.restart", *(f"samplers.{name}" for name in samplers)):
         public = importlib.import_module(f"unraze.{module}").__all__
         functions = {name for name in public if name[0].islower()}

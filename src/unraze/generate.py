@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from unraze import __version__, checkpoint, nn as networks, rng, schedule as schedules
 from unraze.config import OF_A_SAMPLER, Config, SampleConfig, explained
 from unraze.denoiser import Denoiser, clipped, denoiser, guided
-from unraze.errors import CheckpointError, InputError
+from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.hardware import require_device
 from unraze.run import Run, find, read_config
 from unraze.samplers import Noise
@@ -28,19 +28,51 @@ __all__ = [
     "Classes",
     "Model",
     "Progress",
+    "Tuning",
+    "asked",
     "changed",
     "class_of",
     "denoiser_of",
     "generate",
+    "keep_tuning",
     "load",
     "plan_of",
     "recipe",
     "sample",
+    "settings_of",
 ]
+
+TUNING = "sampling.json"
+"""The file of a checkpoint's `Tuning`."""
+
+WAY = {"sampler", "spacing", "sigma", "final_noise", *OF_A_SAMPLER}
+"""The keys of `sample` that say how to go from noise to picture."""
 
 Classes = int | tuple[int, ...] | Literal["all", "none"] | None
 """One class; classes in turn, again and again; all of them in turn (image k is of class k mod K);
 no label. None: all where there are any."""
+
+
+class Tuning(BaseModel):
+    """What `unraze tune` found for the averaged weights of one checkpoint, and keeps beside them.
+
+    `settings` by number of network calls; `default` is the number to take where none is asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: str
+    default: int
+    settings: dict[int, SampleConfig]
+
+    @model_validator(mode="after")
+    def _of_its_calls(self) -> "Tuning":
+        if self.default not in self.settings:
+            raise ValueError(f"default = {self.default}: there are no settings of so many calls")
+        for calls, settings in self.settings.items():
+            if settings.steps != calls:
+                raise ValueError(f"settings.{calls} are of {settings.steps} calls")
+        return self
 
 
 @dataclass(frozen=True)
@@ -49,7 +81,7 @@ class Model:
 
     `shape` is (C, H, W); `num_classes` is 0 for an unconditional network; `checkpoint` is the
     SHA-256 of the weights' file, `step` the training step it was saved at, `data` the fingerprint
-    of the images it was trained on.
+    of the images it was trained on; `folder` holds the checkpoint, `tuning` what was found for it.
     """
 
     config: Config
@@ -63,6 +95,8 @@ class Model:
     checkpoint: str = ""
     step: int = 0
     data: str = ""
+    folder: Path | None = None
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +172,45 @@ def load(
         checkpoint=saved.state["sha256"]["model"] if raw else saved.hash,
         step=saved.step,
         data=saved.state["data"],
+        folder=saved.path,
+        tuning=None if raw else _tuning(saved),
     )
+
+
+def keep_tuning(model: Model, tuning: Tuning) -> Path:
+    """Writes what was found beside the checkpoint of the model; raises `UnrazeError`."""
+    if model.folder is None:
+        raise UnrazeError("this model is of no checkpoint, so there is no place to keep its tuning")
+    file = model.folder / TUNING
+    checkpoint.write_atomically(file, tuning.model_dump_json(indent=1) + "\n")
+    return file
+
+
+def _tuning(saved: checkpoint.Checkpoint) -> Tuning | None:
+    """What was kept beside a checkpoint; raises `CheckpointError` for what is damaged."""
+    file = saved.path / TUNING
+    if not file.exists():
+        return None
+    remedy = "remove it, or make it anew with `unraze tune`"
+    try:
+        tuning = Tuning.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        why = explained(error) if isinstance(error, ValidationError) else error.strerror
+        raise CheckpointError(f"{file}: is damaged ({why}): {remedy}") from error
+    if tuning.checkpoint != saved.hash:
+        raise CheckpointError(f"{file}: was found for other weights: {remedy}")
+    return tuning
+
+
+def settings_of(model: Model, steps: int | None = None) -> SampleConfig:
+    """How a model is sampled where nothing else is asked: as tuned, else as its run says.
+
+    With `steps`, in so many network calls: as tuned for them, else the run's own sampler.
+    """
+    tuned = model.tuning
+    if tuned is not None and (steps is None or steps in tuned.settings):
+        return tuned.settings[tuned.default if steps is None else steps]
+    return model.config.sample if steps is None else changed(model.config.sample, {"steps": steps})
 
 
 def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
@@ -159,6 +231,15 @@ def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
             f"{run.path}: no checkpoint of step {step}; there is {steps or 'none yet'}"
         )
     return found[0]
+
+
+def asked(model: Model, changes: Mapping[str, Any]) -> SampleConfig:
+    """How a model is sampled with these changes: as tuned (`settings_of`), unless one of them says
+    which way to go, which the run's own settings are then changed by. Raises `InputError`."""
+    if WAY & changes.keys():
+        return changed(model.config.sample, changes)
+    rest = {key: value for key, value in changes.items() if key != "steps"}
+    return changed(settings_of(model, changes.get("steps")), rest)
 
 
 def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
@@ -260,9 +341,10 @@ def generate(
 ) -> Iterator[Progress]:
     """Draws images first … first+n-1 of a seed, in batches, yielding every step.
 
+    Without `settings`, as `settings_of` has them.
     Raises `InputError`, before anything is drawn, for what the run or its schedule cannot do.
     """
-    settings = model.config.sample if settings is None else settings
+    settings = settings_of(model) if settings is None else settings
     if n < 1 or batch < 1 or first < 0 or seed < 0:
         raise InputError(
             f"n = {n}, batch = {batch}, first = {first}, seed = {seed}: "

@@ -104,16 +104,24 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """U S' Vᵀ of matrix = U S Vᵀ (rows, columns), S' within about 0.7 … 1.2; 0 stays 0.
 
-    X ← a X + (b A + c A²) X, A = X Xᵀ, five times from X = M/‖M‖: Jordan et al.'s Newton-Schulz
-    iteration of fifth degree, whose a is so large that small singular values rise fast.
+    X ← Q X with Q = a I + b G + c G², G = X Xᵀ, five times from X = M/‖M‖: Jordan et al.'s
+    Newton-Schulz iteration of fifth degree, whose a is so large that small singular values rise
+    fast. All Q are polynomials of the first G, of the shorter side: G ← Q G Q and their product
+    follow without X, which is multiplied once. In float32 that leaves singular values below some
+    3e-4 of ‖M‖ inexact; they end below 0.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T
     x = x / x.norm().clamp(min=torch.finfo(x.dtype).tiny)
+    gram = x @ x.T
+    one = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    product = one
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        q = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(one, alpha=a)
+        product = q @ product
+        gram = q @ gram @ q
+    x = torch.mm(product, x)
     return x if wide else x.T
 
 

@@ -235,7 +235,7 @@ def _run(
     names = {name: f"--{key}" for key in given for name in (key, f"sample.{key}")}
     with told_as_options(names | {"device": "--device"}):
         model = generate.load(path, raw=raw, step=checkpoint, device=device)
-        settings = generate.changed(model.config.sample, given)
+        settings = generate.asked(model, given)
         next(generate.generate(model, 1, seed=seed, settings=settings))  # refuses what will not do
     require_place(path / "eval", str(path))
     reference = of_run(model)

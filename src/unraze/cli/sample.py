@@ -261,16 +261,16 @@ def sample(
                 "--sigma learned: this run learned no variance; give beta or beta_tilde, or train "
                 "one with --set loss.variance=learned"
             )
-        asked = _sampler(model.config.sample.sampler, sampler, greedy, sigma, final_noise)
+        chosen = _sampler(model.config.sample.sampler, sampler, greedy, sigma, final_noise)
         own = {
             "eta": eta,
             "order": order,
             "restart_interval": restart_interval,
             "restart_repeats": restart_repeats,
         }
-        _require_its_own(asked or model.config.sample.sampler, own)
+        _require_its_own(chosen or model.config.sample.sampler, own)
         changes = own | {
-            "sampler": asked,
+            "sampler": chosen,
             "steps": steps,
             "spacing": spacing,
             "sigma": sigma,
@@ -280,7 +280,7 @@ def sample(
             "guidance_interval": guidance_interval,
         }
         given = {key: value for key, value in changes.items() if value is not None}
-        settings = generate.changed(model.config.sample, given)
+        settings = generate.asked(model, given)
         classes = _classes(model, class_)
         if guidance not in (None, 1.0) and classes == "none":
             raise InputError("--guidance and --class none: there is no class to guide towards")
@@ -300,6 +300,8 @@ def sample(
             folder = out or fresh_folder(run)
             require_ours(folder, PICTURES, wanted.count)
             require_place(folder, f"--out {folder}")
+        if model.tuning is not None and settings.spacing != model.config.sample.spacing:
+            print(f"{settings.sampler} in {settings.steps} calls, as `unraze tune` found")
         draw(wanted, folder, npy, film=film)
         print(folder if folder is not None else npy)
     return 0

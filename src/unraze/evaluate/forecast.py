@@ -25,7 +25,7 @@ from unraze.evaluate.reference import Reference
 from unraze.evaluate.samples import BATCH, to_draw
 from unraze.generate import Model, class_of, denoiser_of, plan_of
 
-__all__ = ["features_time", "network_time", "samples_time", "sampling_time"]
+__all__ = ["call_time", "features_time", "network_time", "samples_time", "sampling_time"]
 
 Array = np.ndarray[Any, Any]
 Extract = Callable[[Array], Array]
@@ -60,7 +60,7 @@ def features_time(recipes: Sequence[Recipe], training: Images) -> float:
 def sampling_time(model: Model, settings: SampleConfig, *, count: int, places: Places) -> float:
     """Seconds of drawing those samples that are not there yet, by one network call."""
     left = to_draw(model, count, places.samples)
-    return left * plan_of(model, settings).calls * _call(model, settings) if left else 0.0
+    return left * plan_of(model, settings).calls * call_time(model, settings) if left else 0.0
 
 
 def network_time(
@@ -75,7 +75,7 @@ def network_time(
         "flow": likelihood.FLOW_CALLS * min(1.0, real / likelihood.FLOW_IMAGES),
     }
     left = [calls[p] for p in calls if p in parts and not places.of_network(p).is_file()]
-    return sum(left) * _call(model, SampleConfig(guidance=1.0)) if left else 0.0
+    return sum(left) * call_time(model, SampleConfig(guidance=1.0)) if left else 0.0
 
 
 def samples_time(
@@ -123,7 +123,7 @@ def _to_extract(
     )
 
 
-def _call(model: Model, settings: SampleConfig) -> float:
+def call_time(model: Model, settings: SampleConfig) -> float:
     """Seconds of a network call, an image."""
     labels = [class_of(model, None, k) for k in range(BATCH)]
     denoise = denoiser_of(model, settings, labels)

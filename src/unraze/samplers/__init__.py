@@ -10,6 +10,7 @@ from unraze.samplers.ancestral import greedy, random
 from unraze.samplers.ddim import ddim
 from unraze.samplers.deis import deis
 from unraze.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
+from unraze.samplers.gits import cheapest, jump_errors
 from unraze.samplers.heun import heun
 from unraze.samplers.ipndm import ipndm
 from unraze.samplers.restart import restart, restart_ends
@@ -21,6 +22,7 @@ __all__ = [
     "Noise",
     "Step",
     "adams",
+    "cheapest",
     "ddim",
     "deis",
     "dpmpp_2m",
@@ -33,6 +35,7 @@ __all__ = [
     "greedy",
     "heun",
     "ipndm",
+    "jump_errors",
     "karras",
     "last",
     "random",

@@ -1,0 +1,125 @@
+"""`unraze tune`: the best samplers of few network calls for a run, searched and kept."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from unraze.cli.app import (
+    INTERRUPTED,
+    MAKE,
+    SAMPLING,
+    Checkpoint,
+    Device,
+    Threads,
+    app,
+    told_as_options,
+)
+from unraze.errors import InputError
+
+if TYPE_CHECKING:
+    from unraze.config import SampleConfig
+    from unraze.evaluate.figures import Figure
+
+__all__ = ["tune"]
+
+FEWEST_CALLS, MOST_CALLS = 2, 100
+
+
+@app.command(
+    group=MAKE,
+    sort_key=4,
+    usage="Usage: unraze tune RUN [OPTIONS]",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze tune runs/00000-fashion-mnist\n"
+        "  unraze tune RUN --calls 5 --calls 10\n"
+        "  unraze sample RUN --steps 10"
+    ),
+)
+def tune(
+    run: Annotated[Path, Parameter(help="The run's folder.")],
+    /,
+    *,
+    calls: Annotated[
+        tuple[int, ...],
+        Parameter(
+            group=SAMPLING,
+            negative="",
+            show_default=False,
+            help="Network calls to search for, one number each time; 4 6 8 10 15 20 if absent.",
+        ),
+    ] = (),
+    n: Annotated[
+        int, Parameter(name=["-n", "--count"], group=SAMPLING, help="Samples for each score.")
+    ] = 500,
+    checkpoint: Checkpoint = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> int:
+    """Search the steps, the sampler and the guidance that give the best pictures in few calls.
+
+    Each candidate draws the same noise and is judged by its Fréchet distance to training images
+    (KID where there are few); the winners are then held against held-out images, with new noise.
+    What is found is kept beside the checkpoint, and `unraze sample` and `unraze eval` take it from
+    then on, unless a sampler is asked for. Stopped, the same command goes on where it was.
+    """
+    from rich.console import Console
+
+    from unraze import generate
+    from unraze.cli.drawing import MOST_PICTURES, require_place, set_threads
+    from unraze.cli.show import clock, follow_stages
+    from unraze.evaluate import tuning
+    from unraze.evaluate.features import first_space
+    from unraze.evaluate.forecast import call_time
+    from unraze.evaluate.reference import of_run
+
+    wanted = sorted(set(calls or tuning.CALLS))
+    for number in wanted:
+        if not FEWEST_CALLS <= number <= MOST_CALLS:
+            raise InputError(f"--calls {number}: give {FEWEST_CALLS} to {MOST_CALLS}")
+    if not 1 <= n <= MOST_PICTURES:
+        raise InputError(f"-n {n}: give 1 to {MOST_PICTURES:,}")
+    with told_as_options({"train.threads": "--threads", "device": "--device"}):
+        set_threads(threads)
+        model = generate.load(run, step=checkpoint, device=device or "cpu")
+    if wanted[-1] > model.schedule.steps:
+        raise InputError(f"--calls {wanted[-1]}: the run's schedule has {model.schedule.steps}")
+    require_place(run / "tune", str(run))
+    reference = of_run(model)
+    console = Console(stderr=True)
+    try:
+        space = follow_stages(first_space(reference.training, reference.held_out), console)
+        search = tuning.search(model, reference, space, count=n, folder=run / "tune")
+        made = tuning.calls_to_make(model, wanted, n)
+        seconds = made * call_time(model, model.config.sample)
+        print(f"about {clock(seconds)}, less what is kept from before", flush=True)
+        found, own, winners = follow_stages(tuning.tuned(search, wanted), console)
+    except KeyboardInterrupt:
+        again = shlex.join(["unraze", *sys.argv[1:]])
+        print(f"unraze: interrupted; what is done is kept, go on with: {again}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{own.name} against held-out images, with noise that nothing was chosen by")
+    print(_line(model.config.sample, own) + "   the run's own")
+    for number, one in winners.items():
+        mark = "   the default from now on" if number == found.default else ""
+        print(_line(one.settings, one.found) + mark)
+    print(generate.keep_tuning(model, found))
+    return 0
+
+
+def _line(settings: SampleConfig, figure: Figure) -> str:
+    order = "" if settings.order is None else f" {settings.order}"
+    spacing = settings.spacing if isinstance(settings.spacing, str) else "steps searched"
+    what = f"{settings.sampler}{order}, {spacing}"
+    if settings.guidance != 1:
+        low, high = settings.guidance_interval
+        what += f", guidance {settings.guidance:g} in {low:g} … {high:g}"
+    return (
+        f"{settings.steps:>5} calls  {what:<44} {figure.value:9.4f}"
+        f"  ({figure.low:.4f} … {figure.high:.4f})"
+    )

@@ -1,0 +1,277 @@
+"""Which sampler, steps and guidance give the best pictures in few network calls.
+
+For each number of calls, candidates draw the same noise, and are held against training images in
+the first feature space. Held-out images are kept for what is said of the winner: it draws new noise
+there, beside the run's own settings. Every score is kept as a file, so that a search that was
+stopped goes on.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from unraze import rng
+from unraze.config import SampleConfig
+from unraze.data import evenly, to_uint8
+from unraze.errors import InputError, UnrazeError
+from unraze.evaluate.during import FEWEST_REAL as FEWEST
+from unraze.evaluate.features import FeatureSpace
+from unraze.evaluate.figures import Figure
+from unraze.evaluate.gaussian import FEWEST_PER_FEATURE, frechet
+from unraze.evaluate.kept import features_of_images, kept_part, key_of
+from unraze.evaluate.kernel import kid
+from unraze.evaluate.reference import Reference
+from unraze.evaluate.samples import BATCH, in_proportion
+from unraze.evaluate.stage import Stage
+from unraze.generate import (
+    Classes,
+    Model,
+    Tuning,
+    changed,
+    class_of,
+    denoiser_of,
+    generate,
+    plan_of,
+)
+from unraze.samplers import cheapest, even_angles, jump_errors
+from unraze.schedule import Schedule
+
+__all__ = ["CALLS", "Search", "Searched", "calls_to_make", "search", "tuned"]
+
+Array = np.ndarray[Any, Any]
+
+CALLS = (4, 6, 8, 10, 15, 20)
+SEARCH_SEED, REPORT_SEED = 101, 202
+MOST_REAL = 10_000
+GRID, PROBES = 60, 96
+"""Steps of the way that jumps are taken from, and how many images go it."""
+DISCOUNTS = (0.8, 0.85, 0.9, 0.95, 1.0)
+SPACINGS = ("angle", "karras")
+SOLVERS: tuple[dict[str, Any], ...] = (
+    {"sampler": "adams", "order": 2},
+    {"sampler": "adams", "order": 3},
+    {"sampler": "dpmpp_2m"},
+    {"sampler": "unipc", "order": 2},
+    {"sampler": "dpmpp_2m_sde"},
+    {"sampler": "dpmpp_2m_sde", "eta": 0.5},
+)
+GUIDANCE: tuple[tuple[float, tuple[float, float]], ...] = tuple(
+    (scale, interval)
+    for scale in (1.25, 1.5, 2.0, 3.0)
+    for interval in ((0.0, 1.0), (0.0, 0.7), (0.2, 0.8))
+)
+"""Scales and the parts of t/T in which they act: Kynkäänniemi et al. 2024, arXiv:2404.07724."""
+WORTH = 0.05
+"""How much worse than the best number of calls a smaller one may be to be the default."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What was found for one number of calls.
+
+    Arguments:
+        settings: the winner's.
+        found: the measure against held-out images, of noise that it was not chosen by.
+        tried: how many settings were scored.
+    """
+
+    settings: SampleConfig
+    found: Figure
+    tried: int
+
+
+SEARCHED = TypeAdapter(Searched)
+SCORE = TypeAdapter(float)
+FIGURE = TypeAdapter(Figure)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched for, and by what: the `measure` of `count` samples in one feature space.
+
+    That is the Fréchet distance, or KID where images or samples are too few for it. `folder` keeps
+    the scores; `classes` are what samples are asked to be of (`in_proportion`).
+    """
+
+    model: Model
+    reference: Reference
+    space: FeatureSpace
+    measure: Callable[[Array, Array], Figure]
+    count: int
+    folder: Path
+    classes: Classes
+
+
+def search(
+    model: Model, reference: Reference, space: FeatureSpace, *, count: int, folder: Path
+) -> Search:
+    """What `tuned` takes; raises `InputError` where there are too few images or samples to choose
+    by."""
+    for name, images in (("training", reference.training), ("held-out", reference.held_out)):
+        if len(images) < FEWEST:
+            raise InputError(
+                f"{images.source}: {len(images)} {name} images are too few to choose by, which "
+                f"takes {FEWEST}; choose by eye, with `unraze sample RUN --sampler adams --order 2 "
+                "--spacing angle --steps 10`"
+            )
+    if count < FEWEST:
+        raise InputError(f"-n {count}: too few samples to choose by; give at least {FEWEST}")
+    counts = (len(reference.training), len(reference.held_out), count)
+    measure = frechet if min(counts) >= FEWEST_PER_FEATURE * space.dim else kid
+    classes = in_proportion(model, reference.held_out)
+    return Search(model, reference, space, measure, count, folder, classes)
+
+
+def calls_to_make(model: Model, calls: Sequence[int], count: int) -> int:
+    """Network calls, an image each, of a whole search: at most."""
+    guided = 2 * len(GUIDANCE) if _can_be_guided(model) else 0
+    each = len(SPACINGS) + len(DISCOUNTS) + 2 * (len(SOLVERS) - 1) + guided + 1
+    own = plan_of(model, model.config.sample).calls
+    return count * (each * sum(calls) + own) + GRID * PROBES
+
+
+def tuned(
+    of: Search, calls: Sequence[int]
+) -> Generator[Stage, None, tuple[Tuning, Figure, dict[int, Searched]]]:
+    """What is to be kept, the figure of the run's own settings, and what was found for each number
+    of calls.
+
+    The default is the least number of calls whose figure is at most 5 % above the best one's.
+    Raises `InputError` as `generate` does.
+    """
+    errors = yield from _jumps(of)
+    found = {}
+    for n in calls:
+        found[n] = yield from _searched(of, n, errors)
+    own = yield from _figure(of, of.model.config.sample, "the run's own settings")
+    best = min(one.found.value for one in found.values())
+    most = max(best, (1 + WORTH) * best)  # KID may be below 0
+    default = min(n for n, one in found.items() if one.found.value <= most)
+    settings = {n: one.settings for n, one in found.items()}
+    return Tuning(checkpoint=of.model.checkpoint, default=default, settings=settings), own, found
+
+
+def _grid(model: Model) -> Schedule:
+    """The times that kept ones are chosen from."""
+    steps, whole = min(GRID, model.schedule.steps), not model.config.loss.continuous
+    return even_angles(model.schedule, steps, whole=whole)
+
+
+def _jumps(of: Search) -> Generator[Stage, None, Array]:
+    """What jumps between the times of the grid cost (`jump_errors`)."""
+    yield Stage("the way that steps are chosen from", 0, 1)
+    labels = [class_of(of.model, of.classes, k) for k in range(PROBES)]
+    denoise = denoiser_of(of.model, of.model.config.sample, labels)
+    device = next(of.model.network.parameters()).device
+    x = rng.normal(SEARCH_SEED, "start", range(PROBES), 0, of.model.shape).to(device)
+    return jump_errors(denoise, x, _grid(of.model))
+
+
+def _searched(of: Search, n: int, errors: Array) -> Generator[Stage, None, Searched]:
+    """The best settings of n calls: first the steps, then the solver, then the guidance."""
+    scores: dict[str, tuple[float, SampleConfig]] = {}
+
+    def tried(candidates: Iterable[SampleConfig]) -> Generator[Stage, None, None]:
+        for settings in candidates:
+            if str(settings) not in scores:
+                name = f"{n} calls, candidate {len(scores) + 1}"
+                scores[str(settings)] = (yield from _score(of, settings, name)), settings
+
+    def ranked() -> list[SampleConfig]:
+        return [settings for _, settings in sorted(scores.values(), key=lambda one: one[0])]
+
+    def of_run(solver: Mapping[str, Any], spacing: Any) -> SampleConfig:
+        return changed(of.model.config.sample, {**solver, "steps": n, "spacing": spacing})
+
+    yield from tried(of_run(SOLVERS[0], spacing) for spacing in _spacings(of, n, errors))
+    ways = [settings.spacing for settings in ranked()[:2]]
+    yield from tried(of_run(solver, way) for way in ways for solver in SOLVERS[1:])
+    if _can_be_guided(of.model):
+        best = ranked()[0]
+        yield from tried(
+            changed(best, {"guidance": scale, "guidance_interval": interval})
+            for scale, interval in GUIDANCE
+        )
+    best = ranked()[0]
+    figure = yield from _figure(of, best, f"{n} calls, the best of {len(scores)}")
+    return Searched(best, figure, len(scores))
+
+
+def _spacings(of: Search, n: int, errors: Array) -> list[Any]:
+    """The spacings tried, each set of times once."""
+    times = _grid(of.model).times
+    ways: list[Any] = list(SPACINGS)
+    for gamma in DISCOUNTS if n < len(errors) else ():
+        kept = tuple(float(times[k]) for k in cheapest(errors, n, gamma))
+        if kept not in ways:
+            ways.append(kept)
+    return ways
+
+
+def _can_be_guided(model: Model) -> bool:
+    return model.num_classes > 0 and model.config.train.label_dropout > 0
+
+
+def _score(of: Search, settings: SampleConfig, name: str) -> Generator[Stage, None, float]:
+    """The measure against training images, of the search's noise."""
+
+    def make() -> Generator[Stage, None, float]:
+        training = of.reference.training
+        real = yield from features_of_images(of.space, training, "features of training images")
+        features = yield from _features(of, settings, SEARCH_SEED, name)
+        return of.measure(real[evenly(len(real), MOST_REAL)], features).value
+
+    return (yield from kept_part(_file(of, "score", settings), SCORE, make))
+
+
+def _figure(of: Search, settings: SampleConfig, name: str) -> Generator[Stage, None, Figure]:
+    """The measure against held-out images, of other noise."""
+
+    def make() -> Generator[Stage, None, Figure]:
+        held_out = of.reference.held_out
+        real = yield from features_of_images(of.space, held_out, "features of held-out images")
+        features = yield from _features(of, settings, REPORT_SEED, name)
+        return of.measure(real, features)
+
+    return (yield from kept_part(_file(of, "figure", settings), FIGURE, make))
+
+
+def _features(
+    of: Search, settings: SampleConfig, seed: int, name: str
+) -> Generator[Stage, None, Array]:
+    """Features of the samples that these settings draw; the stages count steps of a batch."""
+    pixels = []
+    moments = generate(
+        of.model, of.count, seed=seed, settings=settings, classes=of.classes, batch=BATCH
+    )
+    for moment in moments:
+        yield Stage(name, moment.done, moment.total)
+        if moment.finished:
+            if not bool(torch.isfinite(moment.x).all()):
+                raise UnrazeError(
+                    f"{of.model.run}: {settings.sampler} draws not-a-number from the checkpoint of "
+                    f"step {of.model.step}: give an older --checkpoint, or train again with a "
+                    "smaller --lr"
+                )
+            pixels.append(to_uint8(moment.x))
+    return of.space.extract(np.concatenate(pixels))
+
+
+def _file(of: Search, what: str, settings: SampleConfig) -> Path:
+    """Where a score is kept: under a name that says what it depends on."""
+    key = key_of(
+        settings=settings.model_dump(mode="json"),
+        checkpoint=of.model.checkpoint,
+        config=of.model.config.model_dump(mode="json"),
+        count=of.count,
+        measure=of.measure.__name__,
+        space=of.space.hash,
+        training=of.reference.training.fingerprint,
+        held_out=of.reference.held_out.fingerprint,
+    )
+    return of.folder / f"{what}-{key}.json"
