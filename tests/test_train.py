@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from unraze.data import Images, load, load_images, to_float
 from unraze.denoiser import denoiser
 from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
+from unraze.measure import FEWEST_STEPS, told, too_short
 from unraze.process import destroy
 from unraze.step import kept_for_gradients, network_of
 from unraze.train import Report, fit, prepare, train
@@ -559,3 +561,31 @@ def test_a_preview_names_the_weights_that_drew_it(
     assert last["checkpoint as trained"] == hashes["model"]
     assert len(before["checkpoint"]) == 64
     assert before["checkpoint"] != last["checkpoint"]
+
+
+def test_the_budget_is_told_in_steps_time_and_memory(tiny_config: Config) -> None:
+    config = updated(tiny_config, {"train.steps": 600, "train.dtype": "bfloat16"})
+    said = told(config, 1200, 0.25, 3 * 2**29)
+    assert said == "600 steps of 8 images, 4.0 epochs, bfloat16; about 2:30, 1.5 GiB of memory"
+
+
+@pytest.mark.parametrize("steps", [1, 100, FEWEST_STEPS - 1, FEWEST_STEPS, 5000])
+def test_minutes_that_hold_too_few_steps_are_said(tiny_config: Config, steps: int) -> None:
+    config = updated(tiny_config, {"train.steps": steps, "data.size": (8, 8)})
+    said = too_short(2.0, config)
+    assert (said is None) == (steps >= FEWEST_STEPS)
+    if said is not None:
+        assert f"2 minutes are {steps} steps here" in said
+        enough = float(re.findall(r"--minutes (\d+)", said)[0])
+        assert enough * steps / 2 >= FEWEST_STEPS > (enough - 1) * steps / 2
+    assert too_short(None, config) is None
+
+
+def test_a_run_of_seconds_says_that_it_is_too_short(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    config = updated(tiny_config, {"train.minutes": 0.003, "train.dtype": "float32"})
+    said: list[str] = []
+    fit(tiny_images, config, out=tmp_path / "run", report=lambda r: said.append(r.message or ""))
+    assert any(text.startswith("TOO SHORT: 0.003 minutes are") for text in said), set(said)
+    assert any(" GiB of memory" in text for text in said)

@@ -20,13 +20,17 @@ from unraze.preview import SHARE
 from unraze.run import Run
 from unraze.step import begin, clip, gradients
 
-__all__ = ["Pace", "measured", "told"]
+__all__ = ["FEWEST_STEPS", "Pace", "measured", "told", "too_short"]
 
 SAVE_SECONDS = 60.0
+FEWEST_STEPS = 300
+"""Fewer steps than this show blots, of whatever pictures: nothing is learned yet but grey levels
+and their places."""
 
 
-def measured(config: Config, images: Images, run: Run) -> Config:
-    """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run."""
+def measured(config: Config, images: Images, run: Run) -> tuple[Config, float]:
+    """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run; also
+    the seconds that a step takes."""
     kind = torch.device(config.train.device).type
     dtypes = ["float32", "bfloat16"] if has_bfloat16(kind) else ["float32"]
     if config.train.dtype != "auto":
@@ -51,14 +55,32 @@ def measured(config: Config, images: Images, run: Run) -> Config:
     asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""
     config = updated(config, changes)
     runs.write_config(run, config, note=f"measured: {speed}{asked}: {config.train.steps} steps")
-    return config
+    return config, seconds[best]
 
 
-def told(config: Config, count: int) -> str:
-    """The budget in words: steps, images, epochs of `count` images, dtype."""
+def told(config: Config, count: int, seconds: float, memory: int) -> str:
+    """The budget in words: steps, images, epochs of `count` images, dtype, time, memory: the
+    bytes that measuring whole steps took."""
     steps, batch = config.train.steps or 0, config.train.batch
     words = f"{steps} step{'' if steps == 1 else 's'} of {batch} images"
-    return f"{words}, {steps * batch / count:.1f} epochs, {config.train.dtype}"
+    words += f", {steps * batch / count:.1f} epochs, {config.train.dtype}"
+    minutes, rest = divmod(round(steps * seconds), 60)
+    return f"{words}; about {minutes}:{rest:02}, {memory / 2**30:.1f} GiB of memory"
+
+
+def too_short(minutes: float | None, config: Config) -> str | None:
+    """What to say of minutes that turned out to be too few steps to learn anything; None where they
+    suffice, or steps were asked for."""
+    steps = config.train.steps or 0
+    if minutes is None or steps >= FEWEST_STEPS:
+        return None
+    needed = minutes * FEWEST_STEPS / steps
+    height, width = config.data.size or (0, 0)
+    return (
+        f"TOO SHORT: {minutes:g} minutes are {steps} steps here, and fewer than {FEWEST_STEPS} "
+        f"learn next to nothing of {height} x {width} pictures: give --minutes "
+        f"{math.ceil(needed)}, or a smaller --size"
+    )
 
 
 class Pace:

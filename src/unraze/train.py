@@ -26,7 +26,7 @@ from unraze.errors import CheckpointError, DivergedError, InputError
 from unraze.evaluate import during
 from unraze.generate import Model, load
 from unraze.hardware import memory, require_device
-from unraze.measure import Pace, measured, told
+from unraze.measure import Pace, measured, told, too_short
 from unraze.preview import averaged_model, preview, preview_interval, write_reals
 from unraze.run import Run
 from unraze.step import (
@@ -192,8 +192,11 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         fixed = None not in (config.train.steps, config.train.checkpoint_every)
         if saved is None and not (fixed and config.train.dtype != "auto"):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
-            config = measured(config, images, run)
-            yield _said(run, told(config, len(images.pixels)))
+            minutes = config.train.minutes
+            config, seconds = measured(config, images, run)
+            yield _said(run, told(config, len(images.pixels), seconds, _peak_memory()))
+            if warning := too_short(minutes, config):
+                yield _said(run, warning)
 
         # where to begin: at the beginning, or at a checkpoint
         trainee = begin(config, images)
