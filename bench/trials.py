@@ -1,6 +1,6 @@
 """One factor of the recipe at a time: `fast` with some keys changed, at equal steps.
 
-    python bench/trials.py base "muon: train.optimizer=muon" "wide: network.widths=[96,192]"
+    python bench/trials.py base "adamw: train.optimizer=adamw" "wide: network.widths=[96,192]"
 
 Each trial is a name and the keys that it changes, as `--set` takes them. It trains on the first
 55,000 of Fashion-MNIST's training images, draws 2,000 in 25 calls of DDIM, and holds them against

@@ -411,7 +411,7 @@ class TestAverageAndOptimiser:
     @pytest.mark.parametrize("kind", ["adamw", "muon"])
     def test_norms_and_biases_do_not_decay(self, kind: Any) -> None:
         network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.GroupNorm(2, 4))
-        config = TrainConfig(weight_decay=0.5, lr=0.1, muon_lr=0.1, optimizer=kind)
+        config = TrainConfig(weight_decay=0.5, lr=0.1, muon_scale=1.0, optimizer=kind)
         optimizer = optim.build(network, config)
         for p in network.parameters():
             p.grad = torch.zeros_like(p)
@@ -433,7 +433,7 @@ class TestMuon:
         p = torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
         if lasting and len(shape) == 4:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
-        config = TrainConfig(weight_decay=0.3, lr=0.01, muon_lr=0.1, optimizer="muon")
+        config = TrainConfig(weight_decay=0.3, lr=0.01, muon_scale=10.0, optimizer="muon")
         other = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
         muon = optim.Muon([p], torch.optim.AdamW([other]), config)
         momentum = torch.zeros(shape, dtype=torch.float64)

@@ -242,7 +242,9 @@ class TrainConfig(_Section):
         "adamw", description="muon: of the hidden weights, and adamw of the others"
     )
     lr: Annotated[float, Field(gt=0.0)] = 2e-3
-    muon_lr: Annotated[float, Field(gt=0.0)] = Field(0.02, description="lr of muon's weights")
+    muon_scale: Annotated[float, Field(gt=0.0)] = Field(
+        5.0, description="the rate of muon's weights over lr"
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.99,

@@ -70,7 +70,7 @@ def hidden_weights(network: nn.Module) -> list[str]:
 class Muon(torch.optim.Optimizer):
     """Muon for `hidden` weights; `rest`, another optimiser, takes its step along with it.
 
-    The hidden weights' rate is `muon_lr/lr` times the group's "lr", so that both follow the same
+    The hidden weights' rate is `muon_scale` times the group's "lr", so that both follow the same
     course.
     """
 
@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         self, hidden: Sequence[Tensor], rest: torch.optim.Optimizer, config: TrainConfig
     ) -> None:
         super().__init__(hidden, {"lr": config.lr, "weight_decay": config.weight_decay})
-        self.rate, self.rest = config.muon_lr / config.lr, rest
+        self.scale, self.rest = config.muon_scale, rest
         rest.state = self.state
         self.param_groups += rest.param_groups
 
@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of all weights."""
         group = self.param_groups[0]
-        lr = group["lr"] * self.rate
+        lr = group["lr"] * self.scale
         for p in group["params"]:
             if p.grad is None:
                 continue
