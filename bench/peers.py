@@ -2,15 +2,18 @@
 
 Each is trained the way its own documents do; what those leave open is the same for all: AdamW, a
 warm-up of 100 steps and a cosine down to zero at the end of the time, gradients clipped at 1, the
-moving average of the weights that is then sampled from. The time is that of training alone.
+moving average of the weights that is then sampled from, float32 or bfloat16 (autocast), whichever
+makes its steps faster here. The time is that of training alone. Each has several of its own
+samplers.
 
 diffusers  `UNet2DModel` of (32, 64, 128) channels with attention at the lowest resolution, noise
-           prediction on its `DDPMScheduler` (1,000 linear steps), sampled by its `DDIMScheduler`
+           prediction on its `DDPMScheduler` (1,000 linear steps)
 azula      `UNet` of (32, 64, 128) channels, two blocks each, as `KarrasDenoiser` on its
-           `VPSchedule`, times uniform, with its own loss; sampled by its `DDIMSampler`
+           `VPSchedule`, times uniform, with its own loss
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,16 +40,22 @@ DRAWN_AT_ONCE = 250
 
 @dataclass(frozen=True)
 class Peer:
-    """A network, the loss of a batch x_0 (B, C, H, W), and how x_0 is drawn from noise x_T."""
+    """A network, the loss of a batch x_0 (B, C, H, W), and samplers: (x_T, calls) -> x_0."""
 
     network: nn.Module
     loss: Callable[[Tensor], Tensor]
-    sample: Callable[[Tensor, int], Tensor]
+    samplers: dict[str, Callable[[Tensor, int], Tensor]]
 
 
 def diffusers(shape: tuple[int, int, int]) -> Peer:
-    """diffusers' unconditional training example, with its pipeline's DDIM."""
-    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    """diffusers' unconditional training example."""
+    from diffusers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        UNet2DModel,
+        UniPCMultistepScheduler,
+    )
 
     channels, height, width = shape
     network = UNet2DModel(
@@ -58,7 +67,14 @@ def diffusers(shape: tuple[int, int, int]) -> Peer:
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     )
-    training, drawing = DDPMScheduler(1000), DDIMScheduler(1000, timestep_spacing="trailing")
+    training = DDPMScheduler(1000)
+    schedulers = {
+        "DDIM": DDIMScheduler(1000, timestep_spacing="trailing"),
+        "DPM++ 2M SDE Karras": DPMSolverMultistepScheduler(
+            1000, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True
+        ),
+        "UniPC": UniPCMultistepScheduler(1000, timestep_spacing="trailing"),
+    }
 
     def loss(x0: Tensor) -> Tensor:
         eps = torch.randn_like(x0)
@@ -66,13 +82,15 @@ def diffusers(shape: tuple[int, int, int]) -> Peer:
         said = network(training.add_noise(x0, eps, t), t).sample
         return (said - eps).square().mean()
 
-    def sample(x: Tensor, calls: int) -> Tensor:
+    def sample(drawing: Any, x: Tensor, calls: int) -> Tensor:
         drawing.set_timesteps(calls)
+        if hasattr(drawing, "set_begin_index"):  # else it is looked up among rounded times
+            drawing.set_begin_index(0)
         for t in drawing.timesteps:
             x = drawing.step(network(x, t).sample, int(t), x).prev_sample
         return x
 
-    return Peer(network, loss, sample)
+    return Peer(network, loss, {name: partial(sample, one) for name, one in schedulers.items()})
 
 
 class _Modulated(nn.Module):
@@ -99,7 +117,7 @@ def azula(shape: tuple[int, int, int]) -> Peer:
     """azula's denoiser and its loss; it brings no trainer, so the loop is the one below."""
     from azula.denoise import KarrasDenoiser
     from azula.noise import VPSchedule
-    from azula.sample import DDIMSampler
+    from azula.sample import DDIMSampler, DDPMSampler, xEABSampler
 
     denoise = KarrasDenoiser(_Modulated(shape[0]), VPSchedule())
 
@@ -107,11 +125,12 @@ def azula(shape: tuple[int, int, int]) -> Peer:
         out: Tensor = denoise.loss(x0, torch.rand(len(x0)))
         return out
 
-    def sample(x: Tensor, calls: int) -> Tensor:
-        out: Tensor = DDIMSampler(denoise, steps=calls, silent=True)(x)
+    def sample(kind: type, x: Tensor, calls: int) -> Tensor:
+        out: Tensor = kind(denoise, steps=calls, silent=True)(x)
         return out
 
-    return Peer(denoise, loss, sample)
+    kinds = (DDIMSampler, DDPMSampler, xEABSampler)
+    return Peer(denoise, loss, {kind.__name__: partial(sample, kind) for kind in kinds})
 
 
 PEERS: dict[str, Callable[[tuple[int, int, int]], Peer]] = {
@@ -122,20 +141,22 @@ PEERS: dict[str, Callable[[tuple[int, int, int]], Peer]] = {
 
 def train(
     name: str, pixels: Array, *, seconds: float, lr: float, batch: int, seed: int
-) -> tuple[Draw, int]:
-    """Trains a peer for so long on uint8 (N, C, H, W); how to draw from it, and its steps."""
+) -> tuple[dict[str, Draw], int, str]:
+    """Trains a peer for so long on uint8 (N, C, H, W); ways to draw, its steps and its dtype."""
     torch.manual_seed(seed)
     peer = PEERS[name](pixels.shape[1:])
     network = peer.network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=True)
     average = ema.start(network)
+    dtype = _faster(peer, to_float(pixels[:batch]))
     random = np.random.default_rng(seed)
     began, step, order = time.perf_counter(), 0, np.empty(0, dtype=np.int64)
     while (past := (time.perf_counter() - began) / seconds) < 1:
         if len(order) < batch:
             order = random.permutation(len(pixels))
         chosen, order = order[:batch], order[batch:]
-        loss = peer.loss(to_float(pixels[chosen]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = peer.loss(to_float(pixels[chosen]))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
@@ -146,14 +167,37 @@ def train(
         step += 1
     network.load_state_dict(average)
     network.eval()
-    return partial(_draw, peer, pixels.shape[1:]), step
+    draws = {name: partial(_draw, way, pixels.shape[1:]) for name, way in peer.samplers.items()}
+    return draws, step, dtype
+
+
+def _faster(peer: Peer, x0: Tensor) -> str:
+    """The dtype whose step takes less time: the median of five."""
+    medians = {}
+    for dtype in ("float32", "bfloat16"):
+        times = []
+        for _ in range(6):
+            began = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss = peer.loss(x0)
+            torch.autograd.backward(loss)
+            times.append(time.perf_counter() - began)
+        medians[dtype] = statistics.median(times[1:])
+    return min(medians, key=lambda dtype: medians[dtype])
 
 
 @torch.no_grad()
-def _draw(peer: Peer, shape: tuple[int, int, int], count: int, calls: int, seed: int) -> Array:
+def _draw(
+    way: Callable[[Tensor, int], Tensor],
+    shape: tuple[int, int, int],
+    count: int,
+    calls: int,
+    seed: int,
+) -> Array:
     generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # of what noise a sampler draws itself
     parts = []
     for first in range(0, count, DRAWN_AT_ONCE):
         x = torch.randn(min(DRAWN_AT_ONCE, count - first), *shape, generator=generator)
-        parts.append(to_uint8(peer.sample(x, calls)))
+        parts.append(to_uint8(way(x, calls)))
     return np.concatenate(parts)
