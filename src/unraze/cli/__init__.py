@@ -13,7 +13,7 @@ from types import FrameType
 
 from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTokensError
 
-from unraze.cli import draw, evaluate, look, sample, train  # noqa: F401  (each adds its commands)
+from unraze.cli import distill, draw, evaluate, look, sample, train  # noqa: F401  (each adds its commands)
 from unraze.cli.app import INTERRUPTED, app, unwrap
 from unraze.errors import UnrazeError
 
