@@ -46,7 +46,7 @@ def ladder(schedule: Schedule, config: LossConfig) -> Tensor:
     share = torch.arange(1, config.teacher_steps, dtype=torch.float64) / config.teacher_steps
     inner = schedule.time_at(theta[:-1, None] + share * theta.diff()[:, None])
     inner = inner if config.continuous else inner.round()
-    steps: Tensor = torch.unique(torch.cat([borders, inner.flatten()]))  # type: ignore[no-untyped-call]
+    steps: Tensor = torch.unique(torch.cat([borders, inner.flatten()]))
     return steps
 
 

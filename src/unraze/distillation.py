@@ -94,10 +94,16 @@ def configuration(
             **{f"sample.{key}": None for key in OF_A_SAMPLER},
             "train.eval_every": None,
             **RECIPE,
-            "distilled": {"run": str(Path(model.run).resolve()), "checkpoint": model.checkpoint},
+            "distilled": {"run": str(Path(model.run).resolve()), "checkpoint": _hash(model)},
         }
         | given,
     )
+
+
+def _hash(model: Model) -> str:
+    """Of the file that the weights are about to have, which is `model.checkpoint` where both were
+    written by the same version of the format's library."""
+    return checkpoint.hash_of(model.network.state_dict())
 
 
 def create(
