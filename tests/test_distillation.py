@@ -292,6 +292,7 @@ class TestRefused:
             (3, {}, r"calls = 3: give 1 or 2"),
             (2, {"train.muon_lr": -1.0}, r"train\.muon_lr = -1\.0: give more than 0"),
             (2, {"loss.borders": (0.0, 3.0, 2.0)}, "borders: .* rise"),
+            (2, {"loss.borders": (0.0, 30.0)}, r"the last is to be T = 50.* \(it is 30\)"),
             (2, {"loss.weighting": "snr"}, r"loss\.weighting"),
             (2, {"loss.weighting": "v"}, "leave out weighting"),
             (2, {"sample.sampler": "ddim"}, 'take "consistency"'),
@@ -381,6 +382,18 @@ def test_more_calls_go_between_the_borders(whole: Run, calls: int) -> None:
     assert len(moments) == calls
     assert set(after.config.loss.borders or ()) <= set(times)
     assert times == sorted(set(times), reverse=True)
+
+
+def test_a_learning_rate_is_that_of_all_weights(teacher: Path) -> None:
+    model = load(teacher)
+    own = configuration(model).train
+    half = configuration(model, changes={"train.lr": own.lr / 2}).train
+    assert half.muon_lr == pytest.approx(own.muon_lr / 2)
+
+
+def test_borders_of_ones_own_are_calls_of_ones_own(teacher: Path) -> None:
+    config = configuration(load(teacher), changes={"loss.borders": (0.0, 10.0, 30.0, 50.0)})
+    assert config.sample.steps == 3
 
 
 def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> None:

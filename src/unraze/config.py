@@ -435,6 +435,11 @@ class Config(_Section):
                 'loss.objective = "consistency" is what `unraze distill RUN` trains by, and that '
                 "alone: it needs the run that is the teacher"
             )
+        if self.loss.borders is not None and self.loss.borders[-1] != self.schedule.steps:
+            raise ValueError(
+                f"loss.borders: the last is to be T = {self.schedule.steps}, where sampling begins "
+                f"(it is {self.loss.borders[-1]:g})"
+            )
         if (self.sample.sampler == "consistency") != (self.distilled is not None):
             raise ValueError(NOT_DISTILLED if self.distilled is None else DISTILLED)
         return self

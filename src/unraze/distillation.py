@@ -74,6 +74,8 @@ def configuration(
         assert trained.steps is not None
         steps = trained.steps * trained.batch / batch / CALLS_A_STEP
         given["train.steps"] = max(1, round(steps))
+    if "train.lr" in given and "train.muon_lr" not in given:  # both follow
+        given["train.muon_lr"] = given["train.lr"] * RECIPE["train.muon_lr"] / RECIPE["train.lr"]
     of_the_old = dict.fromkeys(("minutes", "steps", "epochs", "preview_every", "checkpoint_every"))
     return updated(
         model.config,
@@ -86,7 +88,7 @@ def configuration(
             "loss.distance": "l2",
             "loss.borders": tuple(borders.tolist()),
             "sample.sampler": "consistency",
-            "sample.steps": calls,
+            "sample.steps": len(given.get("loss.borders") or borders) - 1,
             "sample.spacing": "angle",
             "sample.sigma": "beta",
             "sample.guidance": 1.0,
