@@ -1,12 +1,13 @@
 """`unraze distill` from the terminal: a new run beside the old one, and one line for what fails."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from evaluated import digits_file
+from evaluated import digits_file, few_steps
 from test_cli import TINY, last_line, refused, snapshot
 from unraze import checkpoint
 from unraze.cli import main
@@ -45,7 +46,7 @@ def test_a_run_is_distilled_sampled_and_continued(
     assert snapshot(run) == before
     config = read_config(find(new))
     assert (config.sample.sampler, config.sample.steps) == ("consistency", 2)
-    assert config.train.steps == 3
+    assert config.train.steps == 2
     assert config.distilled is not None
     assert config.distilled.run == str(run.resolve())
 
@@ -76,6 +77,15 @@ def test_the_parts_that_ask_for_a_mean_are_left_out_of_an_evaluation(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["distill", str(run), "--out", "new"]) == 0
+    with few_steps():
+        assert main(["eval", "new", "-n", "60", "--skip", "memorisation"]) == 0
+    page = Path(last_line(capfd)).read_text(encoding="utf-8")
+    assert "Fréchet" in page
+    (file,) = Path("new/eval").glob("step-*.json")
+    made = json.loads(file.read_text(encoding="utf-8"))
+    assert made["spaces"]
+    assert not made["bounds"]
+    assert made["flow"] is made["levels"] is None
     skip = ["--skip", "figures", "--skip", "memorisation"]
     refused(capfd, ["eval", "new", "-n", "50", *skip], "of a distilled run")
 

@@ -397,8 +397,11 @@ def test_borders_of_ones_own_are_calls_of_ones_own(teacher: Path) -> None:
 
 
 def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> None:
-    # a step is student there and back (3), target (1) and teacher (1), where training's is 3
+    """A step is the student there and back, target and teacher, where training's is there and back
+    alone; and muon's own work, where training was not by muon."""
     model = load(teacher)
-    assert configuration(model).train.steps == 300 * 3 // 5
-    assert configuration(model, changes={"train.batch": 32}).train.steps == 300 * 3 // 5 // 2
+    assert configuration(model).train.steps == 300 // 2
+    assert configuration(model, changes={"train.batch": 32}).train.steps == 300 // 2 // 2
     assert configuration(model, changes={"train.minutes": 1.0}).train.steps is None
+    object.__setattr__(model, "config", updated(model.config, {"train.optimizer": "muon"}))
+    assert configuration(model).train.steps == round(300 / 1.6)
