@@ -105,7 +105,8 @@ def test_the_commands_of_the_readme_run(
         less = {"train": SMALL, "eval": ["-n", "50"]}.get(line[0], [])
         assert main([*line, *less]) == 0, line
     run = Path("runs/00000-digits")
-    assert sorted(p.name for p in Path("runs").iterdir()) == [run.name, "00001-photos"]
+    names = [run.name, f"{run.name}-distilled", "00001-photos"]
+    assert sorted(p.name for p in Path("runs").iterdir()) == names
     assert len(list(run.glob("samples-*/000*.png"))) == 64
     assert len(list(run.glob("samples-*/film.gif"))) == 1
     assert "<h2>Memorisation</h2>" in (run / "report.html").read_text(encoding="utf-8")
@@ -148,7 +149,13 @@ def test_the_derivation_links_every_function_of_the_forward_process_and_the_samp
     named = {text.strip("`") for text, _ in links(ROOT / "docs" / "annotated.md")}
     samplers = ("ancestral", "ddim", "times", "heun", "dpmpp", "unipc", "ipndm", "deis", "adams")
     samplers += ("gits",)
-    for module in ("process", "samplers.restart", *(f"samplers.{name}" for name in samplers)):
+    jumps = ("consistency", "samplers.consistency")
+    for module in (
+        "process",
+        "samplers.restart",
+        *jumps,
+        *(f"samplers.{name}" for name in samplers),
+    ):
         public = importlib.import_module(f"unraze.{module}").__all__
         functions = {name for name in public if name[0].islower()}
         assert functions - named <= {
@@ -157,6 +164,9 @@ def test_the_derivation_links_every_function_of_the_forward_process_and_the_samp
             "check_steps",
             "heun_step",
             "restart_ends",
+            "below",
+            "bounded",
+            "drawn",
         }
     assert {"four_variable", "reduced", "weighted", "predict", "guided"} <= named
 

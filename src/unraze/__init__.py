@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unraze.config import Config, DataConfig, SampleConfig, preset
     from unraze.data import Images, load_images
     from unraze.denoiser import Denoiser, Prediction, clipped, denoiser as as_denoiser, guided
+    from unraze.distillation import distill
     from unraze.generate import Model, load, sample
     from unraze.pictures import to_pil
     from unraze.process import destroy, destroy_step, mu, posterior
@@ -39,6 +40,7 @@ _HOME = {
     "ddim": "samplers",
     "destroy": "process",
     "destroy_step": "process",
+    "distill": "distillation",
     "even_times": "samplers",
     "fit": "train",
     "greedy": "samplers",
@@ -70,6 +72,7 @@ __all__ = [
     "ddim",
     "destroy",
     "destroy_step",
+    "distill",
     "even_times",
     "fit",
     "greedy",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unraze import rng
+from unraze import consistency, rng
 from unraze.config import LossConfig, TrainConfig
 from unraze.loss import draw_times, stratify
 from unraze.schedule import Schedule
@@ -43,6 +43,8 @@ def times_of(config: TrainConfig, loss: LossConfig, schedule: Schedule, step: in
     if loss.stratified:
         order = rng.permutation(config.seed, "strata", config.batch, step)
         u = stratify(u, torch.from_numpy(order))
+    if loss.objective == "consistency":
+        return consistency.drawn(u, schedule, loss)
     return draw_times(u, schedule, loss)
 
 

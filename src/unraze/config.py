@@ -27,11 +27,14 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "DISTILLED",
     "NOISE_SHARES",
+    "NOT_DISTILLED",
     "OF_A_SAMPLER",
     "ORDERS",
     "Config",
     "DataConfig",
+    "DistilledConfig",
     "LeanConfig",
     "LossConfig",
     "NetworkConfig",
@@ -66,6 +69,7 @@ SamplerName = Literal[
     "deis",
     "adams",
     "restart",
+    "consistency",
 ]
 Positive = Annotated[int, Field(ge=1)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -82,6 +86,16 @@ OF_A_SAMPLER: dict[str, tuple[SamplerName, ...]] = {
     "restart_repeats": ("restart",),
 }
 """The keys of `sample` that some samplers have, and which; absent, they are the sampler's own."""
+
+NOT_DISTILLED = (
+    "sampler = consistency: jumps as far as only a distilled network was taught to; distil the "
+    "run first, with `unraze distill RUN`, or take another sampler"
+)
+DISTILLED = (
+    "sampler: a distilled network jumps along the flow and does not say the mean of x₀, which other"
+    ' samplers go by; take "consistency", or draw from the run that it was distilled from'
+)
+"""What to say where network and sampler do not fit each other."""
 
 BUDGET = ("minutes", "steps", "epochs")
 """The keys of `train` of which one says for how long."""
@@ -168,9 +182,10 @@ class LossConfig(_Section):
     """What training minimises (`unraze.loss`)."""
 
     parametrisation: Parametrisation = Field("v", description="what the network's output means")
-    objective: Literal["weighted", "reduced", "four-variable"] = Field(
+    objective: Literal["weighted", "reduced", "four-variable", "consistency"] = Field(
         "weighted",
-        description="weighted: w(log-SNR) ‖x₀−x̂₀‖²; the other two are the text's, for eps_step",
+        description="weighted: w(log-SNR) ‖x₀−x̂₀‖²; reduced and four-variable: the text's, for "
+        "eps_step; consistency: that of `unraze distill`",
     )
     weighting: Literal["eps", "x0", "v", "min-snr", "p2", "edm"] | None = Field(
         None, description="w(log-SNR); absent: the plain distance in the target space"
@@ -198,10 +213,43 @@ class LossConfig(_Section):
     variance_weight: Annotated[float, Field(gt=0.0)] = Field(
         1e-3, description="of the variational bound that it is learned by, in bits a dimension"
     )
+    borders: Times | None = Field(
+        None, description="of consistency: times from 0 to T; a call goes down to the next of them"
+    )
+    teacher_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        6, description="of consistency: steps, even in θ, of the teacher from border to border"
+    )
+    teacher_guidance: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="of consistency: the guidance that is learned with the rest; 1: none"
+    )
+
+    @model_validator(mode="after")
+    def _consistency_is_a_jump(self) -> LossConfig:
+        if self.objective != "consistency":
+            if self.borders is not None:
+                raise ValueError(
+                    f'borders: objective = "{self.objective}" has none; leave them out, '
+                    "`unraze distill` sets them"
+                )
+            return self
+        if self.parametrisation not in ("v", "edm"):
+            raise ValueError(
+                'objective = "consistency" needs parametrisation = "v" or "edm", by which a jump '
+                f'of no length goes nowhere (it is "{self.parametrisation}")'
+            )
+        if self.borders is None or self.borders[:1] != (0.0,) or not _rises(self.borders):
+            raise ValueError('borders: objective = "consistency" needs times that rise from 0 to T')
+        given = [k for k in ("weighting", "target") if getattr(self, k) is not None]
+        if given or self.distance != "l2":
+            raise ValueError(
+                'objective = "consistency" has its own weights, target and distance: leave out '
+                f"{' and '.join(given or ['distance'])}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objectives_of_the_text(self) -> LossConfig:
-        if self.objective != "weighted":
+        if self.objective in ("reduced", "four-variable"):
             if self.parametrisation != "eps_step":
                 raise ValueError(
                     f'objective = "{self.objective}" is a loss of the step noise: '
@@ -353,12 +401,18 @@ class SampleConfig(_Section):
                 f"spacing: times of your own are not for {self.sampler}, whose steps take several "
                 "calls"
             )
-        rising = all(a < b for a, b in itertools.pairwise(self.spacing))
-        if len(self.spacing) != self.steps + 1 or self.spacing[0] != 0 or not rising:
+        if len(self.spacing) != self.steps + 1 or self.spacing[0] != 0 or not _rises(self.spacing):
             raise ValueError(
                 f"spacing: give steps + 1 = {self.steps + 1} times that rise from 0 to T"
             )
         return self
+
+
+class DistilledConfig(_Section):
+    """Whose weights a distilled run began with; they are in its folder, below `teacher`."""
+
+    run: str = Field(description="the run that it was distilled from")
+    checkpoint: str = Field(description="the SHA-256 of the weights that were its teacher")
 
 
 class Config(_Section):
@@ -372,6 +426,25 @@ class Config(_Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+    distilled: DistilledConfig | None = Field(
+        None, description="written by `unraze distill`; absent: not distilled"
+    )
+
+    @model_validator(mode="after")
+    def _jumps_are_for_the_distilled(self) -> Config:
+        if (self.loss.objective == "consistency") != (self.distilled is not None):
+            raise ValueError(
+                'loss.objective = "consistency" is what `unraze distill RUN` trains by, and that '
+                "alone: it needs the run that is the teacher"
+            )
+        if self.loss.borders is not None and self.loss.borders[-1] != self.schedule.steps:
+            raise ValueError(
+                f"loss.borders: the last is to be T = {self.schedule.steps}, where sampling begins "
+                f"(it is {self.loss.borders[-1]:g})"
+            )
+        if (self.sample.sampler == "consistency") != (self.distilled is not None):
+            raise ValueError(NOT_DISTILLED if self.distilled is None else DISTILLED)
+        return self
 
     @model_validator(mode="after")
     def _a_learned_sigma_was_learned(self) -> Config:
@@ -381,6 +454,10 @@ class Config(_Section):
                 'variance; take "beta" or "beta_tilde", or train one with loss.variance = "learned"'
             )
         return self
+
+
+def _rises(times: Times) -> bool:
+    return len(times) > 1 and all(a < b for a, b in itertools.pairwise(times))
 
 
 def preset_names() -> tuple[str, ...]:
@@ -480,10 +557,10 @@ def to_toml(config: Config) -> str:
 
 
 def absent_keys(config: Config) -> list[str]:
-    """The keys that `to_toml` leaves out, "train.steps" say."""
+    """The keys that `to_toml` leaves out and that may be given, "train.steps" say."""
     values = config.model_dump(mode="json")
     there = set(_leaves(_without_none(values)))
-    return [key for key in _leaves(values) if key not in there]
+    return [key for key in _leaves(values) if key not in there and key != "distilled"]
 
 
 def _tuples(value: Any) -> Any:

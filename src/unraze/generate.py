@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from unraze import __version__, checkpoint, nn as networks, rng, schedule as schedules
-from unraze.config import OF_A_SAMPLER, Config, SampleConfig, explained
+from unraze.config import (
+    DISTILLED,
+    NOT_DISTILLED,
+    OF_A_SAMPLER,
+    Config,
+    SampleConfig,
+    explained,
+)
 from unraze.denoiser import Denoiser, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.hardware import require_device
@@ -37,6 +44,7 @@ __all__ = [
     "keep_tuning",
     "load",
     "plan_of",
+    "quick",
     "recipe",
     "sample",
     "settings_of",
@@ -256,6 +264,14 @@ def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
         raise InputError(f"sample: {explained(error)}") from error
 
 
+def quick(config: Config, calls: int) -> SampleConfig:
+    """How a run is looked at while it trains: by DDIM in so many calls, or as it was distilled."""
+    if config.distilled is not None:
+        return config.sample
+    wanted = {"sampler": "ddim", "steps": min(calls, config.schedule.steps), "eta": 0.0}
+    return changed(config.sample, {**wanted, "clip": "clip", "guidance": 1.0})
+
+
 def class_of(model: Model, classes: Classes, number: int) -> int | None:
     """The class of image `number`; None for no label. Raises `InputError` for an unknown one."""
     if model.num_classes == 0:
@@ -286,7 +302,8 @@ def class_of(model: Model, classes: Classes, number: int) -> int | None:
 
 def plan_of(model: Model, settings: SampleConfig) -> Plan:
     """The steps that sampling walks, with their calls; raises `InputError` for too many or few."""
-    return plan(model.schedule, settings, whole=not model.config.loss.continuous)
+    loss = model.config.loss
+    return plan(model.schedule, settings, whole=not loss.continuous, borders=loss.borders)
 
 
 def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | None]) -> Denoiser:
@@ -355,16 +372,19 @@ def generate(
             "sigma = learned: this run learned no variance; take beta or beta_tilde, or train one "
             "with loss.variance = learned"
         )
+    _require_its_sampler(model, settings)
     if not model.config.schedule.allow_signal:
         schedules.check_terminal_signal(model.schedule)
     way = plan_of(model, settings)
     batches = [range(k, min(k + batch, first + n)) for k in range(first, first + n, batch)]
+    borders = model.config.loss.borders or (0.0,)
     total, done = way.states * len(batches), 0
     for numbers in batches:
         labels = [class_of(model, classes, k) for k in numbers]
         denoise = denoiser_of(model, settings, labels)
         x = rng.normal(seed, "start", numbers, 0, model.shape).to(_device(model))
-        for step in walk(denoise, x, way.chain, settings, _noise(model, seed, numbers)):
+        noise = _noise(model, seed, numbers)
+        for step in walk(denoise, x, way.chain, settings, noise, borders=borders):
             done += 1
             yield Progress(numbers, step.t, step.x, done, total, finished=step.t == 0)
 
@@ -407,6 +427,21 @@ def recipe(
         "device": str(_device(model)),
         "settings": settings.model_dump(mode="json"),
     }
+
+
+def _require_its_sampler(model: Model, settings: SampleConfig) -> None:
+    """Raises `InputError` where only one of network and sampler is of jumps along the flow."""
+    distilled = model.config.distilled
+    if settings.sampler == "consistency" and distilled is None:
+        raise InputError(NOT_DISTILLED)
+    if settings.sampler != "consistency" and distilled is not None:
+        raise InputError(f"{DISTILLED}: {distilled.run}")
+    if settings.guidance != 1 and distilled is not None:
+        raise InputError(
+            f"guidance = {settings.guidance:g}: guidance bends the flow that a distilled network "
+            "jumps along, so it has to be learned with it: unraze distill "
+            f"{distilled.run} --guidance {settings.guidance:g}"
+        )
 
 
 def _require_unlabelled(model: Model, asked: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from unraze import __version__, checkpoint, pictures, rng, run as runs
 from unraze.config import Config
 from unraze.data import Images
-from unraze.generate import Model, changed, sample
+from unraze.generate import Model, quick, sample
 from unraze.run import Run
 from unraze.step import Trainee
 
@@ -32,12 +32,11 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
     The recipe holds the hashes of both, as a checkpoint of this step has them.
     """
     config = trainee.config
-    calls = min(25, trainee.schedule.steps)
+    settings = quick(trainee.config, 25)
+    calls = settings.steps
     # a forward pass takes about a third of a training step
     affordable = SHARE * preview_interval(config) * config.train.batch * 3 / (2 * calls)
     count = max(1, min(32, int(affordable)))
-    wanted = {"sampler": "ddim", "steps": calls, "eta": 0.0, "clip": "clip", "guidance": 1.0}
-    settings = changed(config.sample, wanted)
     sides = []
     for model in (_model(trainee, trainee.network, run), averaged_model(trainee, run)):
         drawn = sample(model, count, seed=config.train.seed, settings=settings)

@@ -9,6 +9,8 @@ runs/00003-fashion-mnist/
 and where training evaluates (--eval-every)
     quality.jsonl  one line an evaluation         best/step-*/   the checkpoint that did best
     quality.png    its curve, at the end
+and where it was distilled
+    teacher/step-*/      the weights that it began with and learns from
 """
 
 import json
@@ -71,6 +73,11 @@ class Run:
     def best(self) -> Path:
         """Where the checkpoint that evaluated best in training is, if training evaluated."""
         return self.path / "best"
+
+    @property
+    def teacher(self) -> Path:
+        """Where the weights are that a distilled run began with."""
+        return self.path / "teacher"
 
     @property
     def stats(self) -> Path:

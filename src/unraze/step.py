@@ -3,23 +3,26 @@
 Everything drawn is a function of (seed, n, place in the batch), see `unraze.batches`.
 """
 
+import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
 from unraze import ema, nn as networks, optim, rng, schedule as schedules
 from unraze.batches import labels_of, looks_twice, samples_of, seed_dropout, times_of
 from unraze.bound import bits, unit_step
 from unraze.config import Config, TrainConfig
+from unraze.consistency import below, bounded, consistency, jump
 from unraze.data import Images, batch as assemble
-from unraze.denoiser import predict, raw_output
+from unraze.denoiser import Denoiser, denoiser, guided, predict, raw_output
 from unraze.loss import four_variable, reduced, weighted
-from unraze.process import destroy_at
+from unraze.process import destroy_at, like
 from unraze.schedule import Schedule
 
 __all__ = [
@@ -35,7 +38,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Trainee:
-    """What a training step works on: the network, its optimiser and average, and the data."""
+    """What a training step works on: the network, its optimiser and average, and the data.
+
+    `teacher` is the network that a distilled run is taught by, never changed; else None.
+    """
 
     config: Config
     network: nn.Module
@@ -44,6 +50,7 @@ class Trainee:
     schedule: Schedule
     images: Images
     num_classes: int
+    teacher: nn.Module | None = None
 
 
 def network_of(config: Config, num_classes: int) -> nn.Module:
@@ -61,10 +68,19 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
         )
 
 
-def begin(config: Config, images: Images) -> Trainee:
-    """Everything as it is before the first step."""
+def begin(config: Config, images: Images, taught_by: Mapping[str, Tensor] | None = None) -> Trainee:
+    """Everything as it is before the first step; a distilled run begins with its teacher's weights.
+
+    Where these are not given, a distilled run has the teacher that a network without training is,
+    which is enough to measure how long a step takes.
+    """
     num_classes = len(images.class_names) if config.train.classes else 0
     network = network_of(config, num_classes).to(config.train.device)
+    teacher = None
+    if config.distilled is not None:
+        if taught_by is not None:
+            network.load_state_dict(taught_by)
+        teacher = copy.deepcopy(network).eval().requires_grad_(False)
     return Trainee(
         config=config,
         network=network,
@@ -73,6 +89,7 @@ def begin(config: Config, images: Images) -> Trainee:
         schedule=schedules.from_config(config.schedule),
         images=images,
         num_classes=num_classes,
+        teacher=teacher,
     )
 
 
@@ -84,7 +101,11 @@ def gradients(trainee: Trainee, step: int) -> float:
     images, count = trainee.images, len(trainee.images.pixels)
     indices, flips = samples_of(config.train, count, step, flip=config.data.flip)
     t = times_of(config.train, config.loss, trainee.schedule, step)
-    second_look = config.loss.self_conditioning and looks_twice(config.train, step)
+    second_look = (
+        config.loss.self_conditioning
+        and trainee.teacher is None  # a jump is taken at first sight
+        and looks_twice(config.train, step)
+    )
     labels = None
     if trainee.num_classes and images.labels is not None:
         labels = labels_of(config.train, images.labels[indices], trainee.num_classes, step)
@@ -192,6 +213,51 @@ def _losses(
             nats = unit_step(schedule, x0, t, prediction.x0.detach(), prediction.share)
             more = config.loss.variance_weight * schedule.steps * bits(nats, values)
             return losses + more.to(losses.dtype)
+        case "consistency":
+            return _jumps(trainee, x0, eps, t, places, step, classes=classes)
+        case _:
+            assert_never(config.loss.objective)
+
+
+def _jumps(
+    trainee: Trainee,
+    x0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    places: Sequence[int],
+    step: int,
+    *,
+    classes: Tensor | None,
+) -> Tensor:
+    """`unraze.consistency` of each image: x_r is the teacher's step from x_t, the target the jump
+    from there of the network as it is, with the same neurons dropped."""
+    config, schedule = trainee.config, trainee.schedule
+    assert trainee.teacher is not None
+
+    def said(network: nn.Module, labels: Tensor | None) -> Denoiser:
+        return denoiser(
+            network,
+            schedule,
+            config.loss.parametrisation,
+            sigma_data=config.loss.sigma_data or 1.0,
+            classes=labels,
+        )
+
+    student, teacher = said(trainee.network, classes), said(trainee.teacher, classes)
+    if config.loss.teacher_guidance != 1 and classes is not None:
+        nothing = said(trainee.teacher, torch.full_like(classes, trainee.num_classes))
+        teacher = guided(teacher, nothing, config.loss.teacher_guidance)
+    r, e = below(schedule, t, config.loss)
+    x_t = destroy_at(*schedule.at(t), x0, eps)
+    with torch.no_grad(), _autocast(config):
+        x_r = jump(schedule, bounded(schedule, x_t, t, teacher(x_t, t)), r)
+        target = jump(schedule, bounded(schedule, x_r, r, student(x_r, r)), e)
+        target = torch.where(like(r, x_r) == like(e, x_r), x_r, target)
+    if config.network.dropout > 0:
+        seed_dropout(config.train, step, places[0])
+    with _autocast(config):
+        prediction = student(x_t, t)
+    return consistency(jump(schedule, prediction, e), target, schedule, t, e)
 
 
 def clip(trainee: Trainee) -> float:

@@ -39,7 +39,7 @@ from unraze.step import (
     reproducible,
 )
 
-__all__ = ["Report", "fit", "prepare", "require_memory", "train"]
+__all__ = ["Report", "fit", "prepare", "require_memory", "taught_by", "train"]
 
 BAD_STEPS_IN_A_ROW = 3
 MOST_STEPS = 10**9
@@ -69,6 +69,25 @@ class Report:
     seconds_left: float = math.nan
     memory: int = 0
     message: str | None = None
+
+
+def taught_by(run: Run, config: Config) -> dict[str, Tensor] | None:
+    """The weights that a distilled run began with, which are its teacher's; None for another run.
+
+    Raises `CheckpointError` where they are not in its folder, whole, or are of another run.
+    """
+    if config.distilled is None:
+        return None
+    saved, problems = checkpoint.newest(run.teacher)
+    if saved is None:
+        why = problems[0] if problems else f"{run.teacher}: is gone"
+        raise CheckpointError(f"{why}; without its teacher it cannot go on: distil it anew")
+    if saved.hash != config.distilled.checkpoint:
+        raise CheckpointError(
+            f"{saved.path}: is not the teacher that {run.path / 'config.toml'} names "
+            f"({saved.hash[:12]}…, not {config.distilled.checkpoint[:12]}…): bring it back"
+        )
+    return saved.ema
 
 
 def never() -> bool:
@@ -199,7 +218,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 yield _said(run, warning)
 
         # where to begin: at the beginning, or at a checkpoint
-        trainee = begin(config, images)
+        trainee = begin(config, images, taught_by(run, config))
         if saved is None:
             checkpoint.write_atomically(run.stats, "")
             run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
@@ -478,7 +497,7 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
             saved = found
             break
     if saved is None:
-        fresh = begin(trainee.config, trainee.images)
+        fresh = begin(trainee.config, trainee.images, taught_by(run, trainee.config))
         trainee.network.load_state_dict(fresh.network.state_dict())
         trainee.average.update(fresh.average)
         trainee.optimizer.state.clear()

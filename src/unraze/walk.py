@@ -4,6 +4,7 @@
 are made.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from unraze.samplers import (
     Noise,
     Step,
     adams,
+    consistency,
     ddim,
     deis,
     dpmpp_2m,
@@ -52,11 +54,18 @@ class Plan:
     calls: int
 
 
-def plan(schedule: Schedule, settings: SampleConfig, *, whole: bool) -> Plan:
+def plan(
+    schedule: Schedule,
+    settings: SampleConfig,
+    *,
+    whole: bool,
+    borders: Sequence[float] | None = None,
+) -> Plan:
     """As many steps as `settings.steps` calls allow; at whole times alone where `whole`.
 
-    Raises `InputError` for more calls than the schedule has steps, or times that are not of this
-    schedule.
+    With `borders`, the times that a distilled network jumps to, all of them are kept. Raises
+    `InputError` for more calls than the schedule has steps or fewer than there are jumps, or times
+    that are not of this schedule.
     """
     if settings.steps > schedule.steps:
         raise InputError(
@@ -69,15 +78,27 @@ def plan(schedule: Schedule, settings: SampleConfig, *, whole: bool) -> Plan:
             return Plan(_spaced(schedule, settings, count, whole), count, 2 * count - 1)
         case "restart":
             return _restarting(schedule, settings, whole)
+        case "consistency" if borders is not None:
+            chain = _between(schedule, settings, borders, whole)
+            return Plan(chain, settings.steps, settings.steps)
         case _:
             chain = _spaced(schedule, settings, settings.steps, whole)
             return Plan(chain, settings.steps, settings.steps)
 
 
 def walk(
-    denoise: Denoiser, x: Tensor, chain: Schedule, settings: SampleConfig, noise: Noise
+    denoise: Denoiser,
+    x: Tensor,
+    chain: Schedule,
+    settings: SampleConfig,
+    noise: Noise,
+    *,
+    borders: Sequence[float] = (0.0,),
 ) -> Iterator[Step]:
-    """The sampler of the settings, from x at the top of the chain down to a picture."""
+    """The sampler of the settings, from x at the top of the chain down to a picture.
+
+    `borders` are the times that a distilled network jumps to.
+    """
     eta = NOISE_SHARES.get(settings.sampler, 0.0) if settings.eta is None else settings.eta
     order = _order(settings)
     match settings.sampler:
@@ -111,6 +132,8 @@ def walk(
             return restart(
                 denoise, x, chain, noise=noise, interval=interval, repeats=repeats, order=order
             )
+        case "consistency":
+            return consistency(denoise, x, chain, noise=noise, borders=borders)
         case _:
             assert_never(settings.sampler)
 
@@ -142,6 +165,45 @@ def _given(schedule: Schedule, spacing: Sequence[float], whole: bool) -> Schedul
         raise InputError(
             "spacing: this network was trained at whole times alone (loss.continuous = false); "
             "give whole numbers"
+        )
+    return schedule.keep(times)
+
+
+def _between(
+    schedule: Schedule, settings: SampleConfig, borders: Sequence[float], whole: bool
+) -> Schedule:
+    """The borders, and between two of them even angles; the upper parts have one more where the
+    calls do not go round."""
+    jumps = len(borders) - 1
+    if settings.steps < jumps:
+        raise InputError(
+            f"steps = {settings.steps}: this run was distilled to {jumps} calls an image; give "
+            f"{jumps} or more, or distil a run to fewer: unraze distill RUN --calls"
+        )
+    if not isinstance(settings.spacing, str):
+        chain = _given(schedule, settings.spacing, whole)
+        if missing := set(borders) - set(settings.spacing):
+            raise InputError(
+                f"spacing: keep the time {min(missing):g} too, which this run was distilled to "
+                "jump to"
+            )
+        return chain
+    if settings.spacing != "angle":
+        raise InputError(
+            f"spacing = {settings.spacing}: a distilled run keeps the times that it was taught to "
+            "jump to, and even angles between them: take angle, or leave it out"
+        )
+    theta = torch.atan2(*reversed(schedule.at(torch.tensor(borders, dtype=torch.float64))))
+    times = [0.0]
+    for number, (low, high) in enumerate(itertools.pairwise(theta.tolist())):
+        count = (settings.steps + number) // jumps
+        between = low + (high - low) / count * torch.arange(1, count, dtype=torch.float64)
+        inner = schedule.time_at(between)
+        times += [*(inner.round() if whole else inner).tolist(), borders[number + 1]]
+    if any(a >= b for a, b in itertools.pairwise(times)):
+        raise InputError(
+            f"steps = {settings.steps}: more than there are whole times between the jumps of this "
+            "run; give fewer"
         )
     return schedule.keep(times)
 

@@ -13,7 +13,15 @@ from types import FrameType
 
 from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTokensError
 
-from unraze.cli import draw, evaluate, look, sample, train, tune  # noqa: F401  (each adds its commands)
+from unraze.cli import (  # noqa: F401  (each adds its commands)
+    distill,
+    draw,
+    evaluate,
+    look,
+    sample,
+    train,
+    tune,
+)
 from unraze.cli.app import INTERRUPTED, app, unwrap
 from unraze.errors import UnrazeError
 

@@ -72,6 +72,7 @@ SamplerName = Literal[
     "deis",
     "adams",
     "restart",
+    "consistency",
 ]
 SpacingName = Literal["time", "angle", "log_snr", "karras"]
 """As in `unraze.config.SampleConfig`: `--help` is to answer without pydantic."""

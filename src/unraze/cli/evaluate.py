@@ -136,7 +136,8 @@ def evaluate(
     Samples of a run are drawn and held against its held-out images; images from any program against
     those that --against names. The parts are figures (Fréchet distance, KID, precision, recall,
     density, coverage; in two feature spaces, with intervals), memorisation, levels (the loss by
-    noise level), bound and flow (likelihood, in bits a dimension); the last three are of runs.
+    noise level), bound and flow (likelihood, in bits a dimension); the last three are of runs that
+    were not distilled.
 
     Writes a report page, whose path is the last line printed. Stopped, the same command goes on
     where it was.
@@ -237,6 +238,11 @@ def _run(
         model = generate.load(path, raw=raw, step=checkpoint, device=device)
         settings = generate.asked(model, given)
         next(generate.generate(model, 1, seed=seed, settings=settings))  # refuses what will not do
+    if model.config.distilled is not None:
+        # a jump along the flow is no mean of x_0, which these are about
+        parts = tuple(part for part in parts if part not in NEED_A_NETWORK)
+        if not parts:
+            raise InputError("--skip: leaves nothing to measure of a distilled run; leave less out")
     require_place(path / "eval", str(path))
     reference = of_run(model)
     require_enough(f"-n {count}", count, reference, parts)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from unraze.data import Images
     from unraze.run import Run
 
-__all__ = ["resume", "train"]
+__all__ = ["follow", "read_images", "resume", "setting", "train"]
 
 
 @app.command(
@@ -218,9 +218,9 @@ def train(
         from unraze import run as runs, train as training
 
         _refuse_early(wanted, out)
-        images = _read(wanted)
+        images = read_images(wanted)
         wanted = training.prepare(wanted, images)
-    return _train(runs.create(wanted, out=out, command=["unraze", *sys.argv[1:]]), images)
+    return follow(runs.create(wanted, out=out, command=["unraze", *sys.argv[1:]]), images)
 
 
 @app.command(
@@ -237,13 +237,13 @@ def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
     found = runs.find(run)
     config = runs.read_config(found)
     try:
-        images = _read(config)
+        images = read_images(config)
     except DataError as error:
         if config.data.source in NAMES or os.path.exists(config.data.source):
             raise
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
-    return _train(found, images)
+    return follow(found, images)
 
 
 def _options(keys: Iterable[str]) -> dict[str, str]:
@@ -291,7 +291,7 @@ def _configuration(
     begun = (
         configs.from_toml(file) if file else configs.preset("fast" if preset is None else preset)
     )
-    pairs = [_setting(text) for text in settings]
+    pairs = [setting(text) for text in settings]
     changes = dict(pairs)
     if len(changes) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -307,7 +307,7 @@ def _configuration(
     return configs.updated(begun, changes | options, where=where)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """("train.lr", 1e-3) from "train.lr=1e-3"; a value that is no TOML is taken as a text."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -319,7 +319,8 @@ def _setting(text: str) -> tuple[str, Any]:
     return key.strip(), read["value"] if len(read) == 1 else value
 
 
-def _read(config: Config) -> Images:
+def read_images(config: Config) -> Images:
+    """The images of a configuration; how many there are is said."""
     from rich.console import Console
 
     from unraze.cli.show import follow_reading, held_out
@@ -339,7 +340,8 @@ def _read(config: Config) -> Images:
     return images
 
 
-def _train(run: Run, images: Images) -> int:
+def follow(run: Run, images: Images) -> int:
+    """Trains a run to its end or until it is asked to stop, shows how, and says what is next."""
     from rich.console import Console
 
     from unraze import train as training

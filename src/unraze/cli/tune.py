@@ -87,6 +87,11 @@ def tune(
     with told_as_options({"train.threads": "--threads", "device": "--device"}):
         set_threads(threads)
         model = generate.load(run, step=checkpoint, device=device or "cpu")
+    if model.config.distilled is not None:
+        raise InputError(
+            f"{run}: is distilled and jumps as far as it was taught to, so there is nothing to "
+            f"search; tune the run that it was distilled from: {model.config.distilled.run}"
+        )
     if wanted[-1] > model.schedule.steps:
         raise InputError(f"--calls {wanted[-1]}: the run's schedule has {model.schedule.steps}")
     require_place(run / "tune", str(run))

@@ -25,7 +25,7 @@ from unraze.evaluate.kept import features_of_images
 from unraze.evaluate.metrics import kid
 from unraze.evaluate.samples import in_proportion
 from unraze.evaluate.stage import Stage
-from unraze.generate import Model, changed, sample
+from unraze.generate import Model, quick, sample
 from unraze.hardware import has_bfloat16
 from unraze.run import Run
 
@@ -45,7 +45,8 @@ __all__ = [
 SHARE = 0.1
 """The most of the training time that these evaluations may take."""
 CALLS = 25
-"""Network calls a sample, by DDIM, whatever the run is sampled with otherwise."""
+"""Network calls a sample, by DDIM, whatever the run is sampled with otherwise; of a distilled run
+those that it was distilled to."""
 FEWEST, MOST = 100, 1000
 """Samples of an evaluation."""
 FORWARD = {"float32": 1 / 3, "bfloat16": 2 / 3}
@@ -182,16 +183,7 @@ def _interval(every: int, steps: int | None) -> float:
 def quality(model: Model, by: Ruler) -> Figure | None:
     """KID of `by.count` samples of noise that is the same every time; None where what is drawn is
     not finite."""
-    settings = changed(
-        model.config.sample,
-        {
-            "sampler": "ddim",
-            "steps": min(CALLS, model.schedule.steps),
-            "eta": 0.0,
-            "clip": "clip",
-            "guidance": 1.0,
-        },
-    )
+    settings = quick(model.config, CALLS)
     drawn = sample(
         model,
         by.count,

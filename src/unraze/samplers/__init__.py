@@ -7,6 +7,7 @@ films and early stopping need nothing else: `for step in greedy(denoise, x, sche
 
 from unraze.samplers.adams import adams
 from unraze.samplers.ancestral import greedy, random
+from unraze.samplers.consistency import consistency
 from unraze.samplers.ddim import ddim
 from unraze.samplers.deis import deis
 from unraze.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
@@ -23,6 +24,7 @@ __all__ = [
     "Step",
     "adams",
     "cheapest",
+    "consistency",
     "ddim",
     "deis",
     "dpmpp_2m",

@@ -1,0 +1,146 @@
+"""`unraze distill` from the terminal: a new run beside the old one, and one line for what fails."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluated import digits_file, few_steps
+from test_cli import TINY, last_line, refused, snapshot
+from unraze import checkpoint
+from unraze.cli import main
+from unraze.run import find, read_config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of five steps with classes on digits in a file, and that file; another without."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = digits_file(folder / "digits.npz")
+    budget = ["--steps", "5", *TINY]
+    for name, options in (("run", ["--classes"]), ("plain", [])):
+        out = ["--out", str(folder / name)]
+        assert main(["train", str(data), *options, *budget, *out]) == 0
+    return folder, data
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the conditional run, at the relative path runs/a."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained[0] / "run", tmp_path / "runs" / "a")
+    return Path("runs/a")
+
+
+def test_a_run_is_distilled_sampled_and_continued(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(run)
+    assert main(["distill", str(run)]) == 0
+    out = capfd.readouterr().out
+    new = Path(out.splitlines()[-1])
+    assert new == Path("runs/a-distilled")
+    assert f"unraze sample {new}" in out
+    assert snapshot(run) == before
+    config = read_config(find(new))
+    assert (config.sample.sampler, config.sample.steps) == ("consistency", 2)
+    assert config.train.steps == 3
+    assert config.distilled is not None
+    assert config.distilled.run == str(run.resolve())
+
+    assert main(["sample", str(new), "-n", "3", "--film"]) == 0
+    drawn = Path(last_line(capfd))
+    assert len(list(drawn.glob("0*.png"))) == 3
+    assert main(["sample", "--like", str(drawn / "00001.png")]) == 0
+    again = Path(last_line(capfd))
+    assert again.read_bytes() == (drawn / "00001.png").read_bytes()
+
+    assert main(["resume", str(new)]) == 0
+    assert "finished already" in capfd.readouterr().out
+    assert main(["runs", "runs"]) == 0
+    assert re.search(r"a-distilled\W+done", capfd.readouterr().out)
+
+    # the next one has a name of its own, and the options what they say
+    options = ["--calls", "1", "--guidance", "2", "--steps", "2", "--lr", "0.01", "--batch", "4"]
+    assert main(["distill", str(run), *options, "--set", "loss.teacher_steps=3"]) == 0
+    other = Path(last_line(capfd))
+    assert other.name == "a-distilled-2"
+    config = read_config(find(other))
+    assert config.loss.borders == (0.0, 20.0)
+    assert (config.loss.teacher_guidance, config.loss.teacher_steps) == (2.0, 3)
+    assert (config.train.steps, config.train.batch, config.train.lr) == (2, 4, 0.01)
+
+
+def test_the_parts_that_ask_for_a_mean_are_left_out_of_an_evaluation(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", str(run), "--out", "new"]) == 0
+    with few_steps():
+        assert main(["eval", "new", "-n", "60", "--skip", "memorisation"]) == 0
+    page = Path(last_line(capfd)).read_text(encoding="utf-8")
+    assert "Fréchet" in page
+    (file,) = Path("new/eval").glob("step-*.json")
+    made = json.loads(file.read_text(encoding="utf-8"))
+    assert made["spaces"]
+    assert not made["bounds"]
+    assert made["flow"] is made["levels"] is None
+    skip = ["--skip", "figures", "--skip", "memorisation"]
+    refused(capfd, ["eval", "new", "-n", "50", *skip], "of a distilled run")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--calls", "3"], ["--calls = 3", "1 or 2"]),
+        (["--minutes", "1", "--steps", "2"], ["--minutes and --steps", "give one"]),
+        (["--lr", "-1"], ["--lr = -1.0", "more than 0"]),
+        (["--steps", "0"], ["--steps = 0", "at least 1"]),
+        (["--lr", "1", "--set", "train.lr=2"], ["--set train.lr", "an option of its own"]),
+        (["--set", "train.nothing=2"], ["no key 'train.nothing'"]),
+        (["--checkpoint", "99"], ["no checkpoint of step 99"]),
+        (["--out", "runs/a"], ["--out runs/a", "is a run already"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_will_not_do_is_said(
+    run: Path, capfd: pytest.CaptureFixture[str], options: list[str], says: list[str]
+) -> None:
+    refused(capfd, ["distill", str(run), *options], *says)
+
+
+def test_runs_that_cannot_be_distilled(
+    run: Path, trained: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused(capfd, ["distill", "runs/b"], "runs/b", "no such run")
+    plain = trained[0] / "plain"
+    refused(capfd, ["distill", str(plain), "--guidance", "2"], "--guidance = 2", "does not know")
+    file = run / "config.toml"
+    whole = file.read_text(encoding="utf-8")
+    source = str(trained[1])
+    file.write_text(whole.replace(source, source + ".gone"), encoding="utf-8")
+    refused(capfd, ["distill", str(run)], "cannot be distilled without the images")
+    file.write_text(whole, encoding="utf-8")
+    checkpoint.set_aside(checkpoint.listing(run / "checkpoints")[-1])
+    refused(capfd, ["distill", str(run)], "has no checkpoint yet")
+
+
+def test_samplers_and_networks_that_do_not_fit(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused(capfd, ["sample", str(run), "--sampler", "consistency"], "unraze distill RUN")
+    refused(capfd, ["eval", str(run), "--sampler", "consistency"], "unraze distill RUN")
+    assert main(["distill", str(run), "--out", "new"]) == 0
+    for options in (["--sampler", "adams"], ["--greedy"], ["--sigma", "beta"]):
+        refused(capfd, ["sample", "new", *options], "consistency", str(run.resolve()))
+    refused(capfd, ["sample", "new", "--guidance", "3"], "unraze distill", "--guidance 3")
+    refused(capfd, ["sample", "new", "--steps", "1"], "--steps = 1", "2 calls")
+    refused(capfd, ["sample", "new", "--spacing", "karras"], "karras", "take angle")
+    refused(capfd, ["distill", "new"], "is distilled already")
+    refused(
+        capfd,
+        ["train", "digits", "--set", "loss.objective=consistency"],
+        "loss",
+        "borders",
+    )
