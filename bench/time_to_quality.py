@@ -19,6 +19,7 @@ azula needs torchvision for parts that are not used here: `pip install --no-deps
 """
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -66,8 +67,14 @@ class Cell:
 
     @property
     def slug(self) -> str:
-        """The name of its file."""
-        return f"{self.name}-{self.minutes:g}min-lr{self.lr:g}-seed{self.seed}"
+        """The name of its file; ours with a key of the preset, of which another result is kept."""
+        recipe = f"lr{self.lr:g}" if self.name != OURS else _recipe()
+        return f"{self.name}-{self.minutes:g}min-{recipe}-seed{self.seed}"
+
+
+def _recipe() -> str:
+    values = preset("fast").model_dump_json(exclude={"about", "sample"})
+    return hashlib.sha256(values.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,10 @@ def scored(drawn: Array, of: Material) -> dict[str, Any]:
 
 def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str, Any]:
     """A cell's result, from its file or made now."""
-    file = options.out / "cells" / f"{cell.slug}-{options.samples}x{options.calls}.json"
+    drawing = f"{options.samples}x{options.calls}"
+    if cell.name == OURS:
+        drawing += f"-{preset('fast').sample.sampler}"
+    file = options.out / "cells" / f"{cell.slug}-{drawing}.json"
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
