@@ -50,7 +50,7 @@ from unraze.pictures import grid
 Array = np.ndarray[Any, Any]
 
 OURS = "unraze"
-RATES = (3e-4, 1e-3, 2e-3)
+RATES = "3e-4,1e-3,2e-3"
 VALIDATION = 5000
 SELECTION_SEED = 1000
 RESULTS = Path(__file__).parent / "results" / "time-to-quality"
@@ -192,13 +192,15 @@ def distance(result: dict[str, Any], space: str, part: str, what: str = "alike")
 
 def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:
     """The learning rate that a peer does best with on the validation images."""
+    if len(options.rates) == 1:
+        return float(options.rates[0])
     minutes = min(options.minutes)
 
     def by(lr: float) -> float:
         result = measured(Cell(name, minutes, lr, SELECTION_SEED), of, options)
         return distance(result, of.spaces[0].name, "validation")
 
-    return min(RATES, key=by)
+    return min(options.rates, key=by)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
@@ -260,6 +262,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", default="diffusers,azula", help="some of " + ", ".join(peers.PEERS)
     )
+    parser.add_argument("--rates", default=RATES, help="learning rates that a peer may have")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--calls", type=int, default=25, help="network calls a sample")
@@ -269,6 +272,7 @@ def main() -> None:
     options = parser.parse_args()
     options.minutes = [float(text) for text in options.minutes.split(",")]
     options.peers = options.peers.split(",")
+    options.rates = [float(text) for text in options.rates.split(",")]
     if unknown := [name for name in options.peers if name not in peers.PEERS]:
         parser.error(f"--peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
     matplotlib.use("Agg")
