@@ -310,6 +310,7 @@ def test_stopped_by_a_signal_again_and_again_it_ends_the_same(
 def test_a_full_disk_is_said_in_a_line_and_it_goes_on_when_there_is_room(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told(capfd, ["eval", "other", *QUICK])  # keeps the features of the real images
     left = iter([None] * 3)
     flush = os.fsync
 

@@ -167,7 +167,7 @@ def test_all_of_an_evaluation_is_on_its_page(whole: Any, tmp_path: Path) -> None
         assert number(bound.bits) in text
     assert evaluation.levels.words in text
     assert evaluation.memorisation.words.partition(": ")[2] in text
-    for said in (*evaluation.remarks, command, "eta = 0.0", "seed 0, classes as held out"):
+    for said in (*evaluation.remarks, command, "sampler = ddim", "seed 0, classes as held out"):
         assert said in text
     assert "nan" not in text.lower()
 
