@@ -102,7 +102,9 @@ def test_the_commands_of_the_readme_run(
         if "--minutes" in line:
             at = line.index("--minutes")
             del line[at : at + 2]
-        less = {"train": SMALL, "eval": ["-n", "50"], "tune": ["-n", "50", "--calls", "2"]}.get(line[0], [])
+        less = {"train": SMALL, "eval": ["-n", "50"], "tune": ["-n", "50", "--calls", "2"]}.get(
+            line[0], []
+        )
         assert main([*line, *less]) == 0, line
     run = Path("runs/00000-digits")
     names = [run.name, f"{run.name}-distilled", "00001-photos"]
