@@ -241,3 +241,9 @@ def test_a_run_that_cannot_be_loaded_says_why(
     (changed.checkpoints / newest.name).symlink_to(newest)
     with pytest.raises(CheckpointError, match="shape"):
         generate.load(changed.path)
+
+
+def test_a_run_with_times_of_its_own_is_looked_at_by_ddim(model: Model) -> None:
+    own = {"sample.sampler": "adams", "sample.steps": 2, "sample.spacing": (0.0, 9.0, 50.0)}
+    how = generate.quick(updated(model.config, own), 25)
+    assert (how.sampler, how.steps, how.spacing) == ("ddim", 25, "time")

@@ -15,7 +15,7 @@ from unraze import checkpoint, run as runs
 from unraze.config import OF_A_SAMPLER, Config, updated
 from unraze.data import Images
 from unraze.errors import InputError
-from unraze.generate import Model, load
+from unraze.generate import Model, can_be_guided, load
 from unraze.run import Run
 from unraze.train import Report, prepare, train
 
@@ -63,7 +63,7 @@ def configuration(
     if calls not in BORDERS:
         raise InputError(f"calls = {calls}: give {' or '.join(map(str, BORDERS))}")
     guidance = given.get("loss.teacher_guidance", 1.0)
-    if guidance != 1 and not (model.num_classes and trained.label_dropout):
+    if guidance != 1 and not can_be_guided(model):
         raise InputError(
             f"guidance = {guidance:g}: this run does not know both images with a class and without "
             "one, there is nothing to guide towards"

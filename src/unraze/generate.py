@@ -37,6 +37,7 @@ __all__ = [
     "Progress",
     "Tuning",
     "asked",
+    "can_be_guided",
     "changed",
     "class_of",
     "denoiser_of",
@@ -268,8 +269,8 @@ def quick(config: Config, calls: int) -> SampleConfig:
     """How a run is looked at while it trains: by DDIM in so many calls, or as it was distilled."""
     if config.distilled is not None:
         return config.sample
-    wanted = {"sampler": "ddim", "steps": min(calls, config.schedule.steps), "eta": 0.0}
-    return changed(config.sample, {**wanted, "clip": "clip", "guidance": 1.0})
+    wanted = {"sampler": "ddim", "steps": min(calls, config.schedule.steps), "spacing": "time"}
+    return changed(config.sample, {**wanted, "eta": 0.0, "clip": "clip", "guidance": 1.0})
 
 
 def class_of(model: Model, classes: Classes, number: int) -> int | None:
@@ -442,6 +443,11 @@ def _require_its_sampler(model: Model, settings: SampleConfig) -> None:
             "jumps along, so it has to be learned with it: unraze distill "
             f"{distilled.run} --guidance {settings.guidance:g}"
         )
+
+
+def can_be_guided(model: Model) -> bool:
+    """Whether a model knows both images of a class and images without one."""
+    return model.num_classes > 0 and model.config.train.label_dropout > 0
 
 
 def _require_unlabelled(model: Model, asked: str) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "SamplerName",
     "ScheduleKind",
     "Seed",
+    "Settings",
     "Spacing",
     "SpacingName",
     "Steps",
@@ -112,6 +113,16 @@ Raw = Annotated[
     bool,
     Parameter(
         group=SAMPLING, negative="", show_default=False, help="The weights, not their average."
+    ),
+]
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        group=NETWORK,
+        negative="",
+        show_default=False,
+        help="KEY=VALUE for any other key, as train.ema=0.999; may be repeated.",
     ),
 ]
 Checkpoint = Annotated[

@@ -19,12 +19,13 @@ from unraze.cli.app import (
     SAMPLING,
     Device,
     Raw,
+    Settings,
     Threads,
     app,
     option_of,
     told_as_options,
 )
-from unraze.cli.train import follow, read_images, setting
+from unraze.cli.train import follow, read_images, settings_given
 from unraze.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -91,16 +92,7 @@ def distill(
             "absent.",
         ),
     ] = None,
-    set_: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--set",
-            group=NETWORK,
-            negative="",
-            show_default=False,
-            help="KEY=VALUE for any other key, as train.ema=0.999; may be repeated.",
-        ),
-    ] = (),
+    set_: Settings = (),
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"] | None,
         Parameter(group=MACHINE, help="RUN's if absent."),
@@ -143,9 +135,7 @@ def distill(
     with told_as_options(names | {"device": "--device"}):
         from unraze import distillation, generate
 
-        pairs = dict(setting(text) for text in set_)
-        if twice := sorted(pairs.keys() & given.keys()):
-            raise InputError(f"--set {twice[0]}: is given as an option of its own too; give one")
+        pairs = settings_given(set_, given)
         model = generate.load(run, raw=raw, step=checkpoint)
         config = distillation.configuration(model, calls=calls, changes=pairs | given)
         images = _images(run, config)

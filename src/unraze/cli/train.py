@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from unraze.cli.app import (
     NETWORK,
     OUTPUT,
     Device,
+    Settings,
     Threads,
     app,
     option_of,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from unraze.data import Images
     from unraze.run import Run
 
-__all__ = ["follow", "read_images", "resume", "setting", "train"]
+__all__ = ["follow", "read_images", "resume", "settings_given", "train"]
 
 
 @app.command(
@@ -156,16 +157,7 @@ def train(
             help="Accept a schedule that leaves more than ᾱ_T = 0.01 of the picture.",
         ),
     ] = None,
-    set_: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--set",
-            group=NETWORK,
-            negative="",
-            show_default=False,
-            help="KEY=VALUE for any other key, as train.ema=0.999; may be repeated.",
-        ),
-    ] = (),
+    set_: Settings = (),
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"] | None,
         Parameter(
@@ -291,23 +283,27 @@ def _configuration(
     begun = (
         configs.from_toml(file) if file else configs.preset("fast" if preset is None else preset)
     )
-    pairs = [setting(text) for text in settings]
-    changes = dict(pairs)
-    if len(changes) < len(pairs):
-        keys = [key for key, _ in pairs]
-        again = next(key for key in keys if keys.count(key) > 1)
-        raise InputError(f"--set {again}: is given twice; give one value")
+    changes = settings_given(settings, options)
     if "preset" in changes:
         raise InputError(f"--set preset: only names it; give --preset {changes['preset']} instead")
-    twice = sorted(changes.keys() & options.keys())
-    if twice:
-        raise InputError(f"--set {twice[0]}: is given as an option of its own too; give one")
     # what an option of its own sets is named by `told_as_options`, so the rest is of --set
     where = "--set" if changes else "option"
     return configs.updated(begun, changes | options, where=where)
 
 
-def setting(text: str) -> tuple[str, Any]:
+def settings_given(texts: Sequence[str], options: Collection[str]) -> dict[str, Any]:
+    """What `--set` gives: each key once, and none that an option of its own sets (`options`)."""
+    pairs = [_setting(text) for text in texts]
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"--set {key}: is given twice; give one value")
+    if twice := sorted(set(keys) & set(options)):
+        raise InputError(f"--set {twice[0]}: is given as an option of its own too; give one")
+    return dict(pairs)
+
+
+def _setting(text: str) -> tuple[str, Any]:
     """("train.lr", 1e-3) from "train.lr=1e-3"; a value that is no TOML is taken as a text."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():

@@ -21,7 +21,7 @@ from unraze.evaluate.stage import Stage
 from unraze.generate import Classes, Model, class_of, generate, plan_of
 from unraze.rng import permutation
 
-__all__ = ["BATCH", "drawn", "in_proportion", "labels_asked", "to_draw"]
+__all__ = ["BATCH", "as_bytes", "drawn", "in_proportion", "labels_asked", "to_draw"]
 
 BATCH = 100
 """Images of one part."""
@@ -62,7 +62,7 @@ def drawn(
             for moment in moments:
                 yield Stage("sampling", number * states + moment.done, total)
                 x = moment.x
-            found = time.monotonic() - began, _as_bytes(x, part)
+            found = time.monotonic() - began, as_bytes(x, part)
             write_arrays(_file(folder, part), pixels=found[1], seconds=found[0])
         seconds += found[0]
         pixels[part.start : part.stop] = found[1]
@@ -113,7 +113,8 @@ def _kept(folder: Path, model: Model, part: range) -> tuple[float, np.ndarray] |
     return None if found is None else (float(found["seconds"]), found["pixels"])
 
 
-def _as_bytes(x: Tensor, part: range) -> np.ndarray:
+def as_bytes(x: Tensor, part: range) -> np.ndarray:
+    """Samples x (B, C, H, W) of these numbers as bytes; raises `UnrazeError` for not-a-number."""
     try:
         return to_uint8(x)
     except ValueError as error:

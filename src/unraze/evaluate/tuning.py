@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 
 from unraze import rng
 from unraze.config import SampleConfig
-from unraze.data import evenly, to_uint8
-from unraze.errors import InputError, UnrazeError
+from unraze.data import evenly
+from unraze.errors import InputError
 from unraze.evaluate.during import FEWEST_REAL as FEWEST
 from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.figures import Figure
@@ -26,12 +25,13 @@ from unraze.evaluate.gaussian import FEWEST_PER_FEATURE, frechet
 from unraze.evaluate.kept import features_of_images, kept_part, key_of
 from unraze.evaluate.kernel import kid
 from unraze.evaluate.reference import Reference
-from unraze.evaluate.samples import BATCH, in_proportion
+from unraze.evaluate.samples import BATCH, as_bytes, in_proportion
 from unraze.evaluate.stage import Stage
 from unraze.generate import (
     Classes,
     Model,
     Tuning,
+    can_be_guided,
     changed,
     class_of,
     denoiser_of,
@@ -85,7 +85,6 @@ class Searched:
     tried: int
 
 
-SEARCHED = TypeAdapter(Searched)
 SCORE = TypeAdapter(float)
 FIGURE = TypeAdapter(Figure)
 
@@ -129,7 +128,7 @@ def search(
 
 def calls_to_make(model: Model, calls: Sequence[int], count: int) -> int:
     """Network calls, an image each, of a whole search: at most."""
-    guided = 2 * len(GUIDANCE) if _can_be_guided(model) else 0
+    guided = 2 * len(GUIDANCE) if can_be_guided(model) else 0
     each = len(SPACINGS) + len(DISCOUNTS) + 2 * (len(SOLVERS) - 1) + guided + 1
     own = plan_of(model, model.config.sample).calls
     return count * (each * sum(calls) + own) + GRID * PROBES
@@ -191,7 +190,7 @@ def _searched(of: Search, n: int, errors: Array) -> Generator[Stage, None, Searc
     yield from tried(of_run(SOLVERS[0], spacing) for spacing in _spacings(of, n, errors))
     ways = [settings.spacing for settings in ranked()[:2]]
     yield from tried(of_run(solver, way) for way in ways for solver in SOLVERS[1:])
-    if _can_be_guided(of.model):
+    if can_be_guided(of.model):
         best = ranked()[0]
         yield from tried(
             changed(best, {"guidance": scale, "guidance_interval": interval})
@@ -211,10 +210,6 @@ def _spacings(of: Search, n: int, errors: Array) -> list[Any]:
         if kept not in ways:
             ways.append(kept)
     return ways
-
-
-def _can_be_guided(model: Model) -> bool:
-    return model.num_classes > 0 and model.config.train.label_dropout > 0
 
 
 def _score(of: Search, settings: SampleConfig, name: str) -> Generator[Stage, None, float]:
@@ -252,13 +247,7 @@ def _features(
     for moment in moments:
         yield Stage(name, moment.done, moment.total)
         if moment.finished:
-            if not bool(torch.isfinite(moment.x).all()):
-                raise UnrazeError(
-                    f"{of.model.run}: {settings.sampler} draws not-a-number from the checkpoint of "
-                    f"step {of.model.step}: give an older --checkpoint, or train again with a "
-                    "smaller --lr"
-                )
-            pixels.append(to_uint8(moment.x))
+            pixels.append(as_bytes(moment.x, moment.numbers))
     return of.space.extract(np.concatenate(pixels))
 
 

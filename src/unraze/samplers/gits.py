@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unraze.denoiser import Denoiser
-from unraze.process import like
 from unraze.samplers.adams import adams
+from unraze.samplers.solver import first_order
 from unraze.schedule import Schedule
 
 __all__ = ["cheapest", "jump_errors"]
@@ -34,9 +34,7 @@ def jump_errors(denoise: Denoiser, x: Tensor, schedule: Schedule) -> Errors:
     for i in range(count, 0, -1):
         said = steps[count - i]
         for j in range(i):
-            a, b = schedule.alpha_bar[j], schedule.beta_bar[j]
-            jumped = like(a, x) * said.x0 + like(b, x) * said.eps
-            off = (jumped - states[count - j]).flatten(1)
+            off = (first_order(schedule, j + 1, said) - states[count - j]).flatten(1)
             errors[i, j] = float(off.norm(dim=1).mean())
     return errors
 
