@@ -69,6 +69,7 @@ class _About(_Part):
     class_names: list[str]
     num_classes: Annotated[int, Field(ge=0, le=10**6)]
     sigma_data: Annotated[float, Field(gt=0)]
+    clusters: str | None = None
 
     @model_validator(mode="after")
     def _as_trained(self) -> _About:

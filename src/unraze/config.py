@@ -304,8 +304,13 @@ class TrainConfig(_Section):
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
     ema_warmup: bool = Field(True, description="a shorter average while training is young")
     classes: bool = Field(False, description="condition on the class labels")
+    clusters: Annotated[int, Field(ge=0, le=65_536)] = Field(
+        0,
+        description="condition on so many clusters of alike images, at most one for each 100 "
+        "images; 0: on none",
+    )
     label_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="share of labels hidden, for guidance"
+        0.1, description="share of labels or clusters hidden, for guidance"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
@@ -320,7 +325,12 @@ class TrainConfig(_Section):
     keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
 
     @model_validator(mode="after")
-    def _one_budget(self) -> TrainConfig:
+    def _one_of_each(self) -> TrainConfig:
+        if self.classes and self.clusters:
+            raise ValueError(
+                f"classes = true and clusters = {self.clusters}: a network is told one of them; "
+                "set clusters = 0, or leave the classes out"
+            )
         given = [k for k in BUDGET if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"the budget is given twice ({' and '.join(given)}): give one")
@@ -511,6 +521,8 @@ def _laid_over(base: Config, values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name == "train" and any(key in section for key in BUDGET):
             out[name] |= dict.fromkeys(BUDGET)
+        if name == "train" and section.get("classes"):
+            out[name]["clusters"] = 0
         if name == "network" and section.get("kind", out[name]["kind"]) != out[name]["kind"]:
             out[name] = {}
         out[name] = out[name] | dict(section)
@@ -528,9 +540,12 @@ def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
 def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option") -> Config:
     """A copy with dotted keys changed, `{"train.lr": 1e-3}`, checked as a whole.
 
-    Giving one of `train.minutes`, `train.steps`, `train.epochs` replaces the budget.
+    Giving one of `train.minutes`, `train.steps`, `train.epochs` replaces the budget, and classes
+    given replace clusters.
     """
     values = config.model_dump()
+    if changes.get("train.classes"):
+        values["train"]["clusters"] = 0
     if any(f"train.{name}" in changes for name in BUDGET):
         values["train"] |= dict.fromkeys(BUDGET)
     if changes.get("network.kind", values["network"]["kind"]) != values["network"]["kind"]:

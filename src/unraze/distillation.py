@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unraze import checkpoint, run as runs
+from unraze import checkpoint, clusters, run as runs
 from unraze.config import OF_A_SAMPLER, Config, updated
 from unraze.data import Images
 from unraze.errors import InputError
@@ -125,6 +125,8 @@ def create(
             f"fingerprint is {images.fingerprint[:12]}…, was {model.data[:12]}…): bring them back"
         )
     run = runs.create(prepare(config, images), out=out, command=command)
+    if model.clusters is not None:
+        clusters.write(run.clusters, model.clusters)
     weights = model.network.state_dict()
     state = {
         "updates": 0,
@@ -137,6 +139,7 @@ def create(
             "class_names": list(model.class_names),
             "num_classes": model.num_classes,
             "sigma_data": model.sigma_data,
+            "clusters": None if model.clusters is None else model.clusters.hash,
         },
         "data": model.data,
         "config": config.model_dump(mode="json"),

@@ -14,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
-from unraze import __version__, checkpoint, nn as networks, rng, schedule as schedules
+from unraze import (
+    __version__,
+    checkpoint,
+    clusters as clustering,
+    nn as networks,
+    rng,
+    schedule as schedules,
+)
+from unraze.clusters import Clusters
 from unraze.config import (
     DISTILLED,
     NOT_DISTILLED,
@@ -59,7 +67,7 @@ WAY = {"sampler", "spacing", "sigma", "final_noise", *OF_A_SAMPLER}
 
 Classes = int | tuple[int, ...] | Literal["all", "none"] | None
 """One class; classes in turn, again and again; all of them in turn (image k is of class k mod K);
-no label. None: all where there are any."""
+no label. None: all in turn where there are any, and clusters as often as in the training images."""
 
 
 class Tuning(BaseModel):
@@ -90,7 +98,8 @@ class Model:
 
     `shape` is (C, H, W); `num_classes` is 0 for an unconditional network; `checkpoint` is the
     SHA-256 of the weights' file, `step` the training step it was saved at, `data` the fingerprint
-    of the images it was trained on; `folder` holds the checkpoint, `tuning` what was found for it.
+    of the images it was trained on; `folder` holds the checkpoint, `tuning` what was found for it;
+    `clusters` are what the network is told where they are its classes.
     """
 
     config: Config
@@ -106,6 +115,7 @@ class Model:
     data: str = ""
     folder: Path | None = None
     tuning: Tuning | None = None
+    clusters: Clusters | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,7 @@ def load(
             raise CheckpointError(f"{run.path}: has no checkpoint yet; train it for longer first")
         saved = newest
     about = saved.state["model"]
+    told = about.get("clusters")
     channels, height, width = about["shape"]
     network = networks.build(
         config.network,
@@ -183,6 +194,7 @@ def load(
         data=saved.state["data"],
         folder=saved.path,
         tuning=None if raw else _tuning(saved),
+        clusters=None if told is None else clustering.read(run.clusters, told),
     )
 
 
@@ -273,8 +285,11 @@ def quick(config: Config, calls: int) -> SampleConfig:
     return changed(config.sample, {**wanted, "eta": 0.0, "clip": "clip", "guidance": 1.0})
 
 
-def class_of(model: Model, classes: Classes, number: int) -> int | None:
-    """The class of image `number`; None for no label. Raises `InputError` for an unknown one."""
+def class_of(model: Model, classes: Classes, number: int, seed: int) -> int | None:
+    """The class of image `number` of a seed; None for no label.
+
+    Raises `InputError` for an unknown one.
+    """
     if model.num_classes == 0:
         if classes not in (None, "none"):
             raise InputError(
@@ -283,13 +298,15 @@ def class_of(model: Model, classes: Classes, number: int) -> int | None:
             )
         return None
     match classes:
+        case None if model.clusters is not None:
+            return clustering.drawn(model.clusters, number, seed)
         case None | "all":
             return number % model.num_classes
         case "none":
             _require_unlabelled(model, "class = none")
             return None
         case tuple():
-            return class_of(model, classes[number % len(classes)], number)
+            return class_of(model, classes[number % len(classes)], number, seed)
         case int():
             if not 0 <= classes < model.num_classes:
                 raise InputError(
@@ -381,7 +398,7 @@ def generate(
     borders = model.config.loss.borders or (0.0,)
     total, done = way.states * len(batches), 0
     for numbers in batches:
-        labels = [class_of(model, classes, k) for k in numbers]
+        labels = [class_of(model, classes, k, seed) for k in numbers]
         denoise = denoiser_of(model, settings, labels)
         x = rng.normal(seed, "start", numbers, 0, model.shape).to(_device(model))
         noise = _noise(model, seed, numbers)

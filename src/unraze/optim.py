@@ -127,11 +127,15 @@ def _iterated(gram: Tensor) -> Tensor:
     """The product of the five Q of each G (B, n, n)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product = one.expand_as(gram)
-    for _ in range(5):
-        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c).add_(one, alpha=a)
-        product = q @ product
+
+    def factor(gram: Tensor) -> Tensor:
+        return torch.baddbmm(gram, gram, gram, beta=b, alpha=c).add_(one, alpha=a)
+
+    product = q = factor(gram)
+    for _ in range(4):
         gram = q @ gram @ q
+        q = factor(gram)
+        product = q @ product
     return product
 
 

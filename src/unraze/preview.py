@@ -82,6 +82,7 @@ def _model(trainee: Trainee, network: nn.Module, run: Run) -> Model:
         num_classes=trainee.num_classes,
         sigma_data=trainee.config.loss.sigma_data or 1.0,
         run=str(run.path),
+        clusters=trainee.clusters,
     )
 
 

@@ -80,6 +80,11 @@ class Run:
         return self.path / "teacher"
 
     @property
+    def clusters(self) -> Path:
+        """The clusters that the network is told, where it is told such."""
+        return self.path / "clusters.safetensors"
+
+    @property
     def stats(self) -> Path:
         """The figures of every step, one JSON object a line."""
         return self.path / "stats.jsonl"

@@ -17,6 +17,7 @@ from typing_extensions import assert_never
 from unraze import ema, nn as networks, optim, rng, schedule as schedules
 from unraze.batches import labels_of, looks_twice, samples_of, seed_dropout, times_of
 from unraze.bound import bits, unit_step
+from unraze.clusters import Clusters, labelled
 from unraze.config import Config, TrainConfig
 from unraze.consistency import below, bounded, consistency, jump
 from unraze.data import Images, batch as assemble
@@ -40,7 +41,8 @@ __all__ = [
 class Trainee:
     """What a training step works on: the network, its optimiser and average, and the data.
 
-    `teacher` is the network that a distilled run is taught by, never changed; else None.
+    `teacher` is the network that a distilled run is taught by, never changed; else None. `clusters`
+    are what the network is told where they are its classes: then `images` are labelled by them.
     """
 
     config: Config
@@ -51,6 +53,7 @@ class Trainee:
     images: Images
     num_classes: int
     teacher: nn.Module | None = None
+    clusters: Clusters | None = None
 
 
 def network_of(config: Config, num_classes: int) -> nn.Module:
@@ -68,13 +71,21 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
         )
 
 
-def begin(config: Config, images: Images, taught_by: Mapping[str, Tensor] | None = None) -> Trainee:
+def begin(
+    config: Config,
+    images: Images,
+    taught_by: Mapping[str, Tensor] | None = None,
+    clusters: Clusters | None = None,
+) -> Trainee:
     """Everything as it is before the first step; a distilled run begins with its teacher's weights.
 
     Where these are not given, a distilled run has the teacher that a network without training is,
     which is enough to measure how long a step takes.
     """
-    num_classes = len(images.class_names) if config.train.classes else 0
+    if clusters is not None:
+        images = labelled(images, clusters)
+    told = config.train.classes or clusters is not None
+    num_classes = len(images.class_names) if told else 0
     network = network_of(config, num_classes).to(config.train.device)
     teacher = None
     if config.distilled is not None:
@@ -90,6 +101,7 @@ def begin(config: Config, images: Images, taught_by: Mapping[str, Tensor] | None
         images=images,
         num_classes=num_classes,
         teacher=teacher,
+        clusters=clusters,
     )
 
 

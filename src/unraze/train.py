@@ -17,8 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unraze import __version__, checkpoint, ema, optim, plots, run as runs, schedule as schedules
+from unraze import (
+    __version__,
+    checkpoint,
+    clusters as clustering,
+    ema,
+    optim,
+    plots,
+    run as runs,
+    schedule as schedules,
+)
 from unraze.batches import samples_of
+from unraze.clusters import Clusters
 from unraze.config import Config, from_dict, preset, updated
 from unraze.data import Images, absent_classes, load as load_images_of, to_uint8
 from unraze.data.reading import IN_MEMORY
@@ -132,6 +142,7 @@ def prepare(config: Config, images: Images) -> Config:
         "data.channels": channels,
         "loss.sigma_data": config.loss.sigma_data or _root_mean_square(images),
         "train.threads": train.threads or torch.get_num_threads(),
+        "train.clusters": clustering.clusters_for(train.clusters, count),
     }
     if train.epochs is not None:
         changes["train.steps"] = max(1, round(train.epochs * count / train.batch))
@@ -142,7 +153,8 @@ def prepare(config: Config, images: Images) -> Config:
         raise InputError(f"{asked}: is more than {MOST_STEPS:,} steps; give less")
     if (minutes := train.minutes or 0) > MOST_MINUTES:
         raise InputError(f"train.minutes = {minutes}: is more than ten years; give less")
-    require_memory(config, num_classes=len(images.class_names) if train.classes else 0)
+    num_classes = len(images.class_names) if train.classes else config.train.clusters
+    require_memory(config, num_classes=num_classes)
     if train.eval_every is not None:
         during.require_worth(config, load_images_of(config.data, split="held-out"))
     return config
@@ -207,6 +219,12 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         for path in checkpoint.listing(run.checkpoints)[-len(problems) :] if problems else []:
             checkpoint.set_aside(path)
 
+        clusters = clusters_of(run, config, images, saved)
+        if saved is None and clusters is not None:
+            sizes = np.bincount(clusters.labels)
+            words = f"{len(sizes)} clusters of alike images, of {sizes.min()} to {sizes.max()}"
+            yield _said(run, f"the network is told {words}; it will draw as many of each")
+
         # a new run fixes its steps, its dtype and how often it saves
         fixed = None not in (config.train.steps, config.train.checkpoint_every)
         if saved is None and not (fixed and config.train.dtype != "auto"):
@@ -218,7 +236,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 yield _said(run, warning)
 
         # where to begin: at the beginning, or at a checkpoint
-        trainee = begin(config, images, taught_by(run, config))
+        trainee = begin(config, images, taught_by(run, config), clusters)
         if saved is None:
             checkpoint.write_atomically(run.stats, "")
             run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
@@ -398,6 +416,7 @@ def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, k
         "class_names": list(images.class_names) if trainee.num_classes else [],
         "num_classes": trainee.num_classes,
         "sigma_data": trainee.config.loss.sigma_data,
+        "clusters": None if trainee.clusters is None else trainee.clusters.hash,
     }
     checkpoint.save(
         folder,
@@ -497,7 +516,8 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
             saved = found
             break
     if saved is None:
-        fresh = begin(trainee.config, trainee.images, taught_by(run, trainee.config))
+        teacher = taught_by(run, trainee.config)
+        fresh = begin(trainee.config, trainee.images, teacher, trainee.clusters)
         trainee.network.load_state_dict(fresh.network.state_dict())
         trainee.average.update(fresh.average)
         trainee.optimizer.state.clear()
@@ -523,6 +543,23 @@ def _give_up(run: Run, trainee: Trainee, step: int, lr: float) -> str:
     checkpoint.write_atomically(run.path / "failed.txt", text + "\n")
     runs.log(run, text)
     return text
+
+
+def clusters_of(
+    run: Run, config: Config, images: Images, saved: checkpoint.Checkpoint | None
+) -> Clusters | None:
+    """Those that the run's network is told, found now where the run has none yet; None without.
+
+    Raises `CheckpointError` where they are not those that the checkpoint was trained with.
+    """
+    if not config.train.clusters:
+        return None
+    if saved is not None:
+        return clustering.read(run.clusters, saved.state["model"].get("clusters"))
+    if not run.clusters.is_file():
+        found = clustering.find(images, config.train.clusters, seed=config.train.seed)
+        clustering.write(run.clusters, found)
+    return clustering.read(run.clusters)
 
 
 def _differences(

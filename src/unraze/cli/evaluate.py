@@ -256,7 +256,7 @@ def _run(
         raw=raw,
         seed=seed,
         trained_seed=model.config.train.seed,
-        classes="as held out" if model.num_classes else None,
+        classes=_classes_drawn(model),
         settings=settings.model_dump(mode="json"),
     )
     places = places_of_run(
@@ -483,6 +483,12 @@ def _followed(stages: Generator[Stage, None, T], console: Console) -> T:
     from unraze.cli.show import follow_stages
 
     return follow_stages(stages, console)
+
+
+def _classes_drawn(model: Model) -> str | None:
+    if model.clusters is not None:
+        return "of clusters, as often as in training"
+    return "as held out" if model.num_classes else None
 
 
 def _told(subject: Subject, reference: Reference) -> str:

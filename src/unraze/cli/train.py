@@ -131,6 +131,14 @@ def train(
     classes: Annotated[
         bool | None, Parameter(group=NETWORK, help="Condition on the class labels; no if absent.")
     ] = None,
+    clusters: Annotated[
+        int | None,
+        Parameter(
+            group=NETWORK,
+            help="Where there are no classes: condition on so many clusters of alike images, which "
+            "are found first; the preset's if absent, 0 for none.",
+        ),
+    ] = None,
     batch: Annotated[
         int | None, Parameter(group=NETWORK, help="Images a step; the preset's if absent.")
     ] = None,
@@ -193,6 +201,7 @@ def train(
         "train.steps": steps,
         "train.epochs": epochs,
         "train.classes": classes,
+        "train.clusters": clusters,
         "train.batch": batch,
         "train.lr": lr,
         "train.seed": seed,

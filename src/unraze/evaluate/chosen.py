@@ -1,16 +1,38 @@
 """Some of a set of images, evenly taken and checked, as a trained model is asked about them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from unraze.data import evenly
+from unraze.clusters import nearest
+from unraze.data import Images, evenly
 from unraze.errors import DataError, InputError
 from unraze.generate import Model
 
-__all__ = ["chosen_for"]
+__all__ = ["chosen_for", "label_nats", "labels_for"]
 
 Array = np.ndarray[Any, Any]
+
+
+def labels_for(model: Model, images: Images) -> Array | None:
+    """What the model is told of each image (N,): its class, or the cluster it is nearest to; None
+    of a model that is told nothing."""
+    if model.clusters is not None:
+        return nearest(model.clusters, images.pixels)
+    return images.labels if model.num_classes else None
+
+
+def label_nats(model: Model, labels: Sequence[int | None]) -> Array:
+    """-ln p(c) of each image's cluster c, zeros of a model of none.
+
+    As the cluster is a function of the image, -ln p(x) ≤ -ln p(c) - ln p(x|c): what is measured
+    given the cluster becomes a bound for the image alone. A class is data, so given is given.
+    """
+    if model.clusters is None:
+        return np.zeros(len(labels))
+    found: Array = -np.log(model.clusters.shares[np.array(labels)])
+    return found
 
 
 def chosen_for(

@@ -20,6 +20,7 @@ from unraze.config import SampleConfig
 from unraze.data import Images
 from unraze.errors import InputError, UnrazeError
 from unraze.evaluate import likelihood, metrics
+from unraze.evaluate.chosen import labels_for
 from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.figures import Figure, Number
 from unraze.evaluate.intervals import checked
@@ -192,7 +193,8 @@ def evaluate_run(
             classes=classes,
             folder=places.samples,
         )
-    labels = labels_asked(model, classes, count) if model.num_classes else None
+    asked = labels_asked(model, classes, count, subject.seed or 0)
+    labels = asked if model.config.train.classes else None
     measured = yield from _of_samples(
         samples, labels, real, reference, spaces, parts, places, seconds
     )
@@ -306,24 +308,25 @@ def _of_network(
 ) -> Generator[Stage, None, None]:
     """The parts that are measured on the network itself are put into `measured`."""
     training, held_out = reference.training, reference.held_out
+    told = labels_for(model, held_out)
 
     def levels() -> Generator[Stage, None, Levels]:
         made = yield from noise_levels(
             model,
             training.pixels,
             held_out.pixels,
-            training_labels=training.labels,
-            held_out_labels=held_out.labels,
+            training_labels=labels_for(model, training),
+            held_out_labels=told,
         )
         losses = [loss for row in made.rows for loss in (row.training, row.held_out)]
         return _finite("loss by noise level", losses, made)
 
     def bound() -> Generator[Stage, None, tuple[likelihood.Bound, ...]]:
-        made = yield from likelihood.bound(model, held_out.pixels, labels=held_out.labels)
+        made = yield from likelihood.bound(model, held_out.pixels, labels=told)
         return _finite("variational bound", [one.bits for one in made], made)
 
     def flow() -> Generator[Stage, None, likelihood.Flow]:
-        made = yield from likelihood.flow(model, held_out.pixels, labels=held_out.labels)
+        made = yield from likelihood.flow(model, held_out.pixels, labels=told)
         return _finite("likelihood by the flow", [made.bits, made.error], made)
 
     def part(

@@ -30,7 +30,7 @@ from unraze.config import SampleConfig
 from unraze.data import to_float
 from unraze.denoiser import Denoiser, Prediction
 from unraze.errors import InputError
-from unraze.evaluate.chosen import chosen_for
+from unraze.evaluate.chosen import chosen_for, label_nats
 from unraze.evaluate.stage import Stage
 from unraze.flow import log_normal
 from unraze.generate import Model, changed, denoiser_of, plan_of
@@ -157,7 +157,8 @@ def bound(
 
     Arguments:
         held_out: uint8 (N, C, H, W), of which `images` are taken, evenly over the set.
-        labels: (N,), needed where the model is conditional: then it is the bound given the class.
+        labels: (N,), needed where the model is conditional: then it is the bound given the class;
+            of clusters it is that of the image alone, `label_nats` included.
         sigmas: the chains' σ_t, where β̃_1 = 0 is replaced by β̃_2; absent: β, β̃ and, of a run that
             learned it, the learned one. All of them are had from the same network calls.
         steps: those of a sampler that keeps so many, spaced as the run's; absent: all T.
@@ -189,6 +190,7 @@ def bound(
             chain,
             to_float(x0).to(next(model.network.parameters()).device),
             labels=asked,
+            more=label_nats(model, asked),
             sigmas=sigmas,
             clipped=clip,
             draws=draws,
@@ -205,6 +207,7 @@ def bounded(
     x0: Tensor,
     *,
     labels: Labels | None = None,
+    more: Array | float = 0.0,
     sigmas: Sequence[Sigma] = ("beta",),
     clipped: bool = False,
     continuous: bool = False,
@@ -215,7 +218,8 @@ def bounded(
     """The bounds of a denoiser's chains, one for each σ, on images x_0 (N, …).
 
     x_0 holds bytes as p/127.5 - 1, or real numbers, of density, where `continuous`. What is drawn
-    for image i is a function of (seed, i). `clipped` and `note` are handed on.
+    for image i is a function of (seed, i). `more` nats (N,) are added to the prior's; `clipped` and
+    `note` are handed on.
     """
     count, values = len(x0), x0[0].numel()
     groups = groups_of(chain, draws)
@@ -244,7 +248,7 @@ def bounded(
                     cost = step(chain, x, t, prediction.x0, log_var)
                 nats[which, k, window] = cost.cpu().numpy() / mass[place]
             yield Stage("variational bound", len(rows) * (k + 1) + first * calls, count * calls)
-    start = bits(prior(chain, x0), values).cpu().numpy()
+    start = bits(prior(chain, x0), values).cpu().numpy() + more / (values * math.log(2))
     every = bits(torch.from_numpy(nats), values).numpy()
     return tuple(
         _summed(
@@ -336,7 +340,8 @@ def flow(
 
     Arguments:
         held_out: uint8 (N, C, H, W), of which `images` are taken, evenly over the set.
-        labels: (N,), needed where the model is conditional: then it is that given the class.
+        labels: (N,), needed where the model is conditional: then it is that given the class;
+            of clusters a bound for the image alone, `label_nats` included.
         steps: of the solver, an even number; half as many are done too, for the error.
 
     The images enter at the angle whose β̄ is the spread of the uniform noise on a byte, or where
@@ -363,6 +368,7 @@ def flow(
             torch.from_numpy(x).to(device=device, dtype=torch.float32),
             theta=theta,
             labels=asked,
+            more=label_nats(model, asked),
             offset=math.log2(127.5),
             steps=steps,
             seed=seed,
@@ -378,12 +384,16 @@ def flowed(
     *,
     theta: float,
     labels: Labels | None = None,
+    more: Array | float = 0.0,
     offset: float = 0.0,
     steps: int = FLOW_STEPS,
     seed: int = 0,
     note: str = "",
 ) -> Generator[Stage, None, Flow]:
-    """-log₂ p(x)/d + offset for x (N, …) that stand at the angle θ, by a denoiser's flow."""
+    """-log₂ p(x)/d + offset for x (N, …) that stand at the angle θ, by a denoiser's flow.
+
+    `more` nats (N,) are added.
+    """
     count, values = len(x), x[0].numel()
     named = labels or [None] * count
     halves = (steps, steps // 2)
@@ -402,7 +412,7 @@ def flowed(
                 yield Stage("likelihood by the flow", done, count * calls)
             density = log_normal(reached.x) + reached.log_det
             nats[side, window] = -density.cpu().numpy()
-    fine, coarse = bits(torch.from_numpy(nats), values).numpy()
+    fine, coarse = bits(torch.from_numpy(nats + more), values).numpy()
     mean, low, high = _interval(fine + offset)
     error = float(np.abs(fine - coarse).mean())
     said = [note] if note else []
@@ -451,7 +461,9 @@ def _note(model: Model, first: str, *, few: int = IMAGES) -> str:
     parts = [first] if first else []
     if few < IMAGES:
         parts.append(f"of {few} images alone, where {IMAGES} are asked for")
-    if model.num_classes:
+    if model.clusters is not None:
+        parts.append("given each image's cluster, whose own share is counted too")
+    elif model.num_classes:
         parts.append("given each image's class")
     if model.config.loss.self_conditioning:
         parts.append("without self-conditioning")

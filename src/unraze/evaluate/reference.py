@@ -49,7 +49,7 @@ def of_run(model: Model) -> Reference:
             f"{error}: draw samples with `unraze sample` and evaluate these, `unraze eval FOLDER "
             "--against IMAGES`"
         ) from error
-    if model.num_classes:
+    if model.config.train.classes:
         _require_labels(held_out, model)
     return Reference(training, held_out, data.flip)
 

@@ -71,12 +71,12 @@ def drawn(
 
 def in_proportion(model: Model, held_out: Images) -> Classes:
     """The held-out images' classes in an order of chance, which samples are asked to be of in turn;
-    None of a model without classes.
+    None of a model without classes, and of one of clusters, which are drawn in proportion.
 
     Asked for evenly, samples would differ from real images wherever classes are not as frequent as
     each other, however good the model is.
     """
-    if not model.num_classes or held_out.labels is None:
+    if not model.config.train.classes or held_out.labels is None:
         return None
     order = permutation(0, "evaluate-classes", len(held_out))
     return tuple(held_out.labels[order].tolist())
@@ -87,9 +87,9 @@ def to_draw(model: Model, count: int, folder: Path) -> int:
     return sum(len(part) for part in _parts(count) if _kept(folder, model, part) is None)
 
 
-def labels_asked(model: Model, classes: Classes, count: int) -> np.ndarray | None:
+def labels_asked(model: Model, classes: Classes, count: int, seed: int) -> np.ndarray | None:
     """The class (count,) that each image was asked to be of; None where there was none to ask."""
-    labels = [class_of(model, classes, number) for number in range(count)]
+    labels = [class_of(model, classes, number, seed) for number in range(count)]
     if any(label is None for label in labels):
         return None
     return np.array(labels, dtype=np.int64)

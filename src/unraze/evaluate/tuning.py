@@ -164,7 +164,7 @@ def _grid(model: Model) -> Schedule:
 def _jumps(of: Search) -> Generator[Stage, None, Array]:
     """What jumps between the times of the grid cost (`jump_errors`)."""
     yield Stage("the way that steps are chosen from", 0, 1)
-    labels = [class_of(of.model, of.classes, k) for k in range(PROBES)]
+    labels = [class_of(of.model, of.classes, k, SEARCH_SEED) for k in range(PROBES)]
     denoise = denoiser_of(of.model, of.model.config.sample, labels)
     device = next(of.model.network.parameters()).device
     x = rng.normal(SEARCH_SEED, "start", range(PROBES), 0, of.model.shape).to(device)
