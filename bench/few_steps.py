@@ -104,12 +104,17 @@ def by_ours(changes: dict[str, Any], calls: int) -> Draw:
     """A sampler of Unraze."""
 
     def draw(model: Model, numbers: range, seed: int) -> Array:
-        count, wanted = len(numbers), settings(model, changes, calls)
-        steps = generate(model, count, seed=seed, settings=wanted, batch=count, first=numbers.start)
-        (last,) = (step.x for step in steps if step.finished)
-        return to_uint8(last.clamp(-1, 1))
+        return drawn(model, numbers, seed, settings(model, changes, calls))
 
     return draw
+
+
+def drawn(model: Model, numbers: range, seed: int, wanted: SampleConfig) -> Array:
+    """These samples of a seed, in one batch, uint8 (N, C, H, W)."""
+    count = len(numbers)
+    steps = generate(model, count, seed=seed, settings=wanted, batch=count, first=numbers.start)
+    (last,) = (step.x for step in steps if step.finished)
+    return to_uint8(last.clamp(-1, 1))
 
 
 def settings(model: Model, changes: dict[str, Any], calls: int) -> SampleConfig:
@@ -190,12 +195,12 @@ def measured(
     real, found_spaces = of
 
     def make() -> kept.Made:
-        drawn, seconds = kept.samples(
+        pictures, seconds = kept.samples(
             file, options.samples, AT_ONCE, lambda numbers: draw(model, numbers, options.seed)
         )
         figures = {}
         for space in found_spaces:
-            ours, theirs = space.extract(drawn), space.extract(real)
+            ours, theirs = space.extract(pictures), space.extract(real)
             for figure in (frechet(theirs, ours), kid(theirs, ours)):
                 numbers = asdict(figure)
                 figures[f"{space.name}, {figure.name}"] = {
@@ -204,7 +209,7 @@ def measured(
         result = {"label": label, "calls": calls, "seconds": round(seconds, 1), "figures": figures}
         told = ", ".join(f"{distance(result, s.name)[0]:.2f}" for s in found_spaces)
         print(f"{calls:>4} calls  {label:<24} {told}   ({seconds:.0f} s)", flush=True)
-        return result, drawn
+        return result, pictures
 
     return kept.cell(file, make)
 

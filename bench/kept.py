@@ -8,6 +8,7 @@ Each file is there as a whole or not at all: a benchmark may be killed at any mo
 """
 
 import argparse
+import hashlib
 import io
 import json
 import shutil
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from unraze.files import write_whole
 from unraze.pictures import grid
 
-__all__ = ["cell", "figure", "samples", "slug", "summary"]
+__all__ = ["cell", "figure", "here", "key", "samples", "slug", "summary"]
 
 Array = np.ndarray[Any, Any]
 Made = tuple[dict[str, Any], Array | None]
@@ -107,6 +108,16 @@ def figure(file: Path, of: Figure) -> None:
 def slug(label: str) -> str:
     """A label as a part of a file's name."""
     return "".join(c if c.isalnum() else "-" for c in label)
+
+
+def key(*of: Any) -> str:
+    """Eight letters that stand for all of these plain values in a file's name."""
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def here(*of: Any) -> str:
+    """The same with this machine and these versions: for times, which are of one machine alone."""
+    return key(machine(), versions(), *of)
 
 
 def _samples_of(file: Path) -> Path:

@@ -1,7 +1,5 @@
 """What a measurement was made on and with."""
 
-import hashlib
-import json
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 
 from unraze import __version__
 
-__all__ = ["key", "machine", "versions"]
+__all__ = ["machine", "versions"]
 
 PACKAGES = ("torch", "numpy", "scipy", "diffusers", "azula")
 
@@ -37,10 +35,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = ""
     return found
-
-
-def key(*of: Any) -> str:
-    """Eight letters for this machine, these versions and `of`: where a time that was measured with
-    all of them is kept."""
-    text = json.dumps([machine(), versions(), *of], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

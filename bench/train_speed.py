@@ -24,7 +24,6 @@ Each case is kept as a file below --out, and the same command goes on where it w
 """
 
 import argparse
-import hashlib
 import json
 import re
 import resource
@@ -42,7 +41,6 @@ from typing import Any
 import kept
 import numpy as np
 import torch
-from machine import key
 from peer_networks import diffusers_unet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -166,14 +164,14 @@ def needed(name: str, case: Case, images: Images) -> int:
     return 20 * parameters_in(network) + kept_for_gradients(network, config)
 
 
-def recipe(names: Sequence[str], case: Case, images: Images) -> str:
-    """A key of all that is trained: another network or training is another case."""
+def recipe(names: Sequence[str], case: Case, images: Images) -> list[Any]:
+    """All that says what is trained: another network or training is another case."""
     parts = []
     for name in names:
         network, config = on_paper(name, case, images)
         shapes = [(key, list(value.shape)) for key, value in network.state_dict().items()]
         parts.append([shapes, config.model_dump_json(exclude={"about", "sample"})])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+    return parts
 
 
 # ------------------------------------------------------------------------------- how it is measured
@@ -319,7 +317,7 @@ def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     names = options.networks
     asked = [options.pairs, options.steps, options.starts, options.memory]
     place = f"{'+'.join(names)}-{case.size}x{case.size}x{case.channels}-batch{case.batch}"
-    place += f"-{case.dtype}-{case.threads}threads-{key(recipe(names, case, images), asked)}"
+    place += f"-{case.dtype}-{case.threads}threads-{kept.here(recipe(names, case, images), asked)}"
 
     def make() -> kept.Made:
         needs = {name: needed(name, case, images) for name in names}
@@ -374,7 +372,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     out.append(COLUMNS.format(*head, "peak MiB", "start-up s", "measuring"))
     for name, one in result["networks"].items():
         if name not in there:
-            out.append(f"{name:<10} left out: would take {one['needed'] / 2**30:.0f} GiB")
+            out.append(f"{name:<10} left out: would take {one['needed'] / 2**30:.1f} GiB")
             continue
         speed = statistics.median(one["images_per_second"]) * one["flop_per_image"]
         shares = [speed / statistics.median(result[of]) for of in ("product", "convolution")]
