@@ -27,6 +27,7 @@ import argparse
 import json
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -238,10 +239,13 @@ def alone(name: str, case: Case) -> None:
 
 
 def peak_alone(name: str, case: Case) -> int:
-    """Bytes of peak memory of a process that trains this network alone."""
+    """Bytes of peak memory of a process that trains this network alone; 0: it was killed for it."""
     told = json.dumps({"name": name, **asdict(case)})
     command = [sys.executable, __file__, "--alone", told]
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if ran.returncode == -signal.SIGKILL:
+        return 0
+    ran.check_returncode()
     return int(json.loads(ran.stdout)["peak"])
 
 
@@ -321,13 +325,14 @@ def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:
 
     def make() -> kept.Made:
         needs = {name: needed(name, case, images) for name in names}
-        here = [name for name in names if needs[name] <= options.memory * 2**30]
+        peaks = {n: peak_alone(n, case) for n in names if needs[n] <= options.memory * 2**30}
+        here = [name for name in names if peaks.get(name)]
         found: dict[str, Any] = {name: {"needed": needs[name]} for name in names}
         rates: dict[str, list[float]] = {"product": [], "convolution": []}
         if here:
             began = starts(here, case, images, options.starts)
             for name in here:
-                found[name] |= {"start_up": began[name], "peak": peak_alone(name, case)}
+                found[name] |= {"start_up": began[name], "peak": peaks[name]}
             rates = rounds(here, case, images, options.pairs, options.steps)
         for name in here:
             found[name] |= {
@@ -372,7 +377,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     out.append(COLUMNS.format(*head, "peak MiB", "start-up s", "measuring"))
     for name, one in result["networks"].items():
         if name not in there:
-            out.append(f"{name:<10} left out: would take {one['needed'] / 2**30:.1f} GiB")
+            out.append(f"{name:<10} left out: would take {one['needed'] / 2**30:.1f} GiB or more")
             continue
         speed = statistics.median(one["images_per_second"]) * one["flop_per_image"]
         shares = [speed / statistics.median(result[of]) for of in ("product", "convolution")]
