@@ -6,27 +6,25 @@ RUN is a run of `unraze train fashion-mnist`. Each draws the same number of samp
 starting noise where it can, with the same clipped denoiser; they are held against the 10,000 test
 images in both feature spaces. The reference is the text's random sampler (σ = β) in all T steps.
 A scheduler of diffusers is given the same ᾱ, with 2^-12 for the 0 at the end, as its own
-rescaling to zero terminal signal has it. Every cell is kept as a file below --out, and the same
-command goes on where it was.
+rescaling to zero terminal signal has it. Every cell is kept as a file below --out, and of a cell
+that is not whole what was drawn so far; the same command goes on where it was.
 
 What is said at the end, for each number of calls: the best of ours, the best of theirs and the
 reference, as Fréchet distances; and the ratios with 95 % intervals.
 """
 
 import argparse
-import json
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import kept
 import matplotlib
 import numpy as np
 import torch
-from machine import machine
 from matplotlib.figure import Figure
 
 from unraze import rng
@@ -36,15 +34,15 @@ from unraze.denoiser import emission
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.metrics import frechet, kid
 from unraze.evaluate.stage import finish
-from unraze.generate import Model, changed, denoiser_of, load as load_run, plan_of, sample
-from unraze.pictures import grid
+from unraze.generate import Model, changed, denoiser_of, generate, load as load_run, plan_of
+from unraze.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
-Draw = Callable[[Model, int, int], Array]
-"""(model, samples, seed) -> uint8 (samples, C, H, W)."""
+Draw = Callable[[Model, range, int], Array]
+"""(model, which samples, seed) -> uint8 (samples, C, H, W)."""
 
 RESULTS = Path(__file__).parent / "results" / "few-steps"
-BATCH = 250
+AT_ONCE = 64
 REFERENCE = "random, σ = β"
 LEAST = 2.0**-12
 """ᾱ_T that diffusers' schedulers are given where it is 0."""
@@ -105,10 +103,18 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
 def by_ours(changes: dict[str, Any], calls: int) -> Draw:
     """A sampler of Unraze."""
 
-    def draw(model: Model, count: int, seed: int) -> Array:
-        return to_uint8(sample(model, count, seed=seed, settings=settings(model, changes, calls)))
+    def draw(model: Model, numbers: range, seed: int) -> Array:
+        return drawn(model, numbers, seed, settings(model, changes, calls))
 
     return draw
+
+
+def drawn(model: Model, numbers: range, seed: int, wanted: SampleConfig) -> Array:
+    """These samples of a seed, in one batch, uint8 (N, C, H, W)."""
+    count = len(numbers)
+    steps = generate(model, count, seed=seed, settings=wanted, batch=count, first=numbers.start)
+    (last,) = (step.x for step in steps if step.finished)
+    return to_uint8(last.clamp(-1, 1))
 
 
 def settings(model: Model, changes: dict[str, Any], calls: int) -> SampleConfig:
@@ -126,39 +132,41 @@ def by_theirs(kind: str, options: dict[str, Any], calls: int) -> Draw:
     if kind.startswith("PNDM"):  # which takes its second step twice
         steps = calls - 1
 
-    def draw(model: Model, count: int, seed: int) -> Array:
-        a = model.schedule.alpha_bar[1:].clone()
-        a[-1] = max(float(a[-1]), LEAST)
-        kept = torch.cat([a[:1], a[1:] / a[:-1]])
+    def draw(model: Model, numbers: range, seed: int) -> Array:
         scheduler = getattr(diffusers, kind)(
             num_train_timesteps=model.schedule.steps,
-            trained_betas=(1 - kept.square()).numpy(),
+            trained_betas=betas(model.schedule),
             prediction_type="v_prediction",
             **{"clip_sample": False} if kind in ("DDIMScheduler", "DDPMScheduler") else {},
             **options,
         )
-        out = []
-        for first in range(0, count, BATCH):
-            numbers = range(first, min(first + BATCH, count))
-            denoise = denoiser_of(model, settings(model, {}, 1), [None] * len(numbers))
-            x = rng.normal(seed, "start", numbers, 0, model.shape)
-            generator = torch.Generator().manual_seed(seed + first)
-            scheduler.set_timesteps(steps)
-            if hasattr(scheduler, "set_begin_index"):  # else it is looked up among rounded times
-                scheduler.set_begin_index(0)
-            x = x * scheduler.init_noise_sigma
-            if len(scheduler.timesteps) > calls:
-                raise ValueError(f"{kind} makes {len(scheduler.timesteps)} calls")
-            for t in scheduler.timesteps:
-                said = denoise(scheduler.scale_model_input(x, t), t.double() + 1)
-                at = torch.as_tensor(t.double() + 1)
-                v = emission("v", said.x0, said.eps, model.schedule, at)
-                random = {"generator": generator} if kind not in PLAIN else {}
-                x = scheduler.step(v, t, x, **random).prev_sample.float()
-            out.append(to_uint8(x.clamp(-1, 1)))
-        return np.concatenate(out)
+        denoise = denoiser_of(model, settings(model, {}, 1), [None] * len(numbers))
+        x = rng.normal(seed, "start", numbers, 0, model.shape)
+        generator = torch.Generator().manual_seed(seed + numbers.start)
+        scheduler.set_timesteps(steps)
+        if hasattr(scheduler, "set_begin_index"):  # else it is looked up among rounded times
+            scheduler.set_begin_index(0)
+        x = x * scheduler.init_noise_sigma
+        if len(scheduler.timesteps) > calls:
+            raise ValueError(f"{kind} makes {len(scheduler.timesteps)} calls")
+        for t in scheduler.timesteps:
+            said = denoise(scheduler.scale_model_input(x, t), t.double() + 1)
+            at = torch.as_tensor(t.double() + 1)
+            v = emission("v", said.x0, said.eps, model.schedule, at)
+            random = {"generator": generator} if kind not in PLAIN else {}
+            x = scheduler.step(v, t, x, **random).prev_sample.float()
+        return to_uint8(x.clamp(-1, 1))
 
     return draw
+
+
+def betas(schedule: Schedule) -> Array:
+    """diffusers' β_t = 1 - ᾱ_t²/ᾱ_{t-1}² (T,) of a schedule, `LEAST` for a 0 at its end."""
+    a = schedule.alpha_bar[1:].clone()
+    a[-1] = max(float(a[-1]), LEAST)
+    steps = torch.cat([a[:1], a[1:] / a[:-1]])
+    out: Array = (1 - steps.square()).numpy()
+    return out
 
 
 PLAIN = (
@@ -182,32 +190,28 @@ def measured(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """A cell's result, from its file or made now."""
-    slug = "".join(c if c.isalnum() else "-" for c in label)
-    file = options.out / "cells" / f"{model.checkpoint[:12]}-{options.samples}-{calls}-{slug}.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+    name = f"{model.checkpoint[:12]}-{options.samples}-{calls}-{kept.slug(label)}"
+    file = options.out / "cells" / f"{name}{f'-seed{options.seed}' * (options.seed > 0)}.json"
     real, found_spaces = of
-    began = time.perf_counter()
-    drawn = draw(model, options.samples, options.seed)
-    seconds = time.perf_counter() - began
-    figures = {}
-    for space in found_spaces:
-        ours, theirs = space.extract(drawn), space.extract(real)
-        for figure in (frechet(theirs, ours), kid(theirs, ours)):
-            numbers = asdict(figure)
-            figures[f"{space.name}, {figure.name}"] = {
-                name: numbers[name] for name in ("value", "low", "high")
-            }
-    result = {"label": label, "calls": calls, "seconds": round(seconds, 1), "figures": figures}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(file)
-    grid(drawn[:64].transpose(0, 2, 3, 1)).save(file.with_suffix(".png"))
-    told = ", ".join(f"{distance(result, s.name)[0]:.2f}" for s in found_spaces)
-    print(f"{calls:>4} calls  {label:<24} {told}   ({seconds:.0f} s)", flush=True)
-    return result
+
+    def make() -> kept.Made:
+        pictures, seconds = kept.samples(
+            file, options.samples, AT_ONCE, lambda numbers: draw(model, numbers, options.seed)
+        )
+        figures = {}
+        for space in found_spaces:
+            ours, theirs = space.extract(pictures), space.extract(real)
+            for figure in (frechet(theirs, ours), kid(theirs, ours)):
+                numbers = asdict(figure)
+                figures[f"{space.name}, {figure.name}"] = {
+                    name: numbers[name] for name in ("value", "low", "high")
+                }
+        result = {"label": label, "calls": calls, "seconds": round(seconds, 1), "figures": figures}
+        told = ", ".join(f"{distance(result, s.name)[0]:.2f}" for s in found_spaces)
+        print(f"{calls:>4} calls  {label:<24} {told}   ({seconds:.0f} s)", flush=True)
+        return result, pictures
+
+    return kept.cell(file, make)
 
 
 def distance(result: dict[str, Any], space: str) -> tuple[float, float]:
@@ -309,10 +313,16 @@ def main() -> None:
     names = [space.name for space in of[1]]
     lines = told(cells, names, steps)
     print("\n".join(lines))
-    summary = {"machine": machine(), "checkpoint": model.checkpoint, "told": lines, "cells": cells}
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-    (options.out / "few-steps.json").write_text(text, encoding="utf-8")
-    by_calls(cells, names, steps).savefig(options.out / "few-steps.png", dpi=150)
+    kept.summary(
+        options.out,
+        "few-steps",
+        seeds=[options.seed],
+        options=options,
+        told=lines,
+        cells=cells,
+        checkpoint=model.checkpoint,
+    )
+    kept.figure(options.out / "few-steps.png", by_calls(cells, names, steps))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a measurement was made on and with."""
 
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 
 from unraze import __version__
 
-__all__ = ["machine"]
+__all__ = ["machine", "versions"]
+
+PACKAGES = ("torch", "numpy", "scipy", "diffusers", "azula")
 
 
 def machine() -> dict[str, Any]:
@@ -21,3 +24,14 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "unraze": __version__,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are measured, or measured with; "" where there is none."""
+    found = {"python": platform.python_version(), "unraze": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found

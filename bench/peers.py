@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peer_networks import WIDTHS, diffusers_unet
 from torch import Tensor, nn
 
 from unraze import ema
@@ -33,7 +34,6 @@ Array = np.ndarray[Any, Any]
 Draw = Callable[[int, int, int], Array]
 """(number, calls, seed) -> uint8 (number, C, H, W)."""
 
-WIDTHS = (32, 64, 128)
 WARMUP, DECAY, CLIP = 100, 0.995, 1.0
 DRAWN_AT_ONCE = 250
 
@@ -53,20 +53,10 @@ def diffusers(shape: tuple[int, int, int]) -> Peer:
         DDIMScheduler,
         DDPMScheduler,
         DPMSolverMultistepScheduler,
-        UNet2DModel,
         UniPCMultistepScheduler,
     )
 
-    channels, height, width = shape
-    network = UNet2DModel(
-        sample_size=(height, width),
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=2,
-        block_out_channels=WIDTHS,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    )
+    network = diffusers_unet(shape)
     training = DDPMScheduler(1000)
     schedulers = {
         "DDIM": DDIMScheduler(1000, timestep_spacing="trailing"),

@@ -20,7 +20,6 @@ azula needs torchvision for parts that are not used here: `pip install --no-deps
 
 import argparse
 import hashlib
-import json
 import math
 import shutil
 import statistics
@@ -30,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import kept
 import matplotlib
 import numpy as np
 import peers
@@ -45,7 +45,6 @@ from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.evaluate.stage import finish
 from unraze.generate import changed, sample
-from unraze.pictures import grid
 
 Array = np.ndarray[Any, Any]
 
@@ -160,29 +159,25 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
     drawing = f"{options.samples}x{options.calls}"
     if cell.name == OURS:
         drawing += f"-{preset('fast').sample.sampler}"
-    file = options.out / "cells" / f"{cell.slug}-{drawing}.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    print(f"{cell.slug}: training", flush=True)
-    drawn, about = trained(cell, of, options)
-    result = {
-        **asdict(cell),
-        **about,
-        "samples": options.samples,
-        "calls": options.calls,
-        "batch": options.batch,
-        "threads": options.threads,
-        "machine": machine(),
-        "figures": scored(drawn, of),
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    grid(drawn[:64].transpose(0, 2, 3, 1)).save(file.with_suffix(".png"))
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
-    print(f"{cell.slug}: {about}, FD {distance(result, of.spaces[0].name, 'test'):.2f}", flush=True)
-    return result
+
+    def make() -> kept.Made:
+        print(f"{cell.slug}: training", flush=True)
+        drawn, about = trained(cell, of, options)
+        result = {
+            **asdict(cell),
+            **about,
+            "samples": options.samples,
+            "calls": options.calls,
+            "batch": options.batch,
+            "threads": options.threads,
+            "machine": machine(),
+            "figures": scored(drawn, of),
+        }
+        told = f"{about}, FD {distance(result, of.spaces[0].name, 'test'):.2f}"
+        print(f"{cell.slug}: {told}", flush=True)
+        return result, drawn
+
+    return kept.cell(options.out / "cells" / f"{cell.slug}-{drawing}.json", make)
 
 
 def distance(result: dict[str, Any], space: str, part: str, what: str = "alike") -> float:
@@ -287,10 +282,16 @@ def main() -> None:
     ]
     lines = told(results, of, options)
     print("\n".join(lines))
-    summary = {"machine": machine(), "rates": rates, "told": lines, "cells": results}
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-    (options.out / "time-to-quality.json").write_text(text, encoding="utf-8")
-    by_minutes(results, of, options).savefig(options.out / "time-to-quality.png", dpi=150)
+    kept.summary(
+        options.out,
+        "time-to-quality",
+        seeds=range(options.seeds),
+        options=options,
+        told=lines,
+        cells=results,
+        rates=rates,
+    )
+    kept.figure(options.out / "time-to-quality.png", by_minutes(results, of, options))
 
 
 if __name__ == "__main__":

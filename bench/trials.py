@@ -7,7 +7,8 @@ Each trial is a name and the keys that it changes, as `--set` takes them. It tra
 the last 5,000 training images in the first feature space: claims are made elsewhere, on the test
 images and in the second (`time_to_quality.py`). Steps are equal, not minutes, so that trials may
 run beside one another; what a step costs is in `train_speed.py`. Each is kept as a file below --out
-as soon as it is scored, and the same command goes on where it was.
+as soon as it is scored, and the same command goes on where it was; `trials.json` is the table of
+all that are kept there.
 
 Beside the distance stands the grid: the power of the differences within the network's folded 2 x 2
 squares over that between the squares, 1 for pictures that know of no squares.
@@ -17,22 +18,23 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
 import tomllib
 import torch
 
 from unraze import train as training
-from unraze.config import Config, DataConfig, preset, updated
+from unraze.config import Config, DataConfig, from_dict, preset, updated
 from unraze.data import Images, load, to_uint8
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.evaluate.stage import finish
 from unraze.generate import Model, changed, sample
-from unraze.pictures import grid
 
 Array = np.ndarray[Any, Any]
 
@@ -95,30 +97,64 @@ def tried(
 ) -> dict[str, Any]:
     """A trial's result, from its file or made now."""
     steps, seed = config.train.steps, config.train.seed
-    file = out / f"{name}-{steps}-seed{seed}.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
     images, real, space = of
-    folder = out / "runs" / file.stem
-    shutil.rmtree(folder, ignore_errors=True)
-    model = training.fit(images, config, out=folder)
-    rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-    result = judged(model, real, space, seed)
-    drawn = result.pop("drawn")
-    out.mkdir(parents=True, exist_ok=True)
-    grid(drawn[:64].transpose(0, 2, 3, 1)).save(file.with_suffix(".png"))
-    result |= {
-        "name": name,
-        "seed": seed,
-        "steps": steps,
-        "loss": statistics.mean(row["loss"] for row in rows[-len(rows) // 10 :]),
-        "images_per_second": rows[-1]["images_per_second"],
-        "weights": sum(p.numel() for p in model.network.parameters()),
-        "config": config.model_dump(mode="json"),
-    }
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    file = out / "cells" / f"{name}-{steps}-seed{seed}.json"
+
+    def make() -> kept.Made:
+        folder = out / "runs" / file.stem
+        shutil.rmtree(folder, ignore_errors=True)
+        model = training.fit(images, config, out=folder)
+        rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+        result = judged(model, real, space, seed)
+        drawn = result.pop("drawn")
+        about = {
+            "name": name,
+            "seed": seed,
+            "steps": steps,
+            "loss": statistics.mean(row["loss"] for row in rows[-len(rows) // 10 :]),
+            "images_per_second": rows[-1]["images_per_second"],
+            "weights": sum(p.numel() for p in model.network.parameters()),
+            "config": config.model_dump(mode="json"),
+        }
+        return result | about, drawn
+
+    result = kept.cell(file, make)
+    if differing := differences(result, config):
+        sys.exit(f"{file}: was tried with other {differing}; give another name, or remove it")
     return result
+
+
+def differences(result: dict[str, Any], config: Config) -> str:
+    """The sections in which a kept trial's configuration is another one, but for its threads."""
+    same = {"train.threads": None}
+    then = updated(from_dict(result["config"]), same).model_dump()
+    now = updated(config, same).model_dump()
+    return ", ".join(key for key in now if key != "about" and now[key] != then[key])
+
+
+def line(result: dict[str, Any]) -> str:
+    """A trial in words."""
+    fd = result["figures"]["Fréchet distance"]
+    return (
+        f"{result['name']:<24} seed {result['seed']}  {result['steps']:>5} steps"
+        f"  loss {result['loss']:.4f}  FD {fd['alike']:6.2f} (floor {fd['floor']:.2f})"
+        f"  KID {1000 * result['figures']['KID']['value']:6.1f}  squares {result['squares']:.3f}"
+        f"  {result['weights'] / 1e6:.2f} M  {result['images_per_second']:.0f}/s"
+    )
+
+
+def summarised(options: argparse.Namespace) -> None:
+    """Writes what all kept trials gave; their configurations are in their own files."""
+    files = sorted((options.out / "cells").glob("*.json"))
+    cells = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    kept.summary(
+        options.out,
+        "trials",
+        seeds=sorted({cell["seed"] for cell in cells}),
+        options=options,
+        told=[line(cell) for cell in cells],
+        cells=[{key: cell[key] for key in cell if key != "config"} for cell in cells],
+    )
 
 
 def main() -> None:
@@ -139,16 +175,8 @@ def main() -> None:
         for seed in map(int, options.seeds.split(",")):
             fixed = {"train.steps": options.steps, "train.seed": seed}
             config = updated(preset("fast"), {"train.threads": options.threads} | fixed | wanted)
-            result = tried(name, config, of, options.out)
-            fd = result["figures"]["Fréchet distance"]
-            print(
-                f"{name:<24} seed {seed}  {result['steps']:>5} steps  loss {result['loss']:.4f}"
-                f"  FD {fd['alike']:6.2f} (floor {fd['floor']:.2f})"
-                f"  KID {1000 * result['figures']['KID']['value']:6.1f}"
-                f"  squares {result['squares']:.3f}  {result['weights'] / 1e6:.2f} M"
-                f"  {result['images_per_second']:.0f}/s",
-                flush=True,
-            )
+            print(line(tried(name, config, of, options.out)), flush=True)
+    summarised(options)
 
 
 if __name__ == "__main__":

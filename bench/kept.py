@@ -1,0 +1,135 @@
+"""How the benchmarks keep what they measured, so that the same command goes on where it was.
+
+    bench/results/NAME/cells/*.json     one result each, and a .png where there are pictures
+    bench/results/NAME/cells/*.samples  what was drawn so far for a cell that is not whole yet
+    bench/results/NAME/*.json, *.png    the summary: machine, versions, seeds, what was said, cells
+
+Each file is there as a whole or not at all: a benchmark may be killed at any moment.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import machine, versions
+from matplotlib.figure import Figure
+
+from unraze.files import write_whole
+from unraze.pictures import grid
+
+__all__ = ["cell", "figure", "here", "key", "samples", "slug", "summary"]
+
+Array = np.ndarray[Any, Any]
+Made = tuple[dict[str, Any], Array | None]
+"""A result, and pictures uint8 (N, C, H, W) of which the first 64 are kept beside it."""
+
+
+def cell(file: Path, make: Callable[[], Made]) -> dict[str, Any]:
+    """The result in `file`, or the one that `make` gives, which is then kept there.
+
+    The pictures are written first: where the result is, they are too. Samples that were kept for it
+    (`samples`) go when it is whole.
+    """
+    if not file.is_file():
+        result, pictures = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if pictures is not None:
+            _picture(file.with_suffix(".png"), pictures)
+        _json(file, result)
+    shutil.rmtree(_samples_of(file), ignore_errors=True)
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def samples(
+    file: Path, count: int, part: int, draw: Callable[[range], Array]
+) -> tuple[Array, float]:
+    """Samples 0 … count-1 of a cell in the making, uint8 (count, C, H, W), and the seconds it took.
+
+    They are drawn `part` at a time by `draw`, and each part is kept until the cell is whole.
+    """
+    folder = _samples_of(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, seconds = [], 0.0
+    for first in range(0, count, part):
+        numbers = range(first, min(first + part, count))
+        kept = folder / f"{numbers.start:05}-{numbers.stop:05}.npz"
+        if not kept.is_file():
+            began = time.perf_counter()
+            drawn = draw(numbers)
+            buffer = io.BytesIO()
+            np.savez(buffer, drawn=drawn, seconds=time.perf_counter() - began)
+            write_whole(kept, buffer.getvalue(), durable=False)
+        with np.load(kept) as there:
+            parts.append(there["drawn"])
+            seconds += float(there["seconds"])
+    return np.concatenate(parts), seconds
+
+
+def summary(
+    out: Path,
+    name: str,
+    *,
+    seeds: Sequence[int],
+    options: argparse.Namespace,
+    told: Sequence[str],
+    cells: Sequence[dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Writes out/name.json: what was measured on and with, what was asked for, said and found."""
+    asked = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+    values = {
+        "machine": machine(),
+        "versions": versions(),
+        "seeds": list(seeds),
+        "options": asked,
+        **more,
+        "told": list(told),
+        "cells": list(cells),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _json(out / f"{name}.json", values)
+
+
+def figure(file: Path, of: Figure) -> None:
+    """Writes a figure."""
+    buffer = io.BytesIO()
+    of.savefig(buffer, format="png", dpi=150)
+    write_whole(file, buffer.getvalue())
+
+
+def slug(label: str) -> str:
+    """A label as a part of a file's name."""
+    return "".join(c if c.isalnum() else "-" for c in label)
+
+
+def key(*of: Any) -> str:
+    """Eight letters that stand for all of these plain values in a file's name."""
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def here(*of: Any) -> str:
+    """The same with this machine and these versions: for times, which are of one machine alone."""
+    return key(machine(), versions(), *of)
+
+
+def _samples_of(file: Path) -> Path:
+    return file.with_suffix(".samples")
+
+
+def _picture(file: Path, pictures: Array) -> None:
+    buffer = io.BytesIO()
+    grid(pictures[:64].transpose(0, 2, 3, 1)).save(buffer, format="PNG")
+    write_whole(file, buffer.getvalue())
+
+
+def _json(file: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    write_whole(file, text.encode())

@@ -1,0 +1,249 @@
+"""What the benchmarks keep is there whole or not at all, and is found again; nothing is timed."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import few_steps
+import kept
+import numpy as np
+import pytest
+import sample_speed
+import time_to_quality
+import torch
+import train_speed
+import trials
+from PIL import Image
+
+from unraze import train as training
+from unraze.config import Config, preset, updated
+from unraze.data import Images
+from unraze.denoiser import denoiser
+from unraze.generate import Model, sample
+from unraze.schedule import Schedule, angle
+
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
+PICTURES = np.arange(3 * 64, dtype=np.uint8).reshape(3, 1, 8, 8)
+
+
+class Killed(BaseException):
+    """In place of a signal."""
+
+
+def making(count: list[int]) -> Callable[[], kept.Made]:
+    """A `make` that counts its calls."""
+
+    def make() -> kept.Made:
+        count.append(1)
+        return {"made": len(count)}, PICTURES
+
+    return make
+
+
+def test_a_cell_is_made_once(tmp_path: Path) -> None:
+    file, count = tmp_path / "cells" / "lr0.002-seed0.json", list[int]()
+    first = kept.cell(file, making(count))
+    assert kept.cell(file, making(count)) == first == {"made": 1}
+    assert {path.name for path in file.parent.iterdir()} == {
+        "lr0.002-seed0.json",
+        "lr0.002-seed0.png",
+    }
+    with Image.open(file.with_suffix(".png")) as picture:
+        picture.verify()
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_cell_that_is_killed_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """Killed before the picture, then the result, has its name."""
+    file, count, before = tmp_path / "cells" / "one.json", list[int](), Path.replace
+    done: list[Path] = []
+
+    def replace_or_die(self: Path, target: Path) -> Path:
+        if len(done) == written:
+            raise Killed
+        done.append(target)
+        return before(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_die)
+    with pytest.raises(Killed):
+        kept.cell(file, making(count))
+    assert [path.name for path in file.parent.iterdir()] == ["one.png"][:written]
+    monkeypatch.setattr(Path, "replace", before)
+    assert kept.cell(file, making(count)) == {"made": 2}
+
+
+def test_samples_go_on_where_they_were(tmp_path: Path) -> None:
+    file, asked = tmp_path / "cells" / "one.json", list[range]()
+
+    def draw(numbers: range) -> kept.Array:
+        asked.append(numbers)
+        if len(asked) == 3:
+            raise Killed
+        return np.full((len(numbers), 1, 2, 2), numbers.start, dtype=np.uint8)
+
+    def make() -> kept.Made:
+        drawn, seconds = kept.samples(file, 10, 4, draw)
+        return {"drawn": drawn[:, 0, 0, 0].tolist(), "timed": seconds > 0}, None
+
+    with pytest.raises(Killed):
+        kept.cell(file, make)
+    assert not file.exists()
+    found = kept.cell(file, make)
+    assert asked == [range(4), range(4, 8), range(8, 10), range(8, 10)]
+    assert found == {"drawn": [0] * 4 + [4] * 4 + [8] * 2, "timed": True}
+    assert [path.name for path in file.parent.iterdir()] == ["one.json"]
+
+
+def test_a_summary_says_with_what(tmp_path: Path) -> None:
+    options = Namespace(samples=3, out=tmp_path)
+    kept.summary(tmp_path, "all", seeds=range(2), options=options, told=["a"], cells=[], more=1)
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert found["seeds"] == [0, 1]
+    assert found["options"] == {"samples": 3}  # no paths
+    assert found["versions"]["torch"] == torch.__version__
+    assert {"machine", "told", "cells", "more"} <= found.keys()
+
+
+def test_a_key_tells_values_apart() -> None:
+    assert kept.key("a", 1) == kept.key("a", 1)
+    assert len({kept.key("a", 1), kept.key("a", 2), kept.here("a", 1)}) == 3
+
+
+@pytest.mark.parametrize(
+    "file", sorted((RESULTS / "time-to-quality" / "cells").glob("*.json")), ids=lambda f: f.stem
+)
+def test_the_cells_of_time_to_quality_are_found_again(file: Path) -> None:
+    """Of a peer as it is; of ours where the preset is still the one that was measured."""
+    values = json.loads(file.read_text())
+    cell = time_to_quality.Cell(*(values[key] for key in ("name", "minutes", "lr", "seed")))
+    if cell.name == time_to_quality.OURS and not file.stem.startswith(cell.slug):
+        pytest.skip("this preset is another one")
+    options = Namespace(out=file.parent.parent, samples=values["samples"], calls=values["calls"])
+    assert time_to_quality.measured(cell, None, options) == values
+
+
+def test_a_trial_of_another_configuration_is_another() -> None:
+    config = updated(preset("fast"), {"train.steps": 10})
+    result = {"config": updated(config, {"train.threads": 7}).model_dump(mode="json")}
+    assert trials.differences(result, config) == ""
+    wider = updated(config, {"network.widths": (96, 192), "train.lr": 1e-3})
+    assert trials.differences(result, wider) == "network, train"
+
+
+def test_cases_of_training_speed() -> None:
+    options = Namespace(sizes=[16, 32], channels=[1, 3], batches=[8], dtype="float32", threads=1)
+    shapes = [case.shape for case in train_speed.cases(options)]
+    assert shapes == [(1, 16, 16), (3, 16, 16), (1, 32, 32), (3, 32, 32)]
+
+
+def test_training_speed_in_words() -> None:
+    one = {"weights": 2e6, "flop_per_image": 1e9, "peak": 2**29, "needed": 2**30}
+    one["start_up"] = [{"seconds": 4.0, "measuring": 1.0}]
+    result: dict[str, Any] = {"size": 32, "channels": 3, "batch": 8, "dtype": "float32"}
+    result |= {"threads": 2, "product": [100e9] * 2, "convolution": [200e9] * 2}
+    networks = {
+        "fast": one | {"images_per_second": [40.0, 60.0]},
+        "diffusers": one | {"images_per_second": [20.0, 20.0]},
+        "annotated": {"needed": 50 * 2**30},
+    }
+    told = "\n".join(train_speed.lines(result | {"networks": networks}))
+    assert "32×32 colour, batch 8" in told
+    assert "50%" in told  # 50 images of 1 GFLOP a second, of a product of 100
+    assert "25%" in told
+    assert "annotated  left out: would take 50.0 GiB or more" in told
+    assert "fast / diffusers, images a second, pair by pair: 2.50 (2.00 … 3.00)" in told
+
+
+def test_training_speed_knows_networks_by_what_they_are(tiny_images: Images) -> None:
+    """The network is the trainer's, and another one has another key."""
+    case = train_speed.Case(size=8, channels=1, batch=4, dtype="float32", threads=1)
+    network, config = train_speed.on_paper("fast", case, tiny_images)
+    trained = training.network_of(config, 0).state_dict()
+    assert {k: v.shape for k, v in network.state_dict().items()} == {
+        k: v.shape for k, v in trained.items()
+    }
+    recipe = train_speed.recipe(["fast"], case, tiny_images)
+    assert recipe == train_speed.recipe(["fast"], case, tiny_images)
+    assert recipe != train_speed.recipe(["fast"], replace(case, batch=8), tiny_images)
+    assert train_speed.needed("fast", case, tiny_images) > 20 * sum(
+        p.numel() for p in network.parameters()
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Of the preset's schedule and loss, a few steps of a small network."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    changes = {
+        "network.fold": 1,
+        "network.widths": (8, 8),
+        "network.blocks": 1,
+        "schedule.steps": 30,
+        "train.steps": 8,
+        "train.batch": 8,
+        "train.threads": 1,
+        "train.dtype": "float32",
+        "train.checkpoint_every": 8,
+    }
+    out = tmp_path_factory.mktemp("run") / "one"
+    config: Config = updated(preset("fast"), changes)
+    return training.fit(Images.from_arrays(pixels), config, out=out)
+
+
+def test_few_steps_draws_what_sample_does(model: Model) -> None:
+    """In parts, the same pictures."""
+    wanted = few_steps.settings(model, {"sampler": "ddim", "spacing": "angle"}, 4)
+    parts = [few_steps.drawn(model, numbers, 3, wanted) for numbers in (range(4), range(4, 7))]
+    whole = sample(model, 7, seed=3, settings=wanted, batch=4)
+    assert np.array_equal(np.concatenate(parts), few_steps.to_uint8(whole))
+
+
+def test_a_network_in_diffusers_says_v_at_its_own_time(model: Model) -> None:
+    """(ᾱ, β̄) of the scheduler at its t are ours at t + 1, and v from there is x_0 of ours."""
+    pytest.importorskip("diffusers")
+    scheduler = sample_speed.scheduler_of(model, "DDPMScheduler", clip_sample=False)
+    x = torch.randn(3, *model.shape, generator=torch.Generator().manual_seed(0))
+    denoise = denoiser(model.network, model.schedule, "v")
+    for t in (torch.tensor(0), torch.tensor(11), torch.tensor(28)):
+        with torch.no_grad():
+            v = sample_speed.ForDiffusers(model)(x, t).sample
+            said = denoise(x, (t + 1).double())
+        a = scheduler.alphas_cumprod[t].double()
+        torch.testing.assert_close((a.sqrt() * x - (1 - a).sqrt() * v).float(), said.x0)
+
+
+def test_diffusers_betas_are_of_the_same_alpha_bar() -> None:
+    schedule: Schedule = angle(20)
+    alpha_bar = np.sqrt(np.cumprod(1 - few_steps.betas(schedule)))
+    assert alpha_bar[:-1] == pytest.approx(schedule.alpha_bar[1:-1].numpy(), rel=1e-9)
+    assert alpha_bar[-1] == pytest.approx(few_steps.LEAST, rel=1e-6)
+
+
+def test_a_pipeline_draws_bytes(model: Model) -> None:
+    pytest.importorskip("diffusers")
+    network = sample_speed.ForDiffusers(model)
+    scheduler = sample_speed.scheduler_of(model, "DDIMScheduler")
+    draw = sample_speed.piped("DDIMPipeline", network, scheduler)
+    drawn = draw(range(3), 0, 2)
+    assert (drawn.dtype, drawn.shape) == (np.uint8, (3, *model.shape))
+    assert np.array_equal(drawn, draw(range(3), 0, 2))
+
+
+def judgement(low: float, value: float, high: float) -> dict[str, Any]:
+    """A way whose distance this is, in one space."""
+    figure = {"name": "Fréchet distance", "value": value, "low": low, "high": high}
+    figure |= {"floor": 0.1, "better": "lower", "generated": 500, "real": 10_000}
+    return {"samples": 500, "figures": {"a space": {"500": figure, "2000": {}}}}
+
+
+def test_as_good_is_not_worse_than_intervals_explain() -> None:
+    reference = judgement(1.8, 2.0, 2.2)
+    assert sample_speed.as_good(reference, reference)
+    assert sample_speed.as_good(judgement(0.9, 1.0, 1.1), reference)
+    assert sample_speed.as_good(judgement(2.0, 2.2, 2.4), reference)
+    assert not sample_speed.as_good(judgement(2.8, 3.0, 3.2), reference)
