@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unraze import consistency, rng
+from unraze import augment, consistency, rng
 from unraze.config import LossConfig, TrainConfig
 from unraze.loss import draw_times, stratify
 from unraze.schedule import Schedule
 
-__all__ = ["labels_of", "looks_twice", "samples_of", "seed_dropout", "times_of"]
+__all__ = ["augmentation_of", "labels_of", "looks_twice", "samples_of", "seed_dropout", "times_of"]
 
 
 def samples_of(
@@ -35,6 +35,12 @@ def samples_of(
         for sample, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)
     ]
     return indices, np.array(draws) < 0.5
+
+
+def augmentation_of(config: TrainConfig, p: float, size: tuple[int, int], step: int) -> Tensor:
+    """How the images of step `step` are changed: their labels (B, 9), see `unraze.augment`."""
+    u = rng.uniform(config.seed, "augmentation", config.batch * augment.DRAWS, step)
+    return augment.drawn(u.reshape(config.batch, augment.DRAWS), p, size)
 
 
 def times_of(config: TrainConfig, loss: LossConfig, schedule: Schedule, step: int) -> Tensor:

@@ -117,7 +117,15 @@ class DataConfig(_Section):
     )
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; absent: the images'")
     background: str = Field("white", description="the colour that transparency is flattened onto")
-    flip: bool = Field(False, description="mirror half of the images: for mirror-symmetric data")
+    flip: bool = Field(
+        False,
+        description="mirror half of the images, and so of the samples: for mirror-symmetric data",
+    )
+    augment: Unit = Field(
+        0.0,
+        description="chance of each of six changes of a training image (mirrored, upside down, "
+        "scaled, turned, stretched, shifted); the network is told, so samples show none; 0: none",
+    )
     skip_bad: bool = Field(False, description="leave unreadable files out instead of stopping")
     # 0, not the presets' 0.1: what was trained before there was this key was trained on all images
     held_out: Annotated[float, Field(ge=0.0, le=0.5)] = Field(

@@ -163,13 +163,16 @@ def denoiser(
     *,
     sigma_data: float = 1.0,
     classes: Tensor | None = None,
+    augmentation: Tensor | None = None,
     self_conditioning: bool = False,
 ) -> Denoiser:
     """A network with its training schedule and the meaning of its output, as a denoiser.
 
-    The network is called as network(x (B, C, H, W), t (B,)), with `classes=` (B,) where they are
-    given and `previous=` where it was trained with self-conditioning. Without self-conditioning,
-    what a sampler offers as `previous` is not for this network and is left aside.
+    The network is called as network(x (B, C, H, W), t (B,)), with `classes=` (B,) and
+    `augmentation=` (B, 9) where they are given and `previous=` where it was trained with
+    self-conditioning. Without self-conditioning, what a sampler offers as `previous` is not for
+    this network and is left aside. Without `augmentation` it denoises images that nothing was done
+    to (`unraze.augment`).
     """
 
     def denoise(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
@@ -182,6 +185,7 @@ def denoiser(
             t,
             sigma_data=sigma_data,
             classes=classes,
+            augmentation=augmentation,
             previous=previous if self_conditioning else None,
         )
         return predict(parametrisation, raw, x_t, schedule, t, sigma_data=sigma_data)
@@ -198,13 +202,14 @@ def raw_output(
     *,
     sigma_data: float = 1.0,
     classes: Tensor | None = None,
+    augmentation: Tensor | None = None,
     previous: Tensor | None = None,
 ) -> Tensor:
     """What the network emits for x_t (B, C, H, W) at training times t (B,), in x_t's dtype.
 
     (B, C, H, W), or (B, 2C, H, W) where it learned its variance.
     """
-    extra = {"classes": classes, "previous": previous}
+    extra = {"classes": classes, "augmentation": augmentation, "previous": previous}
     seen = x_t
     if parametrisation == "edm":
         seen = x_t * like(edm_input_scale(schedule, t, sigma_data), x_t)

@@ -62,6 +62,13 @@ def configuration(
         )
     if calls not in BORDERS:
         raise InputError(f"calls = {calls}: give {' or '.join(map(str, BORDERS))}")
+    augment = given.get("data.augment", model.config.data.augment)
+    if isinstance(augment, int | float) and bool(augment) != bool(model.config.data.augment):
+        had = "with" if model.config.data.augment else "without"
+        raise InputError(
+            f"data.augment = {augment}: the network of {model.run} was trained {had} it, and one "
+            "made of it is told as much; leave it as it was"
+        )
     guidance = given.get("loss.teacher_guidance", 1.0)
     if guidance != 1 and not can_be_guided(model):
         raise InputError(

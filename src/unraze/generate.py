@@ -16,6 +16,7 @@ from typing_extensions import assert_never
 
 from unraze import (
     __version__,
+    augment,
     checkpoint,
     clusters as clustering,
     nn as networks,
@@ -178,6 +179,7 @@ def load(
         num_classes=about["num_classes"],
         self_conditioning=config.loss.self_conditioning,
         learned_variance=config.loss.variance == "learned",
+        augment_values=augment.VALUES if config.data.augment else 0,
     )
     checkpoint.fill(network, saved.model if raw else saved.ema, saved.path)
     return Model(

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
-from unraze import ema, nn as networks, optim, rng, schedule as schedules
-from unraze.batches import labels_of, looks_twice, samples_of, seed_dropout, times_of
+from unraze import augment, ema, nn as networks, optim, rng, schedule as schedules
+from unraze.batches import (
+    augmentation_of,
+    labels_of,
+    looks_twice,
+    samples_of,
+    seed_dropout,
+    times_of,
+)
 from unraze.bound import bits, unit_step
 from unraze.clusters import Clusters, labelled
 from unraze.config import Config, TrainConfig
@@ -68,6 +75,7 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
             num_classes=num_classes,
             self_conditioning=config.loss.self_conditioning,
             learned_variance=config.loss.variance == "learned",
+            augment_values=augment.VALUES if config.data.augment else 0,
         )
 
 
@@ -121,6 +129,10 @@ def gradients(trainee: Trainee, step: int) -> float:
     labels = None
     if trainee.num_classes and images.labels is not None:
         labels = labels_of(config.train, images.labels[indices], trainee.num_classes, step)
+    changes = None
+    if config.data.augment:
+        assert config.data.size is not None
+        changes = augmentation_of(config.train, config.data.augment, config.data.size, step)
     trainee.network.train()
     trainee.optimizer.zero_grad(set_to_none=True)
     total = 0.0
@@ -128,6 +140,10 @@ def gradients(trainee: Trainee, step: int) -> float:
         places = range(start, start + part)
         window = slice(start, start + part)
         x0 = assemble(images, indices[window], None if flips is None else flips[window])
+        told = None
+        if changes is not None:
+            x0 = augment.augmented(x0, changes[window])
+            told = changes[window].to(x0.dtype).to(config.train.device)
         if config.network.dropout > 0:
             seed_dropout(config.train, step, start)
         losses = _losses(
@@ -137,6 +153,7 @@ def gradients(trainee: Trainee, step: int) -> float:
             places,
             step,
             classes=None if labels is None else labels[window].to(config.train.device),
+            augmentation=told,
             second_look=second_look,
         )
         loss = losses.sum() / whole
@@ -177,6 +194,7 @@ def _losses(
     step: int,
     *,
     classes: Tensor | None,
+    augmentation: Tensor | None,
     second_look: bool,
 ) -> Tensor:
     """One number an image: the objective of the configuration, per value."""
@@ -196,6 +214,7 @@ def _losses(
                 times,
                 sigma_data=sigma_data,
                 classes=classes,
+                augmentation=augmentation,
                 previous=previous,
             )
 
@@ -226,7 +245,9 @@ def _losses(
             more = config.loss.variance_weight * schedule.steps * bits(nats, values)
             return losses + more.to(losses.dtype)
         case "consistency":
-            return _jumps(trainee, x0, eps, t, places, step, classes=classes)
+            return _jumps(
+                trainee, x0, eps, t, places, step, classes=classes, augmentation=augmentation
+            )
         case _:
             assert_never(config.loss.objective)
 
@@ -240,9 +261,11 @@ def _jumps(
     step: int,
     *,
     classes: Tensor | None,
+    augmentation: Tensor | None,
 ) -> Tensor:
     """`unraze.consistency` of each image: x_r is the teacher's step from x_t, the target the jump
-    from there of the network as it is, with the same neurons dropped."""
+    from there of the network as it is, with the same neurons dropped. All are told how the images
+    were changed, for their teacher knows changed ones too."""
     config, schedule = trainee.config, trainee.schedule
     assert trainee.teacher is not None
 
@@ -253,6 +276,7 @@ def _jumps(
             config.loss.parametrisation,
             sigma_data=config.loss.sigma_data or 1.0,
             classes=labels,
+            augmentation=augmentation,
         )
 
     student, teacher = said(trainee.network, classes), said(trainee.teacher, classes)

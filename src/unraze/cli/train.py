@@ -99,7 +99,16 @@ def train(
     flip: Annotated[
         bool | None,
         Parameter(
-            group=DATA, help="Mirror half of the images (symmetric data only); no if absent."
+            group=DATA,
+            help="Mirror half of the images (symmetric data only); samples show it; no if absent.",
+        ),
+    ] = None,
+    augment: Annotated[
+        float | None,
+        Parameter(
+            group=DATA,
+            help="Chance from 0 to 1 of each of six changes of an image (mirrored, turned, scaled "
+            "…), which samples do not show; for few images or long runs, 0.12 say; 0 if absent.",
         ),
     ] = None,
     skip_bad: Annotated[
@@ -194,6 +203,7 @@ def train(
         "data.fit": fit,
         "data.background": background,
         "data.flip": flip,
+        "data.augment": augment,
         "data.skip_bad": skip_bad,
         "data.held_out": held_out,
         "schedule.allow_signal": allow_signal,

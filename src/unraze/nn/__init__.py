@@ -20,22 +20,25 @@ def build(
     num_classes: int = 0,
     self_conditioning: bool = False,
     learned_variance: bool = False,
+    augment_values: int = 0,
 ) -> nn.Module:
     """The network of a configuration, for images of `channels` x size[0] x size[1] (height, width).
 
-    It is called as network(x (B, C, H, W), t (B,), classes=None, previous=None) -> (B, C, H, W), t
-    being the training time, 0 … T. `num_classes` > 0 makes it class-conditional, with the index
-    num_classes for "no class"; `self_conditioning` lets it see its last x̂_0 as `previous`. With
-    `learned_variance` its output is (B, 2C, H, W), the second half for the variance. The weights
-    are drawn from torch's generator: the same after the same `torch.manual_seed`.
+    It is called as network(x (B, C, H, W), t (B,), classes=None, previous=None, augmentation=None)
+    -> (B, C, H, W), t being the training time, 0 … T. `num_classes` > 0 makes it class-conditional,
+    with the index num_classes for "no class"; `self_conditioning` lets it see its last x̂_0 as
+    `previous`; `augment_values` > 0 lets it be told as `augmentation` (B, augment_values) how its
+    pictures were changed. With `learned_variance` its output is (B, 2C, H, W), the second half for
+    the variance. The weights are drawn from torch's generator: the same after the same
+    `torch.manual_seed`, with `augment_values` or without.
 
     Raises `InputError` for a size that the network cannot divide (it names the nearest that fit),
     and for groups or heads that do not divide a width.
     """
-    if channels < 1 or num_classes < 0:
+    if channels < 1 or num_classes < 0 or augment_values < 0:
         raise ValueError(
-            f"channels = {channels}, num_classes = {num_classes}: at least 1 channel, and no class "
-            "or more"
+            f"channels = {channels}, num_classes = {num_classes}, augment_values = "
+            f"{augment_values}: at least 1 channel, and no class or value or more"
         )
     match config:
         case LeanConfig():
@@ -46,6 +49,7 @@ def build(
                 num_classes=num_classes,
                 self_conditioning=self_conditioning,
                 learned_variance=learned_variance,
+                augment_values=augment_values,
             )
         case UNetConfig():
             unet.require_size(config, size)
@@ -55,6 +59,7 @@ def build(
                 num_classes=num_classes,
                 self_conditioning=self_conditioning,
                 learned_variance=learned_variance,
+                augment_values=augment_values,
             )
         case _:
             assert_never(config)

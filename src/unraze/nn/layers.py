@@ -129,16 +129,19 @@ def with_previous(x: Tensor, previous: Tensor | None, *, self_conditioning: bool
 
 
 class Conditioning(nn.Module):
-    """What a network knows beside the picture: emb = SiLU(MLP(e(t)) + c), (B,) -> (B, width).
+    """What a network knows beside the picture: emb = SiLU(MLP(e(t)) + c + W a) (B, width).
 
     e is `sinusoidal` of `dim` values (one more where dim is odd), the MLP Linear-SiLU-Linear, and c
     the row of a learned table for the class; the table's last row, `num_classes`, means "no class",
-    as does `classes=None`. Without classes (num_classes = 0) there is no table, and `classes` given
-    raises `ValueError`. Source: Ho et al. 2020, appendix B; classes added to the time embedding as
-    Dhariwal & Nichol 2021, arXiv:2105.05233; the null class, Ho & Salimans 2022, arXiv:2207.12598.
+    as does `classes=None`. a (B, augment_values) says how the picture was changed for training
+    (`unraze.augment`), and W starts at zero; `augmentation=None` means a = 0, where W has no say.
+    Without classes (num_classes = 0) there is no table, without a (augment_values = 0) no W, and
+    what is given all the same raises `ValueError`. Source: Ho et al. 2020, appendix B; classes
+    added to the time embedding as Dhariwal & Nichol 2021, arXiv:2105.05233; the null class, Ho &
+    Salimans 2022, arXiv:2207.12598; a, Karras et al. 2022, arXiv:2206.00364, appendix F.2.
     """
 
-    def __init__(self, dim: int, width: int, num_classes: int) -> None:
+    def __init__(self, dim: int, width: int, num_classes: int, *, augment_values: int = 0) -> None:
         super().__init__()
         self.dim = dim + dim % 2
         self.num_classes = num_classes
@@ -147,8 +150,14 @@ class Conditioning(nn.Module):
         self.table = nn.Embedding(num_classes + 1, width) if num_classes else None
         if self.table is not None:
             nn.init.normal_(self.table.weight, std=0.02)
+        # not a Linear, which would draw and so change the weights made after it
+        self.augmentation = None
+        if augment_values:
+            self.augmentation = nn.Parameter(torch.zeros(width, augment_values))
 
-    def forward(self, t: Tensor, classes: Tensor | None) -> Tensor:
+    def forward(
+        self, t: Tensor, classes: Tensor | None, augmentation: Tensor | None = None
+    ) -> Tensor:
         waves = sinusoidal(t, self.dim).to(self.inner.weight.dtype)
         emb: Tensor = self.outer(F.silu(self.inner(waves)))
         if self.table is not None:
@@ -157,6 +166,12 @@ class Conditioning(nn.Module):
             emb = emb + self.table(classes)
         elif classes is not None:
             raise ValueError("classes= given to a network built without classes (num_classes = 0)")
+        if augmentation is not None:
+            if self.augmentation is None:
+                raise ValueError(
+                    "augmentation= given to a network built without it (augment_values = 0)"
+                )
+            emb = emb + F.linear(augmentation.to(self.augmentation.dtype), self.augmentation)
         return F.silu(emb)
 
 

@@ -49,7 +49,8 @@ class LeanUNet(nn.Module):
 
     t is the training time, 0 … T, fractional where wanted. `classes` (B,) int64, with
     `num_classes` for "no class" (None: all of them); `previous` (B, C, H, W) the last x̂_0 of a
-    self-conditioned network (None: zeros). Raises `ValueError` for either where the network was
+    self-conditioned network (None: zeros); `augmentation` (B, augment_values) how the pictures were
+    changed (None: zeros, not at all). Raises `ValueError` for any of them where the network was
     built without it, and `InputError` where fold 2^(levels-1) does not divide H and W, or where
     groups or heads do not divide a width.
     """
@@ -62,6 +63,7 @@ class LeanUNet(nn.Module):
         num_classes: int = 0,
         self_conditioning: bool = False,
         learned_variance: bool = False,
+        augment_values: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -69,7 +71,9 @@ class LeanUNet(nn.Module):
         first, last = config.widths[0], config.widths[-1]
         emb_width = 2 * first
         folded = channels * config.fold**2
-        self.conditioning = Conditioning(first, emb_width, num_classes)
+        self.conditioning = Conditioning(
+            first, emb_width, num_classes, augment_values=augment_values
+        )
         self.stem = nn.Conv2d(folded * (2 if self_conditioning else 1), first, 3, padding=1)
 
         def block(inputs: int, outputs: int) -> ResNetBlock:
@@ -112,9 +116,10 @@ class LeanUNet(nn.Module):
         *,
         classes: Tensor | None = None,
         previous: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         require_size(self.config, (x.shape[2], x.shape[3]))
-        emb = self.conditioning(t, classes)
+        emb = self.conditioning(t, classes, augmentation)
         x = with_previous(x, previous, self_conditioning=self.self_conditioning)
         x = F.pixel_unshuffle(x, self.config.fold)
         h = self.stem(x.to(memory_format=torch.channels_last))

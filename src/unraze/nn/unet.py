@@ -109,7 +109,8 @@ class UNet(nn.Module):
 
     t is the training time, 0 … T, fractional where wanted. `classes` (B,) int64, with
     `num_classes` for "no class" (None: all of them); `previous` (B, C, H, W) the last x̂_0 of a
-    self-conditioned network (None: zeros). Raises `ValueError` for either where the network was
+    self-conditioned network (None: zeros); `augmentation` (B, augment_values) how the pictures were
+    changed (None: zeros, not at all). Raises `ValueError` for any of them where the network was
     built without it, and `InputError` where 2^(levels-1) does not divide H and W, where a level of
     attention does not exist, or where groups or heads do not divide a width.
     """
@@ -122,6 +123,7 @@ class UNet(nn.Module):
         num_classes: int = 0,
         self_conditioning: bool = False,
         learned_variance: bool = False,
+        augment_values: int = 0,
     ) -> None:
         super().__init__()
         levels = len(config.multipliers)
@@ -134,7 +136,9 @@ class UNet(nn.Module):
         self.config = config
         self.self_conditioning = self_conditioning
         widths = [config.dim * m for m in config.multipliers]
-        self.conditioning = Conditioning(config.dim, 4 * config.dim, num_classes)
+        self.conditioning = Conditioning(
+            config.dim, 4 * config.dim, num_classes, augment_values=augment_values
+        )
         self.stem = nn.Conv2d(channels * (2 if self_conditioning else 1), config.dim, 3, padding=1)
 
         skips = [config.dim]
@@ -176,9 +180,10 @@ class UNet(nn.Module):
         *,
         classes: Tensor | None = None,
         previous: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         require_size(self.config, (x.shape[2], x.shape[3]))
-        emb = self.conditioning(t, classes)
+        emb = self.conditioning(t, classes, augmentation)
         x = with_previous(x, previous, self_conditioning=self.self_conditioning)
         h = self.stem(x.to(memory_format=torch.channels_last))
         skips = [h]
