@@ -153,6 +153,8 @@ def test_an_unknown_key_is_answered_with_the_nearest(values: dict[str, Any], say
         ({"train": {"keep": 1}}, "train.keep"),
         ({"data": {"flip": "yes"}}, "data.flip"),
         ({"data": {"flip": 1}}, "data.flip"),
+        ({"data": {"augment": 1.5}}, "data.augment"),
+        ({"data": {"augment": True}}, "data.augment"),
         ({"data": {"size": 28}}, "data.size"),
         ({"data": {"size": [28, 0]}}, "data.size"),
         ({"data": {"channels": 2}}, "data.channels"),

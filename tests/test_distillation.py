@@ -187,6 +187,48 @@ def test_every_kind_of_it_resumes(teacher: Path, tmp_path: Path, changes: dict[s
     assert ends[0] == ends[1]
 
 
+def test_a_run_of_augmented_images_is_distilled_with_them(teacher: Path, tmp_path: Path) -> None:
+    """Teacher, target and estimate are told how an image was changed; and it resumes exactly."""
+    changes = {"data.augment": 0.5, "train.steps": 20, "train.checkpoint_every": 20}
+    fit(two_kinds(), updated(load(teacher).config, changes), out=tmp_path / "teacher")
+    ends = []
+    for stop_at in (None, 4):
+        run = begun(tmp_path / "teacher", tmp_path / f"run-{stop_at}")
+        if stop_at is not None:
+            asked = iter(range(1, 100))
+            list(train(run, two_kinds(), stop=lambda asked=asked: next(asked) == 4))
+        list(train(run, two_kinds()))
+        ends.append(weights(run))
+    assert ends[0] == ends[1]
+    model = load(run.path)
+    assert model.config.data.augment == 0.5
+    before = load(tmp_path / "teacher").network.state_dict()["conditioning.augmentation"]
+    after = model.network.state_dict()["conditioning.augmentation"]
+    assert not torch.equal(before, after)
+    assert all(p.x.isfinite().all() for p in generate(model, 2))
+
+
+@pytest.mark.parametrize("tells", [False, True])
+def test_the_teacher_is_told_of_the_changes(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool
+) -> None:
+    changes = {"data.augment": 1.0, "train.steps": 2, "train.checkpoint_every": 2}
+    fit(two_kinds(), updated(load(teacher).config, changes), out=tmp_path / "teacher")
+    model = load(tmp_path / "teacher")
+    config = configuration(model, changes=QUICK | {"loss.teacher_guidance": 2.0})
+    run = create(model, config, two_kinds(), out=tmp_path / "run")
+    trainee = step_of_training.begin(runs.read_config(run), two_kinds(), model.network.state_dict())
+    asked = trainee.network if tells else trainee.teacher
+    assert asked is not None
+    told = []
+    asked.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(kwargs.get("augmentation")), with_kwargs=True
+    )
+    step_of_training.gradients(trainee, 1)
+    assert len(told) == 2
+    assert all(a is not None and bool(a.any()) for a in told)
+
+
 def test_the_whole_run_needs_nothing_of_the_old_one(
     teacher: Path, whole: Run, tmp_path: Path
 ) -> None:
@@ -309,6 +351,10 @@ class TestRefused:
     ) -> None:
         with pytest.raises(InputError, match=says):
             configuration(load(teacher), calls=calls, changes=changes)
+
+    def test_augmentation_is_not_begun_or_ended(self, teacher: Path) -> None:
+        with pytest.raises(InputError, match=r"data\.augment = 0\.1: .* trained without it"):
+            configuration(load(teacher), changes={"data.augment": 0.1})
 
     def test_guidance_where_there_is_nothing_to_guide_towards(self, teacher: Path) -> None:
         model = load(teacher)

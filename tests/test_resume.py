@@ -91,6 +91,7 @@ def test_stopped_mid_epoch_and_resumed(
         {"train.classes": True},
         {"train.accumulate": 4},
         {"data.flip": True},
+        {"data.augment": 0.5},
         {"loss.variance": "learned"},
     ],
     ids=lambda c: next(iter(c)),

@@ -90,9 +90,10 @@ def test_a_learned_variance_doubles_the_output_and_nothing_else(config: Network)
 
 @every
 def test_gradient_reaches_every_parameter(config: Network) -> None:
-    network = _perturbed(config, num_classes=4, self_conditioning=True)
+    network = _perturbed(config, num_classes=4, self_conditioning=True, augment_values=9)
     x, t = _inputs(4)
-    network(x, t, classes=torch.tensor([0, 1, 3, 4]), previous=x.flip(0)).square().mean().backward()
+    given = {"classes": torch.tensor([0, 1, 3, 4]), "previous": x.flip(0)}
+    network(x, t, **given, augmentation=torch.ones(4, 9)).square().mean().backward()
     for name, weight in network.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().max() > 0, name
@@ -136,6 +137,32 @@ def test_no_previous_is_a_previous_of_zeros(config: Network) -> None:
 
 
 @every
+def test_no_augmentation_is_one_of_zeros_whatever_its_weights(config: Network) -> None:
+    network = _perturbed(config, augment_values=9).eval()
+    x, t = _inputs(2)
+    without = network(x, t)
+    assert torch.equal(without, network(x, t, augmentation=torch.zeros(2, 9)))
+    assert not torch.equal(without, network(x, t, augmentation=torch.ones(2, 9)))
+    nn.init.normal_(network.get_parameter("conditioning.augmentation"))
+    assert torch.equal(without, network(x, t))
+
+
+@every
+def test_a_network_that_is_told_of_changes_has_one_weight_more_and_the_others_as_before(
+    config: Network,
+) -> None:
+    states = []
+    for values in (0, 9):
+        torch.manual_seed(0)
+        network = build(config, channels=3, size=(8, 16), num_classes=2, augment_values=values)
+        states.append(network.state_dict())
+    plain, told = states
+    assert not told.pop("conditioning.augmentation").any()
+    assert list(plain) == list(told)
+    assert all(torch.equal(plain[name], told[name]) for name in plain)
+
+
+@every
 def test_nothing_given_is_ignored(config: Network) -> None:
     network = build(config, channels=3, size=(8, 16))
     x, t = _inputs(2)
@@ -143,6 +170,8 @@ def test_nothing_given_is_ignored(config: Network) -> None:
         network(x, t, classes=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="previous"):
         network(x, t, previous=x)
+    with pytest.raises(ValueError, match="augmentation"):
+        network(x, t, augmentation=torch.zeros(2, 9))
 
 
 @every
