@@ -285,7 +285,7 @@ class TestTraining:
         assert torch.equal(first, sample(model, 4, seed=1))
 
     def test_it_draws_no_changed_picture_where_many_were_seen(self, tmp_path: Path) -> None:
-        """Pictures that are bright above alone, which half of the training ones are not any more."""
+        """Pictures that are bright above, which of those that it was shown half are no more."""
         bright = np.random.default_rng(0).integers(100, 250, (40, 1, 1, 1)).astype(np.uint8)
         pixels = np.full((40, 1, 8, 8), 20, dtype=np.uint8)
         pixels[:, :, :4] = bright
