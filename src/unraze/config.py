@@ -154,11 +154,15 @@ class LeanConfig(_Section):
     """The fast default network: pixels folded into channels, few and wide blocks (`nn/lean.py`)."""
 
     kind: Literal["lean"] = "lean"
-    fold: Positive = Field(2, description="fold squares of this side into channels first")
-    widths: tuple[Positive, ...] = Field((64, 128), min_length=1, description="channels per level")
+    fold: Positive | None = Field(
+        None, description="fold squares of this side into channels first; absent: by the size"
+    )
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = Field(
+        None, description="channels per level; absent: by the size"
+    )
     blocks: Positive = Field(2, description="ResNet blocks per level on each side")
     heads: Positive = Field(4, description="attention heads, at the lowest resolution")
-    groups: Positive = Field(8, description="groups of the group normalisation")
+    groups: Positive = Field(4, description="groups of the group normalisation")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 

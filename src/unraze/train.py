@@ -29,7 +29,7 @@ from unraze import (
 )
 from unraze.batches import samples_of
 from unraze.clusters import Clusters
-from unraze.config import Config, from_dict, preset, updated
+from unraze.config import Config, LeanConfig, from_dict, preset, updated
 from unraze.data import Images, absent_classes, load as load_images_of, to_uint8
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError
@@ -37,6 +37,7 @@ from unraze.evaluate import during
 from unraze.generate import Model, load
 from unraze.hardware import memory, require_device
 from unraze.measure import Pace, measured, told, too_short
+from unraze.nn.lean import fitted
 from unraze.preview import averaged_model, preview, preview_interval, write_reals
 from unraze.run import Run
 from unraze.step import (
@@ -146,6 +147,9 @@ def prepare(config: Config, images: Images) -> Config:
     }
     if train.epochs is not None:
         changes["train.steps"] = max(1, round(train.epochs * count / train.batch))
+    if isinstance(config.network, LeanConfig):
+        network = fitted(config.network, (height, width))
+        changes |= {"network.fold": network.fold, "network.widths": network.widths}
     config = updated(config, changes)
     if (steps := config.train.steps or 0) > MOST_STEPS:
         key = "train.steps" if train.epochs is None else "train.epochs"

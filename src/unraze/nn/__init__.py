@@ -42,6 +42,7 @@ def build(
         )
     match config:
         case LeanConfig():
+            config = lean.fitted(config, size)
             lean.require_size(config, size)
             return lean.LeanUNet(
                 config,
