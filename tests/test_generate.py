@@ -66,12 +66,34 @@ def test_the_same_seed_gives_the_same_images_and_another_gives_others(
 
 @pytest.mark.parametrize("how", SAMPLERS, ids=lambda s: f"{s.sampler}-{s.spacing}-{s.clip}")
 def test_image_k_is_the_same_in_any_batch(model: Model, how: SampleConfig) -> None:
-    """At most one grey level on at most one pixel in a thousand: kernels differ with the shape."""
+    """At most one grey level on a few pixels of the 768: kernels differ with the shape."""
     whole = to_uint8(generate.sample(model, 12, settings=how, batch=12)).astype(int)
     parts = to_uint8(generate.sample(model, 12, settings=how, batch=5)).astype(int)
     off = abs(whole - parts)
     assert off.max() <= 1
-    assert (off > 0).mean() <= 1e-3
+    assert (off > 0).sum() <= 3
+
+
+def test_in_bfloat16_the_images_are_nearly_those_of_float32(model: Model) -> None:
+    """auto is as trained, where the machine has it; the recipe says what it was."""
+    plain = generate.sample(model, 4, seed=3, settings=settings(dtype="float32"))
+    rounded = generate.sample(model, 4, seed=3, settings=settings(dtype="bfloat16"))
+    assert rounded.dtype == torch.float32
+    assert 0 < float((plain - rounded).abs().mean()) < 0.02
+    assert torch.equal(plain, generate.sample(model, 4, seed=3, settings=settings()))
+    recipe = generate.recipe(model, settings(), seed=3, classes=None, batch=range(4))
+    assert recipe["settings"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_a_network_trained_in_bfloat16_samples_in_it_where_there_is_hardware(
+    model: Model, hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "has_bfloat16", lambda kind: hardware)
+    trained = replace(model, config=updated(model.config, {"train.dtype": "bfloat16"}))
+    assert generate.dtype_of(trained, settings()) == ("bfloat16" if hardware else "float32")
+    assert generate.dtype_of(trained, settings(dtype="float32")) == "float32"
+    assert generate.dtype_of(model, settings()) == "float32"
 
 
 def test_images_can_be_drawn_from_the_middle(model: Model) -> None:

@@ -384,6 +384,9 @@ class SampleConfig(_Section):
     guidance_interval: tuple[Unit, Unit] = Field(
         (0.0, 1.0), description="part of the time t/T in which guidance acts"
     )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the network; auto: as trained, but bfloat16 only in hardware"
+    )
 
     @model_validator(mode="after")
     def _interval_rises(self) -> SampleConfig:

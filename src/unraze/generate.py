@@ -32,9 +32,9 @@ from unraze.config import (
     SampleConfig,
     explained,
 )
-from unraze.denoiser import Denoiser, clipped, denoiser, guided
+from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError, UnrazeError
-from unraze.hardware import require_device
+from unraze.hardware import has_bfloat16, require_device
 from unraze.run import Run, find, read_config
 from unraze.samplers import Noise
 from unraze.schedule import Schedule
@@ -50,6 +50,7 @@ __all__ = [
     "changed",
     "class_of",
     "denoiser_of",
+    "dtype_of",
     "generate",
     "keep_tuning",
     "load",
@@ -326,13 +327,21 @@ def plan_of(model: Model, settings: SampleConfig) -> Plan:
     return plan(model.schedule, settings, whole=not loss.continuous, borders=loss.borders)
 
 
+def dtype_of(model: Model, settings: SampleConfig) -> Literal["float32", "bfloat16"]:
+    """The type that the network computes in, by its settings, or as it was trained."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    as_trained = model.config.train.dtype == "bfloat16" and has_bfloat16(_device(model).type)
+    return "bfloat16" if as_trained else "float32"
+
+
 def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | None]) -> Denoiser:
     """The network with its labels, guidance and clipping, as these settings ask."""
 
     def bound(wanted: Sequence[int | None]) -> Denoiser:
         null = model.num_classes
         classes = torch.tensor([null if c is None else c for c in wanted], dtype=torch.int64)
-        return denoiser(
+        found = denoiser(
             model.network,
             model.schedule,
             model.config.loss.parametrisation,
@@ -340,6 +349,7 @@ def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | Non
             classes=classes.to(_device(model)) if model.num_classes else None,
             self_conditioning=model.config.loss.self_conditioning,
         )
+        return _in_bfloat16(found) if dtype_of(model, settings) == "bfloat16" else found
 
     denoise = bound(labels)
     if settings.guidance != 1:
@@ -443,9 +453,8 @@ def recipe(
         "class": classes,
         "batch": [batch.start, len(batch)],
         "threads": torch.get_num_threads(),
-        "dtype": "float32",
         "device": str(_device(model)),
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json") | {"dtype": dtype_of(model, settings)},
     }
 
 
@@ -482,6 +491,16 @@ def _noise(model: Model, seed: int, numbers: range) -> Noise:
         return rng.normal(seed, "walk", numbers, step, model.shape).to(_device(model))
 
     return noise
+
+
+def _in_bfloat16(denoise: Denoiser) -> Denoiser:
+    """The same denoiser with the products of its network in bfloat16, the rest in float32."""
+
+    def cast(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
+        with torch.autocast(x_t.device.type, torch.bfloat16):
+            return denoise(x_t, t, previous=previous)
+
+    return cast
 
 
 def _device(model: Model) -> torch.device:

@@ -10,7 +10,7 @@ from torch import nn
 from unraze import __version__, checkpoint, pictures, rng, run as runs
 from unraze.config import Config
 from unraze.data import Images
-from unraze.generate import Model, quick, sample
+from unraze.generate import Model, dtype_of, quick, sample
 from unraze.run import Run
 from unraze.step import Trainee
 
@@ -55,7 +55,7 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
             "checkpoint": checkpoint.hash_of(trainee.average),
             "checkpoint as trained": checkpoint.hash_of(trainee.network.state_dict()),
             "threads": torch.get_num_threads(),
-            "dtype": "float32",
+            "dtype": dtype_of(model, settings),
             "left": "weights as trained",
             "right": "their average",
             "seed": config.train.seed,

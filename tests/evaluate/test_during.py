@@ -66,7 +66,6 @@ def weights(run: Run) -> dict[str, bytes]:
 # what it costs
 
 
-@pytest.mark.parametrize(("dtype", "forward"), [("float32", 1 / 3), ("bfloat16", 2 / 3)])
 @pytest.mark.parametrize("batch", [8, 1000])
 @pytest.mark.parametrize(("steps", "every"), [(1000, 100), (1000, 999), (500, 300), (90, 1000)])
 def test_all_evaluations_together_cost_no_more_than_their_share(
@@ -74,37 +73,24 @@ def test_all_evaluations_together_cost_no_more_than_their_share(
     steps: int,
     every: int,
     batch: int,
-    dtype: str,
-    forward: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A sample is CALLS forward passes in float32; a training step is, an image, one forward and
-    one backward pass, which is twice as dear, and in bfloat16 all of it goes twice as fast."""
+    """A sample is CALLS forward passes; a training step is, an image, one forward and one backward
+    pass, which is twice as dear."""
     monkeypatch.setattr(during, "FEWEST", 0)
     budget = {"train.steps": steps, "train.batch": batch, "train.eval_every": every}
-    config = config_of(ready, **budget, **{"train.dtype": dtype})
+    config = config_of(ready, **budget)
     count = finish(ruler(config, load(config.data), load(config.data, split="held-out"))).count
     evaluations = sum(step % every == 0 or step == steps for step in range(1, steps + 1))
-    assert evaluations * count * CALLS * forward <= SHARE * steps * batch + 1e-6
+    assert evaluations * count * CALLS / 3 <= SHARE * steps * batch + 1e-6
     if count < during.MOST:  # and not much less
-        assert evaluations * (count + 1) * CALLS * forward > SHARE * steps * batch - 1e-6
+        assert evaluations * (count + 1) * CALLS / 3 > SHARE * steps * batch - 1e-6
 
 
 def test_more_samples_are_affordable_the_rarer_they_are() -> None:
     assert affordable(100, 64) == int(0.1 * 100 * 64 * 3 / 25)
     assert affordable(1000, 64) == 10 * 0.1 * 100 * 64 * 3 / 25
-    assert affordable(1000, 64, "bfloat16") == affordable(500, 64) == affordable(1000, 32)
-
-
-def test_a_dtype_that_is_not_decided_yet_is_taken_for_the_dearer_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    values = {"train.batch": 64, "train.minutes": 5.0, "train.dtype": "auto"}
-    for has, least in ((True, 261), (False, 131)):
-        monkeypatch.setattr(during, "has_bfloat16", lambda kind, has=has: has)
-        require_worth(small_config(values | {"train.eval_every": least}), ENOUGH)
-        with pytest.raises(InputError, match=f"give --eval-every {least}$"):
-            require_worth(small_config(values | {"train.eval_every": least - 1}), ENOUGH)
+    assert affordable(500, 64) == affordable(1000, 32)
 
 
 def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None:

@@ -11,11 +11,12 @@ from unraze.config import LeanConfig, TrainConfig, UNetConfig
 from unraze.errors import InputError
 from unraze.nn import build, parameters_in
 from unraze.nn.layers import LinearAttention
+from unraze.nn.lean import FINEST, fitted
 
 Network = LeanConfig | UNetConfig
 
 SMALL: dict[str, Network] = {
-    "lean": LeanConfig(widths=(8, 16), blocks=1, heads=2, groups=4),
+    "lean": LeanConfig(fold=2, widths=(8, 16), blocks=1, heads=2, groups=4),
     "lean, three levels": LeanConfig(fold=1, widths=(8, 16, 8), blocks=2, groups=4, dropout=0.1),
     "lean, one level": LeanConfig(fold=4, widths=(8,), blocks=2, groups=4),
     "annotated": UNetConfig(dim=8, head_dim=4),
@@ -206,6 +207,8 @@ def test_a_bad_size_is_answered_with_sizes_that_build(
 ) -> None:
     match config:
         case LeanConfig():
+            assert config.fold is not None
+            assert config.widths is not None
             multiple = config.fold * 2 ** (len(config.widths) - 1)
         case UNetConfig():
             multiple = 2 ** (len(config.multipliers) - 1)
@@ -227,7 +230,7 @@ def test_a_bad_size_is_answered_with_sizes_that_build(
         (UNetConfig(attention=(3,)), "no level 3; the 3 multipliers make levels 0 to 2"),
         (UNetConfig(dim=30), "groups = 4 does not divide a width of 30"),
         (UNetConfig(dim=12, heads=5), "heads = 5 does not divide the 12 channels"),
-        (LeanConfig(widths=(12,)), "groups = 8 does not divide a width of 12"),
+        (LeanConfig(widths=(12,), groups=8), "groups = 8 does not divide a width of 12"),
         (LeanConfig(heads=3), "heads = 3 does not divide the 128 channels"),
     ],
 )
@@ -237,7 +240,7 @@ def test_a_network_that_cannot_be_is_named(config: Network, words: str) -> None:
 
 
 def test_the_lean_default_has_about_2_4_million_weights() -> None:
-    assert 2.2e6 < parameters_in(build(LeanConfig(), channels=1, size=(28, 28))) < 2.6e6
+    assert 1.8e6 < parameters_in(build(LeanConfig(), channels=1, size=(28, 28))) < 2.2e6
 
 
 def _seen_by_the_layers(network: nn.Module, *inputs: Tensor) -> list[Tensor]:
@@ -394,3 +397,27 @@ def test_it_computes_what_diffusers_computes_with_the_same_weights() -> None:
     assert want.std() > 0.01
     # diffusers' sines are of single precision
     torch.testing.assert_close(got, want, rtol=0, atol=2e-4 * float(want.std()))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256])
+def test_every_usual_size_has_a_network_of_about_the_same_work(side: int, channels: int) -> None:
+    config = fitted(LeanConfig(), (side, side))
+    assert config.fold is not None
+    assert config.widths is not None
+    finest = side // config.fold
+    assert finest <= FINEST or side > 8 * FINEST
+    assert finest // 2 ** (len(config.widths) - 1) <= FINEST / 2  # where attention is
+    with torch.device("meta"):
+        network = build(LeanConfig(), channels=channels, size=(side, side))
+        assert network(torch.empty(1, channels, side, side), torch.empty(1)).shape[2:] == (
+            side,
+            side,
+        )
+
+
+def test_what_is_given_is_not_fitted() -> None:
+    given = LeanConfig(fold=1, widths=(16,))
+    assert fitted(given, (256, 256)) == given
+    assert fitted(LeanConfig(fold=1), (28, 28)).widths == (64, 128, 128)
+    assert fitted(LeanConfig(), (28, 14)) == LeanConfig(fold=2, widths=(64, 128))

@@ -26,7 +26,6 @@ from unraze.evaluate.metrics import kid
 from unraze.evaluate.samples import in_proportion
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model, quick, sample
-from unraze.hardware import has_bfloat16
 from unraze.run import Run
 
 __all__ = [
@@ -49,8 +48,8 @@ CALLS = 25
 those that it was distilled to."""
 FEWEST, MOST = 100, 1000
 """Samples of an evaluation."""
-FORWARD = {"float32": 1 / 3, "bfloat16": 2 / 3}
-"""What a forward pass of sampling, in float32, is taken for: so much of a training step's image."""
+FORWARD = 1 / 3
+"""What a forward pass is taken for: so much of a training step's image, in the same dtype."""
 FEWEST_REAL = 50
 """Held-out images without which these evaluations would say nothing."""
 MOST_REAL = 5000
@@ -99,9 +98,9 @@ class Cost:
         return self.evaluating / (self.evaluating + self.rest)
 
 
-def affordable(steps: float, batch: int, dtype: str = "float32") -> int:
-    """Samples whose drawing takes `SHARE` of so many training steps in that dtype."""
-    return int(SHARE * steps * batch / (FORWARD[dtype] * CALLS))
+def affordable(steps: float, batch: int) -> int:
+    """Samples whose drawing takes `SHARE` of so many training steps."""
+    return int(SHARE * steps * batch / (FORWARD * CALLS))
 
 
 def require_worth(config: Config, held_out: Images) -> None:
@@ -113,10 +112,9 @@ def require_worth(config: Config, held_out: Images) -> None:
             f"train.eval_every = {every}: {len(held_out)} held-out images of {held_out.source} are "
             f"too few to judge by; hold out at least {FEWEST_REAL}, or train without --eval-every"
         )
-    dtype = _dtype(config)
-    if every is None or affordable(_interval(every, steps), batch, dtype) >= FEWEST:
+    if every is None or affordable(_interval(every, steps), batch) >= FEWEST:
         return
-    least = math.ceil(FEWEST * CALLS * FORWARD[dtype] / (SHARE * batch))
+    least = math.ceil(FEWEST * CALLS * FORWARD / (SHARE * batch))
     too_dear = f"drawing the {FEWEST} samples that say something takes more than {SHARE:.0%}"
     if steps is not None and steps < least:
         raise InputError(
@@ -137,9 +135,9 @@ def every_of(config: Config) -> int:
     every, steps, batch = config.train.eval_every, config.train.steps, config.train.batch
     assert every is not None
     assert steps is not None
-    if affordable(_interval(every, steps), batch, _dtype(config)) >= FEWEST:
+    if affordable(_interval(every, steps), batch) >= FEWEST:
         return every
-    times = affordable(steps, batch, _dtype(config)) // FEWEST
+    times = affordable(steps, batch) // FEWEST
     return math.ceil(steps / max(1, times))
 
 
@@ -164,15 +162,8 @@ def ruler(config: Config, training: Images, held_out: Images) -> Generator[Stage
     space = yield from first_space(training, held_out)
     real = yield from features_of_images(space, held_out, "features of held-out images")
     chosen = evenly(len(real), MOST_REAL)
-    count = affordable(_interval(every, steps), config.train.batch, _dtype(config))
+    count = affordable(_interval(every, steps), config.train.batch)
     return Ruler(space, real[chosen], min(MOST, max(FEWEST, count)), every, held_out)
-
-
-def _dtype(config: Config) -> str:
-    """That of the training; where it is not decided yet, the one that leaves less for samples."""
-    if config.train.dtype != "auto":
-        return config.train.dtype
-    return "bfloat16" if has_bfloat16(torch.device(config.train.device).type) else "float32"
 
 
 def _interval(every: int, steps: int | None) -> float:

@@ -75,7 +75,9 @@ def network_time(
         "flow": likelihood.FLOW_CALLS * min(1.0, real / likelihood.FLOW_IMAGES),
     }
     left = [calls[p] for p in calls if p in parts and not places.of_network(p).is_file()]
-    return sum(left) * call_time(model, SampleConfig(guidance=1.0)) if left else 0.0
+    return (
+        sum(left) * call_time(model, SampleConfig(guidance=1.0, dtype="float32")) if left else 0.0
+    )
 
 
 def samples_time(

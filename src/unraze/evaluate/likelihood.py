@@ -183,7 +183,7 @@ def bound(
         chain = plan_of(
             model, changed(model.config.sample, {"sampler": "random", "steps": steps})
         ).chain
-    settings = SampleConfig(guidance=1.0, clip="clip" if clip else "none")
+    settings = SampleConfig(guidance=1.0, clip="clip" if clip else "none", dtype="float32")
     return (
         yield from bounded(
             lambda wanted: denoiser_of(model, settings, wanted),
@@ -359,7 +359,7 @@ def flow(
         [rng.uniform(seed, "dequantise", pixels[0].size, i).numpy() for i in range(len(pixels))]
     )
     x = (pixels + noise.reshape(pixels.shape) - 0.5) / 127.5 - 1
-    settings = SampleConfig(guidance=1.0, clip="none")
+    settings = SampleConfig(guidance=1.0, clip="none", dtype="float32")
     device = next(model.network.parameters()).device
     return (
         yield from flowed(

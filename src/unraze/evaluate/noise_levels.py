@@ -123,7 +123,7 @@ def noise_levels(
         model, held_out, held_out_labels, count, names=("held_out", "held_out_labels")
     )
     device = next(model.network.parameters()).device
-    plain = SampleConfig(guidance=1.0, clip="none")
+    plain = SampleConfig(guidance=1.0, clip="none", dtype="float32")
     return (
         yield from compared(
             lambda labels: denoiser_of(model, plain, labels),

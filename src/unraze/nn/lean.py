@@ -34,7 +34,7 @@ from unraze.nn.layers import (
     zero_conv,
 )
 
-__all__ = ["LeanUNet", "fitted", "require_size"]
+__all__ = ["FINEST", "LeanUNet", "fitted", "require_size"]
 
 FINEST = 24
 """How long the folded side of a picture may be without folding more, or another level."""
