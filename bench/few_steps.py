@@ -34,7 +34,15 @@ from unraze.denoiser import emission
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.metrics import frechet, kid
 from unraze.evaluate.stage import finish
-from unraze.generate import Model, changed, denoiser_of, generate, load as load_run, plan_of
+from unraze.generate import (
+    Model,
+    changed,
+    class_of,
+    denoiser_of,
+    generate,
+    load as load_run,
+    plan_of,
+)
 from unraze.schedule import Schedule
 
 Array = np.ndarray[Any, Any]
@@ -118,8 +126,9 @@ def drawn(model: Model, numbers: range, seed: int, wanted: SampleConfig) -> Arra
 
 
 def settings(model: Model, changes: dict[str, Any], calls: int) -> SampleConfig:
-    """Those of the run with a sampler of these calls."""
-    return changed(model.config.sample, {**changes, "steps": calls, "clip": "clip"})
+    """Those of the run with a sampler of these calls, without guidance, of which theirs have none."""
+    plain = {"steps": calls, "clip": "clip", "guidance": 1.0}
+    return changed(model.config.sample, {**plain, **changes})
 
 
 def by_theirs(kind: str, options: dict[str, Any], calls: int) -> Draw:
@@ -140,7 +149,8 @@ def by_theirs(kind: str, options: dict[str, Any], calls: int) -> Draw:
             **{"clip_sample": False} if kind in ("DDIMScheduler", "DDPMScheduler") else {},
             **options,
         )
-        denoise = denoiser_of(model, settings(model, {}, 1), [None] * len(numbers))
+        told = [class_of(model, None, k, seed) for k in numbers]
+        denoise = denoiser_of(model, settings(model, {}, 1), told)
         x = rng.normal(seed, "start", numbers, 0, model.shape)
         generator = torch.Generator().manual_seed(seed + numbers.start)
         scheduler.set_timesteps(steps)

@@ -2,7 +2,7 @@
 
     python bench/sample_speed.py RUN [--samples 2000] [--reference-samples 2000] [--rounds 5]
 
-RUN is a run of `unraze train fashion-mnist`, of v, without classes. Three kinds of ways are timed:
+RUN is a run of `unraze train fashion-mnist`, of v. Three kinds of ways are timed:
 
 ours        `unraze.generate.sample` in 10 calls, as `unraze tune` found where it did, else by Adams
             of order 2 with Karras' steps; and in 25 calls of the run's own sampler
@@ -50,7 +50,7 @@ from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.metrics import difference, frechet
 from unraze.evaluate.stage import finish
-from unraze.generate import Model, changed, load as load_run
+from unraze.generate import Model, calls_of, changed, class_of, load as load_run, within
 
 Array = np.ndarray[Any, Any]
 Draw = Callable[[range, int, int], Array]
@@ -98,15 +98,22 @@ class ForDiffusers(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.network, self.schedule = model.network, model.schedule
+        self.network, self.schedule, self.model = model.network, model.schedule, model
+        self.classes: Tensor | None = None
         channels, height, width = model.shape
         self.config = SimpleNamespace(sample_size=(height, width), in_channels=channels)
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
+    def told(self, numbers: range, seed: int) -> None:
+        """The classes or clusters, if the run has any, that the next pictures are to be of."""
+        found = [class_of(self.model, None, k, seed) for k in numbers]
+        self.classes = torch.tensor(found) if self.model.num_classes else None
+
     def forward(self, x: Tensor, t: Tensor) -> SimpleNamespace:
         """Their t is ours less 1."""
         ours = (t + 1).double().expand(len(x))
-        return SimpleNamespace(sample=raw_output(self.network, self.schedule, "v", x, ours))
+        v = raw_output(self.network, self.schedule, "v", x, ours, classes=self.classes)
+        return SimpleNamespace(sample=v)
 
 
 def scheduler_of(model: Model, kind: str, **options: Any) -> Any:
@@ -130,6 +137,8 @@ def piped(kind: str, network: nn.Module, scheduler: Any) -> Draw:
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(numbers: range, seed: int, calls: int) -> Array:
+        if isinstance(network, ForDiffusers):
+            network.told(numbers, seed)
         images = pipeline(
             batch_size=len(numbers),
             generator=torch.Generator().manual_seed(seed + numbers.start),
@@ -146,7 +155,7 @@ def by_ours(model: Model, settings: SampleConfig) -> Draw:
     """Drawing by Unraze, always in all calls."""
 
     def draw(numbers: range, seed: int, calls: int) -> Array:
-        assert calls == settings.steps
+        assert calls == calls_of(model, settings)
         return drawn(model, numbers, seed, settings)
 
     return draw
@@ -156,15 +165,17 @@ def ten_calls(model: Model) -> SampleConfig:
     """As tuned for this network where it was for ten calls, else Adams with Karras' steps."""
     if model.tuning is not None and 10 in model.tuning.settings:
         return model.tuning.settings[10]
-    adams = {"sampler": "adams", "order": 2, "spacing": "karras", "steps": 10}
-    return changed(model.config.sample, adams)
+    adams = {"sampler": "adams", "order": 2, "spacing": "karras"}
+    return within(model, 10, lambda k: changed(model.config.sample, {**adams, "steps": k}))
 
 
 def ways(model: Model, options: argparse.Namespace) -> list[Way]:
     """All of them, the long one first among the pipelines."""
     out = []
-    for settings in (ten_calls(model), changed(model.config.sample, {"steps": 25})):
-        label, calls = f"{settings.sampler}, {settings.steps}", settings.steps
+    own = within(model, 25, lambda k: changed(model.config.sample, {"steps": k}))
+    for settings in (ten_calls(model), own):
+        calls = calls_of(model, settings)
+        label = f"{settings.sampler}, {calls}"
         draw = by_ours(model, settings)
         out.append(Way(label, "unraze", calls, calls, options.samples, draw, settings))
     steps, network = model.schedule.steps, ForDiffusers(model)

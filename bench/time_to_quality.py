@@ -44,7 +44,7 @@ from unraze.data import Images, load, to_uint8
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.evaluate.stage import finish
-from unraze.generate import changed, sample
+from unraze.generate import changed, sample, within
 
 Array = np.ndarray[Any, Any]
 
@@ -115,7 +115,9 @@ def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Arra
         model = training.fit(of.training, config, out=folder)
         seconds, steps = time.perf_counter() - began, model.step
         images = steps * config.train.batch
-        settings = changed(model.config.sample, {"steps": options.calls})
+        settings = within(
+            model, options.calls, lambda k: changed(model.config.sample, {"steps": k})
+        )
         drawn = to_uint8(sample(model, options.samples, seed=cell.seed, settings=settings))
         how, dtype = settings.sampler, model.config.train.dtype
     else:

@@ -3,12 +3,12 @@
     python bench/trials.py base "adamw: train.optimizer=adamw" "wide: network.widths=[96,192]"
 
 Each trial is a name and the keys that it changes, as `--set` takes them. It trains on the first
-55,000 of Fashion-MNIST's training images, draws 2,000 in 25 calls of DDIM, and holds them against
-the last 5,000 training images in the first feature space: claims are made elsewhere, on the test
-images and in the second (`time_to_quality.py`). Steps are equal, not minutes, so that trials may
-run beside one another; what a step costs is in `train_speed.py`. Each is kept as a file below --out
-as soon as it is scored, and the same command goes on where it was; `trials.json` is the table of
-all that are kept there.
+55,000 of Fashion-MNIST's training images, draws 2,000 as the preset does in 25 network calls, and
+holds them against the last 5,000 training images in the first feature space: claims are made
+elsewhere, on the test images and in the second (`time_to_quality.py`). Steps are equal, not
+minutes, so that trials may run beside one another; what a step costs is in `train_speed.py`. Each
+is kept as a file below --out as soon as it is scored, and the same command goes on where it was;
+`trials.json` is the table of all that are kept there.
 
 Beside the distance stands the grid: the power of the differences within the network's folded 2 x 2
 squares over that between the squares, 1 for pictures that know of no squares.
@@ -34,7 +34,7 @@ from unraze.data import Images, load, to_uint8
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.evaluate.stage import finish
-from unraze.generate import Model, changed, sample
+from unraze.generate import Model, changed, sample, within
 
 Array = np.ndarray[Any, Any]
 
@@ -80,8 +80,7 @@ def squares(pixels: Array, fold: int = 2) -> float:
 
 def judged(model: Model, real: Array, space: FeatureSpace, seed: int) -> dict[str, Any]:
     """The figures of a model's samples, and the samples."""
-    wanted = {"sampler": "ddim", "steps": CALLS, "eta": 0.0, "clip": "clip"}
-    settings = changed(model.config.sample, wanted)
+    settings = within(model, CALLS, lambda k: changed(model.config.sample, {"steps": k}))
     drawn = to_uint8(sample(model, SAMPLES, seed=seed, settings=settings, batch=250))
     theirs, ours = space.extract(real), space.extract(drawn)
     figures = (*with_floor(frechet, theirs, ours), kid(theirs, ours))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from unraze import clusters as clustering, generate, train as training
+from unraze import clusters as clustering, generate, step, train as training
 from unraze.clusters import Clusters
 from unraze.config import Config, updated
 from unraze.data import Images
@@ -132,6 +132,21 @@ def test_a_run_of_clusters_draws_in_proportion_and_is_evaluated_by_the_nearest(
     assert in_proportion(model, replace(images, labels=place)) is None  # classes not asked for
     assert generate.sample(model, 3, seed=1).shape == (3, 1, 8, 8)
     assert generate.sample(model, 3, seed=1, classes=1).shape == (3, 1, 8, 8)
+
+
+def test_a_network_begins_with_near_clusters_alike(told: Config) -> None:
+    images, _ = kinds(4)
+    config = training.prepare(told, images)
+    found = clustering.find(images, 8)
+    table = step.begin(config, images, clusters=found).network.get_parameter(
+        "conditioning.table.weight"
+    )
+    spread = found.centres.std(0)
+    there = (found.centres - found.centres.mean(0)) / np.where(spread > 0, spread, 1)
+    width = table.shape[1]
+    apart = torch.cdist(table[:-1], table[:-1]).detach().numpy()
+    wanted = 0.3 * np.linalg.norm(there[:, None, :width] - there[None, :, :width], axis=2)
+    assert np.allclose(apart, wanted, atol=1e-5)
 
 
 def test_the_bound_of_clusters_counts_the_cluster(told: Config, tmp_path: Path) -> None:

@@ -269,3 +269,36 @@ def test_a_run_with_times_of_its_own_is_looked_at_by_ddim(model: Model) -> None:
     own = {"sample.sampler": "adams", "sample.steps": 2, "sample.spacing": (0.0, 9.0, 50.0)}
     how = generate.quick(updated(model.config, own), 25)
     assert (how.sampler, how.steps, how.spacing) == ("ddim", 25, "time")
+
+
+@pytest.mark.parametrize("how", SAMPLERS, ids=lambda s: f"{s.sampler}-{s.spacing}-{s.clip}")
+def test_network_calls_are_counted_as_they_are_made(model: Model, how: SampleConfig) -> None:
+    for guidance, interval in ((1.0, (0.0, 1.0)), (2.0, (0.0, 1.0)), (2.0, (0.2, 0.8))):
+        wanted = generate.changed(how, {"guidance": guidance, "guidance_interval": interval})
+        made = 0
+
+        def count(*_: object) -> None:
+            nonlocal made
+            made += 1
+
+        hook = model.network.register_forward_hook(count)
+        generate.sample(model, 2, settings=wanted)
+        hook.remove()
+        assert generate.calls_of(model, wanted) == made
+        if guidance == 1:
+            assert made == generate.plan_of(model, wanted).calls
+        elif interval == (0.0, 1.0):
+            assert made == 2 * generate.plan_of(model, wanted).calls
+
+
+def test_as_many_steps_are_made_as_the_calls_allow(model: Model) -> None:
+    def of_steps(steps: int) -> SampleConfig:
+        return settings(steps=steps, guidance=2.0, guidance_interval=(0.2, 0.8))
+
+    for calls in (1, 4, 9, 25, 80):
+        found = generate.within(model, calls, of_steps)
+        assert generate.calls_of(model, found) <= calls
+        if found.steps < model.schedule.steps:
+            assert generate.calls_of(model, of_steps(found.steps + 1)) > calls
+    with pytest.raises(InputError, match="one step takes more"):
+        generate.within(model, 1, lambda steps: settings(steps=steps, guidance=2.0))

@@ -4,7 +4,7 @@ The noise of image k of seed s is a function of (s, k) alone, so an image is the
 batch it is drawn in (up to the rounding of kernels that differ with the batch's shape).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,7 @@ __all__ = [
     "Progress",
     "Tuning",
     "asked",
+    "calls_of",
     "can_be_guided",
     "changed",
     "class_of",
@@ -59,6 +60,7 @@ __all__ = [
     "recipe",
     "sample",
     "settings_of",
+    "within",
 ]
 
 TUNING = "sampling.json"
@@ -89,7 +91,7 @@ class Tuning(BaseModel):
         if self.default not in self.settings:
             raise ValueError(f"default = {self.default}: there are no settings of so many calls")
         for calls, settings in self.settings.items():
-            if settings.steps != calls:
+            if settings.steps > calls:
                 raise ValueError(f"settings.{calls} are of {settings.steps} calls")
         return self
 
@@ -335,6 +337,44 @@ def dtype_of(model: Model, settings: SampleConfig) -> Literal["float32", "bfloat
     return "bfloat16" if as_trained else "float32"
 
 
+def calls_of(model: Model, settings: SampleConfig) -> int:
+    """Network calls for an image: the sampler's, and a second one wherever guidance acts.
+
+    Counted on the way itself, with a denoiser that is none.
+    """
+    made = 0
+
+    def counted(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
+        nonlocal made
+        made += 1
+        return Prediction(x_t, x_t)
+
+    denoise = _guided(model, settings, counted, counted) if settings.guidance != 1 else counted
+    x, borders = torch.zeros(1, 1), model.config.loss.borders or (0.0,)
+    way = plan_of(model, settings)
+    for _ in walk(denoise, x, way.chain, settings, lambda _: x, borders=borders):
+        pass
+    return made
+
+
+def within(model: Model, calls: int, of_steps: Callable[[int], SampleConfig]) -> SampleConfig:
+    """The settings of the most steps that take at most so many network calls, guidance included.
+
+    `of_steps` are the settings of a number of steps. Raises `InputError` where one takes more.
+    """
+    for steps in range(min(calls, model.schedule.steps), 0, -1):
+        settings = of_steps(steps)
+        if calls_of(model, settings) <= calls:
+            return settings
+    raise InputError(f"calls = {calls}: one step takes more; give more, or guidance = 1")
+
+
+def _guided(model: Model, settings: SampleConfig, denoise: Denoiser, nothing: Denoiser) -> Denoiser:
+    last = float(model.schedule.times[-1])
+    low, high = settings.guidance_interval
+    return guided(denoise, nothing, settings.guidance, interval=(low * last, high * last))
+
+
 def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | None]) -> Denoiser:
     """The network with its labels, guidance and clipping, as these settings ask."""
 
@@ -359,11 +399,7 @@ def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | Non
                 "there is nothing to guide towards"
             )
         _require_unlabelled(model, f"guidance = {settings.guidance:g}")
-        last = float(model.schedule.times[-1])
-        low, high = settings.guidance_interval
-        nothing = bound([None] * len(labels))
-        interval = (low * last, high * last)
-        denoise = guided(denoise, nothing, settings.guidance, interval=interval)
+        denoise = _guided(model, settings, denoise, bound([None] * len(labels)))
     match settings.clip:
         case "none":
             return denoise

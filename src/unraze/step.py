@@ -30,6 +30,7 @@ from unraze.consistency import below, bounded, consistency, jump
 from unraze.data import Images, batch as assemble
 from unraze.denoiser import Denoiser, denoiser, guided, predict, raw_output
 from unraze.loss import four_variable, reduced, weighted
+from unraze.nn.layers import place
 from unraze.process import destroy_at, like
 from unraze.schedule import Schedule
 
@@ -94,7 +95,12 @@ def begin(
         images = labelled(images, clusters)
     told = config.train.classes or clusters is not None
     num_classes = len(images.class_names) if told else 0
-    network = network_of(config, num_classes).to(config.train.device)
+    network = network_of(config, num_classes)
+    if clusters is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.torch_seed(config.train.seed, "clusters in the network"))
+            place(network.conditioning.table, torch.from_numpy(clusters.centres))  # type: ignore[union-attr, arg-type]
+    network = network.to(config.train.device)
     teacher = None
     if config.distilled is not None:
         if taught_by is not None:

@@ -147,6 +147,9 @@ def prepare(config: Config, images: Images) -> Config:
     }
     if train.epochs is not None:
         changes["train.steps"] = max(1, round(train.epochs * count / train.batch))
+    told = train.classes or changes["train.clusters"]
+    if not (told and train.label_dropout):  # nothing to guide towards, or nothing to guide from
+        changes["sample.guidance"] = 1.0
     if isinstance(config.network, LeanConfig):
         network = fitted(config.network, (height, width))
         changes |= {"network.fold": network.fold, "network.widths": network.widths}

@@ -89,7 +89,11 @@ Threads = Annotated[
 ]
 Seed = Annotated[int, Parameter(group=SAMPLING, help="The same seed gives the same result.")]
 Steps = Annotated[
-    int | None, Parameter(group=SAMPLING, help="Network calls, 1 to T; the run's own if absent.")
+    int | None,
+    Parameter(
+        group=SAMPLING,
+        help="Network calls, 1 to T, of which guided ones are double; the run's own if absent.",
+    ),
 ]
 Sampler = Annotated[
     SamplerName | None,

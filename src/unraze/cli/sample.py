@@ -301,7 +301,8 @@ def sample(
             require_ours(folder, PICTURES, wanted.count)
             require_place(folder, f"--out {folder}")
         if model.tuning is not None and settings.spacing != model.config.sample.spacing:
-            print(f"{settings.sampler} in {settings.steps} calls, as `unraze tune` found")
+            calls = generate.calls_of(model, settings)
+            print(f"{settings.sampler} in {calls} network calls, as `unraze tune` found")
         draw(wanted, folder, npy, film=film)
         print(folder if folder is not None else npy)
     return 0

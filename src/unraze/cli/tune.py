@@ -101,7 +101,7 @@ def tune(
         space = follow_stages(first_space(reference.training, reference.held_out), console)
         search = tuning.search(model, reference, space, count=n, folder=run / "tune")
         made = tuning.calls_to_make(model, wanted, n)
-        seconds = made * call_time(model, model.config.sample)
+        seconds = made * call_time(model, model.config.sample.dtype)
         print(f"about {clock(seconds)}, less what is kept from before", flush=True)
         found, own, winners = follow_stages(tuning.tuned(search, wanted), console)
     except KeyboardInterrupt:
@@ -109,15 +109,16 @@ def tune(
         print(f"unraze: interrupted; what is done is kept, go on with: {again}", file=sys.stderr)
         return INTERRUPTED
     print(f"{own.name} against held-out images, with noise that nothing was chosen by")
-    print(_line(model.config.sample, own) + "   the run's own")
+    of_own = generate.calls_of(model, model.config.sample)
+    print(_line(of_own, model.config.sample, own) + "   the run's own")
     for number, one in winners.items():
         mark = "   the default from now on" if number == found.default else ""
-        print(_line(one.settings, one.found) + mark)
+        print(_line(number, one.settings, one.found) + mark)
     print(generate.keep_tuning(model, found))
     return 0
 
 
-def _line(settings: SampleConfig, figure: Figure) -> str:
+def _line(calls: int, settings: SampleConfig, figure: Figure) -> str:
     order = "" if settings.order is None else f" {settings.order}"
     spacing = settings.spacing if isinstance(settings.spacing, str) else "steps searched"
     what = f"{settings.sampler}{order}, {spacing}"
@@ -125,6 +126,5 @@ def _line(settings: SampleConfig, figure: Figure) -> str:
         low, high = settings.guidance_interval
         what += f", guidance {settings.guidance:g} in {low:g} … {high:g}"
     return (
-        f"{settings.steps:>5} calls  {what:<44} {figure.value:9.4f}"
-        f"  ({figure.low:.4f} … {figure.high:.4f})"
+        f"{calls:>5} calls  {what:<44} {figure.value:9.4f}  ({figure.low:.4f} … {figure.high:.4f})"
     )

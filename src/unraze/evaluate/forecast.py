@@ -5,7 +5,7 @@ That takes a second or so. What other programs do meanwhile is not foreseen.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from unraze.evaluate.nearest import neighbours
 from unraze.evaluate.places import Places
 from unraze.evaluate.reference import Reference
 from unraze.evaluate.samples import BATCH, to_draw
-from unraze.generate import Model, class_of, denoiser_of, plan_of
+from unraze.generate import Model, calls_of, class_of, denoiser_of
 
 __all__ = ["call_time", "features_time", "network_time", "samples_time", "sampling_time"]
 
@@ -60,7 +60,7 @@ def features_time(recipes: Sequence[Recipe], training: Images) -> float:
 def sampling_time(model: Model, settings: SampleConfig, *, count: int, places: Places) -> float:
     """Seconds of drawing those samples that are not there yet, by one network call."""
     left = to_draw(model, count, places.samples)
-    return left * plan_of(model, settings).calls * call_time(model, settings) if left else 0.0
+    return left * calls_of(model, settings) * call_time(model, settings.dtype) if left else 0.0
 
 
 def network_time(
@@ -75,9 +75,7 @@ def network_time(
         "flow": likelihood.FLOW_CALLS * min(1.0, real / likelihood.FLOW_IMAGES),
     }
     left = [calls[p] for p in calls if p in parts and not places.of_network(p).is_file()]
-    return (
-        sum(left) * call_time(model, SampleConfig(guidance=1.0, dtype="float32")) if left else 0.0
-    )
+    return sum(left) * call_time(model, "float32") if left else 0.0
 
 
 def samples_time(
@@ -125,10 +123,10 @@ def _to_extract(
     )
 
 
-def call_time(model: Model, settings: SampleConfig) -> float:
+def call_time(model: Model, dtype: Literal["auto", "float32", "bfloat16"]) -> float:
     """Seconds of a network call, an image."""
     labels = [class_of(model, None, k, seed=0) for k in range(BATCH)]
-    denoise = denoiser_of(model, settings, labels)
+    denoise = denoiser_of(model, SampleConfig(guidance=1.0, dtype=dtype), labels)
     x = torch.zeros(BATCH, *model.shape, device=next(model.network.parameters()).device)
     t = model.schedule.times[-1] / 2
     with torch.no_grad():

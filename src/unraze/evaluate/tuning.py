@@ -7,7 +7,8 @@ stopped goes on.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from unraze.generate import (
     Classes,
     Model,
     Tuning,
+    calls_of,
     can_be_guided,
     changed,
     class_of,
     denoiser_of,
     generate,
-    plan_of,
+    within,
 )
 from unraze.samplers import cheapest, even_angles, jump_errors
 from unraze.schedule import Schedule
@@ -60,10 +62,13 @@ SOLVERS: tuple[dict[str, Any], ...] = (
     {"sampler": "dpmpp_2m_sde"},
     {"sampler": "dpmpp_2m_sde", "eta": 0.5},
 )
-GUIDANCE: tuple[tuple[float, tuple[float, float]], ...] = tuple(
-    (scale, interval)
-    for scale in (1.25, 1.5, 2.0, 3.0)
-    for interval in ((0.0, 1.0), (0.0, 0.7), (0.2, 0.8))
+GUIDANCE: tuple[tuple[float, tuple[float, float]], ...] = (
+    (1.0, (0.0, 1.0)),
+    *(
+        (scale, interval)
+        for scale in (1.25, 1.5, 2.0, 3.0)
+        for interval in ((0.0, 1.0), (0.0, 0.7), (0.2, 0.8))
+    ),
 )
 """Scales and the parts of t/T in which they act: Kynkäänniemi et al. 2024, arXiv:2404.07724."""
 WORTH = 0.05
@@ -128,9 +133,9 @@ def search(
 
 def calls_to_make(model: Model, calls: Sequence[int], count: int) -> int:
     """Network calls, an image each, of a whole search: at most."""
-    guided = 2 * len(GUIDANCE) if can_be_guided(model) else 0
+    guided = len(GUIDANCE) if can_be_guided(model) else 0
     each = len(SPACINGS) + len(DISCOUNTS) + 2 * (len(SOLVERS) - 1) + guided + 1
-    own = plan_of(model, model.config.sample).calls
+    own = calls_of(model, model.config.sample)
     return count * (each * sum(calls) + own) + GRID * PROBES
 
 
@@ -172,43 +177,71 @@ def _jumps(of: Search) -> Generator[Stage, None, Array]:
 
 
 def _searched(of: Search, n: int, errors: Array) -> Generator[Stage, None, Searched]:
-    """The best settings of n calls: first the steps, then the solver, then the guidance."""
-    scores: dict[str, tuple[float, SampleConfig]] = {}
+    """The best settings of n calls: first the steps, then the solver, then the guidance.
 
-    def tried(candidates: Iterable[SampleConfig]) -> Generator[Stage, None, None]:
-        for settings in candidates:
+    A guided step takes two calls, so with guidance there are fewer steps.
+    """
+    scores: dict[str, tuple[float, SampleConfig, Candidate]] = {}
+
+    def tried(candidates: Iterable[Candidate]) -> Generator[Stage, None, None]:
+        for candidate in candidates:
+            settings = _settings(of, n, candidate)
             if str(settings) not in scores:
                 name = f"{n} calls, candidate {len(scores) + 1}"
-                scores[str(settings)] = (yield from _score(of, settings, name)), settings
+                score = yield from _score(of, settings, name)
+                scores[str(settings)] = score, settings, candidate
 
-    def ranked() -> list[SampleConfig]:
-        return [settings for _, settings in sorted(scores.values(), key=lambda one: one[0])]
+    def ranked() -> list[tuple[float, SampleConfig, Candidate]]:
+        return sorted(scores.values(), key=lambda one: one[0])
 
-    def of_run(solver: Mapping[str, Any], spacing: Any) -> SampleConfig:
-        return changed(of.model.config.sample, {**solver, "steps": n, "spacing": spacing})
-
-    yield from tried(of_run(SOLVERS[0], spacing) for spacing in _spacings(of, n, errors))
-    ways = [settings.spacing for settings in ranked()[:2]]
-    yield from tried(of_run(solver, way) for way in ways for solver in SOLVERS[1:])
+    own = {key: getattr(of.model.config.sample, key) for key in ("guidance", "guidance_interval")}
+    spacings = _spacings(of, n, errors)
+    yield from tried(Candidate(SOLVERS[0], spacing, own) for spacing in spacings)
+    ways = [candidate.spacing for _, _, candidate in ranked()[:2]]
+    yield from tried(Candidate(solver, way, own) for way in ways for solver in SOLVERS[1:])
     if can_be_guided(of.model):
-        best = ranked()[0]
+        _, _, winner = ranked()[0]
         yield from tried(
-            changed(best, {"guidance": scale, "guidance_interval": interval})
+            replace(winner, guidance={"guidance": scale, "guidance_interval": interval})
             for scale, interval in GUIDANCE
         )
-    best = ranked()[0]
+    _, best, _ = ranked()[0]
     figure = yield from _figure(of, best, f"{n} calls, the best of {len(scores)}")
     return Searched(best, figure, len(scores))
 
 
-def _spacings(of: Search, n: int, errors: Array) -> list[Any]:
-    """The spacings tried, each set of times once."""
+@dataclass(frozen=True)
+class Candidate:
+    """What may be the best: a solver, a spacing for any number of steps, and guidance."""
+
+    solver: Mapping[str, Any]
+    spacing: Callable[[int], Any]
+    guidance: Mapping[str, Any]
+
+
+def _settings(of: Search, n: int, candidate: Candidate) -> SampleConfig:
+    """The candidate's settings of n calls."""
+
+    def of_steps(steps: int) -> SampleConfig:
+        way = {"steps": steps, "spacing": candidate.spacing(steps)}
+        return changed(of.model.config.sample, {**candidate.solver, **way, **candidate.guidance})
+
+    return within(of.model, n, of_steps)
+
+
+def _spacings(of: Search, n: int, errors: Array) -> list[Callable[[int], Any]]:
+    """The spacings tried: each a name, or the cheapest times, for a number of steps."""
     times = _grid(of.model).times
-    ways: list[Any] = list(SPACINGS)
-    for gamma in DISCOUNTS if n < len(errors) else ():
-        kept = tuple(float(times[k]) for k in cheapest(errors, n, gamma))
-        if kept not in ways:
-            ways.append(kept)
+
+    def searched(gamma: float, steps: int) -> tuple[float, ...]:
+        return tuple(float(times[k]) for k in cheapest(errors, steps, gamma))
+
+    def named(name: str, steps: int) -> str:
+        return name
+
+    ways: list[Callable[[int], Any]] = [partial(named, name) for name in SPACINGS]
+    if n < len(errors):
+        ways += [partial(searched, gamma) for gamma in DISCOUNTS]
     return ways
 
 

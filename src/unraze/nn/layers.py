@@ -175,6 +175,23 @@ class Conditioning(nn.Module):
         return F.silu(emb)
 
 
+@torch.no_grad()
+def place(table: nn.Embedding, points: Tensor) -> None:
+    """Starts the rows of a table of classes, but for "no class", where points (K, d) of space lie.
+
+    What is near each other is then told alike from the beginning, and what is learned of one is
+    learned of the other. Each coordinate is divided by its deviation; the d of them (the first, if
+    the rows have fewer values) are turned into a row by orthonormal directions of torch's
+    generator, times 0.3, about what the time's part is.
+    """
+    width = table.embedding_dim
+    points = points[:, :width].to(table.weight.dtype)
+    spread = points.std(0, correction=0)
+    points = (points - points.mean(0)) / torch.where(spread > 0, spread, 1.0)
+    directions = torch.linalg.qr(torch.randn(width, width)).Q[: points.shape[1]]
+    table.weight[:-1] = 0.3 * points @ directions
+
+
 class ResNetBlock(nn.Module):
     """x (B, C_in, H, W) -> (B, C_out, H, W), with the time in it.
 
