@@ -126,7 +126,7 @@ def drawn(model: Model, numbers: range, seed: int, wanted: SampleConfig) -> Arra
 
 
 def settings(model: Model, changes: dict[str, Any], calls: int) -> SampleConfig:
-    """Those of the run with a sampler of these calls, without guidance, of which theirs have none."""
+    """Those of the run with a sampler of these calls, without guidance: theirs have none."""
     plain = {"steps": calls, "clip": "clip", "guidance": 1.0}
     return changed(model.config.sample, {**plain, **changes})
 
