@@ -93,7 +93,7 @@ def test_jumps_end_nearer_to_where_the_teacher_goes_step_by_step(
     teacher: Path, tmp_path: Path, calls: int
 ) -> None:
     before, images = load(teacher), two_kinds()
-    given = {"train.steps": 200, "train.batch": 32, "train.ema": 0.98}
+    given = {"train.steps": 350, "train.batch": 32, "train.ema": 0.98}
     given |= {"train.preview_every": 1000, "train.checkpoint_every": 1000}
     config = configuration(before, calls=calls, changes=given)
     run = create(before, config, images, out=tmp_path / "run")

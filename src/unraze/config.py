@@ -234,6 +234,9 @@ class LossConfig(_Section):
     teacher_guidance: Annotated[float, Field(ge=0.0)] = Field(
         1.0, description="of consistency: the guidance that is learned with the rest; 1: none"
     )
+    teacher_interval: tuple[Unit, Unit] = Field(
+        (0.0, 1.0), description="of consistency: the part of the time t/T in which it acts"
+    )
 
     @model_validator(mode="after")
     def _consistency_is_a_jump(self) -> LossConfig:

@@ -69,7 +69,8 @@ def configuration(
             f"data.augment = {augment}: the network of {model.run} was trained {had} it, and one "
             "made of it is told as much; leave it as it was"
         )
-    guidance = given.get("loss.teacher_guidance", 1.0)
+    own = model.config.sample
+    guidance = given.get("loss.teacher_guidance", own.guidance if can_be_guided(model) else 1.0)
     if guidance != 1 and not can_be_guided(model):
         raise InputError(
             f"guidance = {guidance:g}: this run does not know both images with a class and without "
@@ -98,11 +99,14 @@ def configuration(
             "loss.distance": "l2",
             "loss.borders": tuple(borders.tolist()),
             "loss.teacher_steps": TEACHER_STEPS // calls,
+            "loss.teacher_guidance": guidance,
+            "loss.teacher_interval": own.guidance_interval,
             "sample.sampler": "consistency",
             "sample.steps": len(given.get("loss.borders") or borders) - 1,
             "sample.spacing": "angle",
             "sample.sigma": "beta",
             "sample.guidance": 1.0,
+            "sample.guidance_interval": (0.0, 1.0),
             "sample.final_noise": False,
             **{f"sample.{key}": None for key in OF_A_SAMPLER},
             "train.eval_every": None,

@@ -288,7 +288,10 @@ def _jumps(
     student, teacher = said(trainee.network, classes), said(trainee.teacher, classes)
     if config.loss.teacher_guidance != 1 and classes is not None:
         nothing = said(trainee.teacher, torch.full_like(classes, trainee.num_classes))
-        teacher = guided(teacher, nothing, config.loss.teacher_guidance)
+        last = float(schedule.times[-1])
+        low, high = config.loss.teacher_interval
+        scale, interval = config.loss.teacher_guidance, (low * last, high * last)
+        teacher = guided(teacher, nothing, scale, interval=interval)
     r, e = below(schedule, t, config.loss)
     x_t = destroy_at(*schedule.at(t), x0, eps)
     with torch.no_grad(), _autocast(config):

@@ -61,7 +61,7 @@ def distill(
         float | None,
         Parameter(
             group=SAMPLING,
-            help="How far towards the class, learned once and for all; none if absent.",
+            help="How far towards the class or cluster, learned once and for all; RUN's if absent.",
         ),
     ] = None,
     checkpoint: Annotated[
