@@ -1,6 +1,8 @@
 """Quality by training time: `fast` and the peers' own networks, trained for the same minutes.
 
     python bench/time_to_quality.py [--minutes 5,10] [--peers diffusers,azula] [--seeds 3]
+    python bench/time_to_quality.py --long 60
+    python bench/time_to_quality.py --data FOLDER --size 32 --minutes 10
 
 Every contender is trained on the first 55,000 of Fashion-MNIST's training images for each of the
 times, with each of the seeds, by the same threads, one after the other, in turns; each in float32
@@ -13,7 +15,12 @@ held against the 10,000 test images in both feature spaces. Every training is ke
 
 What is said at the end, for each time: the Fréchet distance of each contender, over its seeds; the
 floor, which two halves of real images have; and the ratio of what is above the floor, ours to the
-best peer's, with its 95 % interval over seeds.
+best peer's, with its 95 % interval over seeds. With --long the peers are also trained for so many
+minutes, with one seed. Beside every contender stands whether its samples are copies of training
+images.
+
+Other images than Fashion-MNIST are held out by a fifth, half of which rates are chosen by and half
+is measured on; where these are too few for a Fréchet distance, KID is what is compared.
 
 azula needs torchvision for parts that are not used here: `pip install --no-deps azula einops`.
 """
@@ -42,6 +49,8 @@ from unraze import train as training
 from unraze.config import DataConfig, preset, updated
 from unraze.data import Images, load, to_uint8
 from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.gaussian import FEWEST_PER_FEATURE, FRECHET
+from unraze.evaluate.memorisation import memorisation
 from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.evaluate.stage import finish
 from unraze.generate import changed, sample, within
@@ -50,7 +59,10 @@ Array = np.ndarray[Any, Any]
 
 OURS = "unraze"
 RATES = "3e-4,1e-3,2e-3"
+FASHION = "fashion-mnist"
 VALIDATION = 5000
+HELD_OUT = 0.2
+"""Of a source without a test part: half to choose by, half to measure on."""
 SELECTION_SEED = 1000
 RESULTS = Path(__file__).parent / "results" / "time-to-quality"
 
@@ -72,29 +84,50 @@ class Cell:
 
 
 def _recipe() -> str:
-    values = preset("fast").model_dump_json(exclude={"about", "sample"})
-    return hashlib.sha256(values.encode()).hexdigest()[:8]
+    return _key(preset("fast").model_dump_json(exclude={"about", "sample"}))
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all are trained on, what rates are chosen by, and what the claims are measured on."""
+    """What all are trained on, what rates are chosen by, and what the claims are measured on.
 
+    `name` begins the names of the cells; `measure` is what is compared.
+    """
+
+    name: str
     training: Images
     validation: Array
     test: Array
     spaces: tuple[FeatureSpace, ...]
+    measure: str
 
 
-def material() -> Material:
-    """Fashion-MNIST in three parts, and its two shipped feature spaces."""
-    data = DataConfig(source="fashion-mnist")
-    whole, test = load(data), load(data, split="test")
-    most = len(whole) - VALIDATION
-    labels = None if whole.labels is None else whole.labels[:most]
-    part = Images.from_arrays(whole.pixels[:most], labels=labels, source="fashion-mnist, 55,000")
-    found = finish(spaces(whole, test))
-    return Material(part, whole.pixels[most:], test.pixels, found)
+def material(options: argparse.Namespace) -> Material:
+    """A data set in three parts, without labels, and its feature spaces.
+
+    Fashion-MNIST has two that are shipped; other images may take minutes of training for theirs.
+    """
+    size = None if options.size is None else (options.size, options.size)
+    data = DataConfig(source=options.data, size=size, held_out=HELD_OUT)
+    if options.data == FASHION:
+        whole, test = load(data), load(data, split="test")
+        most = len(whole) - VALIDATION
+        part, validation, testing = whole.pixels[:most], whole.pixels[most:], test.pixels
+        found = finish(spaces(whole, test))
+        name = ""
+    else:
+        whole, test = load(data), load(data, split="held-out")
+        part, validation, testing = whole.pixels, test.pixels[::2], test.pixels[1::2]
+        found = finish(spaces(whole, test))
+        name = f"{kept.slug(Path(options.data).resolve().name)}-{whole.pixels.shape[2]}px-"
+    fewest = min(len(validation) // 2, len(testing) // 2, options.samples)
+    enough = fewest >= FEWEST_PER_FEATURE * max(space.dim for space in found)
+    training = Images.from_arrays(part, source=f"{options.data}, {len(part):,}")
+    return Material(name, training, validation, testing, found, FRECHET if enough else "KID")
 
 
 def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Array, dict[str, Any]]:
@@ -139,7 +172,8 @@ def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Arra
 
 def _by_validation(drawn: Array, of: Material) -> float:
     space = of.spaces[0]
-    return frechet(space.extract(of.validation), space.extract(drawn)).value
+    measure = frechet if of.measure == FRECHET else kid
+    return measure(space.extract(of.validation), space.extract(drawn)).value
 
 
 def scored(drawn: Array, of: Material) -> dict[str, Any]:
@@ -149,18 +183,24 @@ def scored(drawn: Array, of: Material) -> dict[str, Any]:
         ours = space.extract(drawn)
         for part, real in (("validation", of.validation), ("test", of.test)):
             theirs = space.extract(real)
-            for figure in (*with_floor(frechet, theirs, ours), kid(theirs, ours)):
+            figures_of = with_floor(frechet, theirs, ours) if of.measure == FRECHET else ()
+            for figure in (*figures_of, *with_floor(kid, theirs, ours)):
                 numbers = asdict(figure)
                 kept = {name: numbers[name] for name in ("value", "low", "high", "alike", "floor")}
                 figures[f"{space.name}, {part}, {figure.name}"] = kept
     return figures
 
 
-def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str, Any]:
-    """A cell's result, from its file or made now."""
+def place(cell: Cell, name: str, options: argparse.Namespace) -> Path:
+    """The file of a cell on the data of that name."""
     drawing = f"{options.samples}x{options.calls}"
     if cell.name == OURS:
-        drawing += f"-{preset('fast').sample.sampler}"
+        drawing += f"-{_key(preset('fast').sample.model_dump_json())}"
+    return Path(options.out) / "cells" / f"{name}{cell.slug}-{drawing}.json"
+
+
+def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str, Any]:
+    """A cell's result, from its file or made now."""
 
     def make() -> kept.Made:
         print(f"{cell.slug}: training", flush=True)
@@ -174,17 +214,28 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
             "threads": options.threads,
             "machine": machine(),
             "figures": scored(drawn, of),
+            "copies": copies(drawn, of),
         }
-        told = f"{about}, FD {distance(result, of.spaces[0].name, 'test'):.2f}"
+        told = f"{about}, {of.measure} {distance(result, of.spaces[0].name, 'test', of):.4g}"
         print(f"{cell.slug}: {told}", flush=True)
         return result, drawn
 
-    return kept.cell(options.out / "cells" / f"{cell.slug}-{drawing}.json", make)
+    return kept.cell(place(cell, of.name, options), make)
 
 
-def distance(result: dict[str, Any], space: str, part: str, what: str = "alike") -> float:
-    """A result's Fréchet distance at the counts of its floor, or the floor."""
-    return float(result["figures"][f"{space}, {part}, Fréchet distance"][what])
+def copies(drawn: Array, of: Material) -> dict[str, Any]:
+    """Whether samples are copies of training images, by their pixels."""
+    found = finish(memorisation(drawn, of.training.pixels, of.test, flip=False))
+    (pixels,) = found.spaces
+    shares = {"samples": pixels.share, "test images": pixels.share_held_out}
+    return {"verdict": found.verdict, "d1/d2 < 1/3": shares}
+
+
+def distance(
+    result: dict[str, Any], space: str, part: str, of: Material, what: str = "alike"
+) -> float:
+    """What a result is compared by, at the counts of its floor, or the floor."""
+    return float(result["figures"][f"{space}, {part}, {of.measure}"][what])
 
 
 def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:
@@ -195,7 +246,7 @@ def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:
 
     def by(lr: float) -> float:
         result = measured(Cell(name, minutes, lr, SELECTION_SEED), of, options)
-        return distance(result, of.spaces[0].name, "validation")
+        return distance(result, of.spaces[0].name, "validation", of)
 
     return min(options.rates, key=by)
 
@@ -214,23 +265,35 @@ def told(results: list[dict[str, Any]], of: Material, options: argparse.Namespac
     """The table, line by line."""
     lines = []
     for space in of.spaces:
-        lines.append(f"{space.name} ({space.hash[:12]}): Fréchet distance to the test images")
+        lines.append(f"{space.name} ({space.hash[:12]}): {of.measure} to the test images")
         for minutes in options.minutes:
             above: dict[str, list[float]] = {}
             for name in (OURS, *options.peers):
                 cells = [r for r in results if (r["name"], r["minutes"]) == (name, minutes)]
-                values = [distance(r, space.name, "test") for r in cells]
-                floor = statistics.mean(distance(r, space.name, "test", "floor") for r in cells)
+                values = [distance(r, space.name, "test", of) for r in cells]
+                floor = statistics.mean(distance(r, space.name, "test", of, "floor") for r in cells)
                 above[name] = [value - floor for value in values]
                 lines.append(
-                    f"  {minutes:>4g} min  {name:<10} {statistics.mean(values):7.2f}"
-                    f"  ({', '.join(f'{v:.2f}' for v in values)})  floor {floor:.2f}"
+                    f"  {minutes:>4g} min  {name:<10} {statistics.mean(values):8.4f}"
+                    f"  ({', '.join(f'{v:.4f}' for v in values)})  floor {floor:.4f}"
                     f"  {statistics.mean(r['images'] for r in cells):,.0f} images"
+                    f"  {', '.join(sorted({_verdict(r) for r in cells}))}"
                 )
             best = min(options.peers, key=lambda name: statistics.mean(above[name]))
             middle, low, high = ratio(above[OURS], above[best])
             lines.append(f"            {OURS} / {best}: {middle:.3f} ({low:.3f} … {high:.3f})")
+        for r in results:
+            if r["minutes"] == options.long:
+                lines.append(
+                    f"  {r['minutes']:>4g} min  {r['name']:<10} "
+                    f"{distance(r, space.name, 'test', of):8.4f}"
+                )
     return lines
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    found: str = result.get("copies", {}).get("verdict", "")
+    return found
 
 
 def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Namespace) -> Figure:
@@ -239,16 +302,16 @@ def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Na
     for axes, space in zip(figure.subplots(1, len(of.spaces)), of.spaces, strict=True):
         for name in (OURS, *options.peers):
             points = [
-                (r["minutes"], distance(r, space.name, "test"))
+                (r["minutes"], distance(r, space.name, "test", of))
                 for r in results
                 if r["name"] == name
             ]
             axes.plot(*zip(*sorted(points), strict=True), "o", label=name, alpha=0.7)
-        floor = statistics.mean(distance(r, space.name, "test", "floor") for r in results)
+        floor = statistics.mean(distance(r, space.name, "test", of, "floor") for r in results)
         axes.axhline(floor, color="0.5", lw=1, ls="--", label="floor")
         axes.set(title=space.name, xlabel="minutes of training", xscale="log", yscale="log")
     axes.legend()
-    figure.axes[0].set_ylabel("Fréchet distance")
+    figure.axes[0].set_ylabel(of.measure)
     return figure
 
 
@@ -261,6 +324,9 @@ def main() -> None:
     )
     parser.add_argument("--rates", default=RATES, help="learning rates that a peer may have")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--long", type=float, help="minutes that the peers alone are trained for")
+    parser.add_argument("--data", default=FASHION, help="a folder, or another source of images")
+    parser.add_argument("--size", type=int, help="that images are brought to")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--calls", type=int, default=25, help="network calls a sample")
     parser.add_argument("--batch", type=int, default=64, help="of the peers")
@@ -274,7 +340,7 @@ def main() -> None:
         parser.error(f"--peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
     matplotlib.use("Agg")
 
-    of = material()
+    of = material(options)
     rates = {OURS: 0.0, **{name: best_rate(name, of, options) for name in options.peers}}
     results = [
         measured(Cell(name, minutes, rates[name], seed), of, options)
@@ -282,18 +348,22 @@ def main() -> None:
         for minutes in options.minutes
         for name in (OURS, *options.peers)
     ]
+    if options.long:
+        cells = [Cell(name, options.long, rates[name], 0) for name in options.peers]
+        results += [measured(cell, of, options) for cell in cells]
     lines = told(results, of, options)
     print("\n".join(lines))
+    name = f"time-to-quality{f'-{of.name[:-1]}' if of.name else ''}"
     kept.summary(
         options.out,
-        "time-to-quality",
+        name,
         seeds=range(options.seeds),
         options=options,
         told=lines,
         cells=results,
         rates=rates,
     )
-    kept.figure(options.out / "time-to-quality.png", by_minutes(results, of, options))
+    kept.figure(options.out / f"{name}.png", by_minutes(results, of, options))
 
 
 if __name__ == "__main__":
