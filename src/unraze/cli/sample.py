@@ -127,7 +127,8 @@ def sample(
         Parameter(
             name="--class",
             group=SAMPLING,
-            help="A class by name or number, all (in turn, the default) or none.",
+            help="A class by name or number, a cluster by number, all in turn, or none. If absent "
+            "all classes in turn, or clusters as often as in the training images.",
         ),
     ] = None,
     guidance: Guidance = None,
