@@ -1,10 +1,12 @@
 """Quality by network calls: every sampler, ours and diffusers', on one trained network.
 
-    python bench/few_steps.py RUN [--calls 4,6,8,10,15,20] [--samples 2000]
+    python bench/few_steps.py RUN [--calls 4,6,8,10,15,20] [--samples 2000] [--distilled RUN …]
 
 RUN is a run of `unraze train fashion-mnist`. Each draws the same number of samples, from the same
 starting noise where it can, with the same clipped denoiser; they are held against the 10,000 test
 images in both feature spaces. The reference is the text's random sampler (σ = β) in all T steps.
+All of these without guidance; beside them stands what `unraze tune` found for RUN, where it was
+tuned, guidance included in the calls, and the runs that were distilled from it, in theirs.
 A scheduler of diffusers is given the same ᾱ, with 2^-12 for the 0 at the end, as its own
 rescaling to zero terminal signal has it. Every cell is kept as a file below --out, and of a cell
 that is not whole what was drawn so far; the same command goes on where it was.
@@ -36,6 +38,7 @@ from unraze.evaluate.metrics import frechet, kid
 from unraze.evaluate.stage import finish
 from unraze.generate import (
     Model,
+    calls_of,
     changed,
     class_of,
     denoiser_of,
@@ -113,6 +116,15 @@ def by_ours(changes: dict[str, Any], calls: int) -> Draw:
 
     def draw(model: Model, numbers: range, seed: int) -> Array:
         return drawn(model, numbers, seed, settings(model, changes, calls))
+
+    return draw
+
+
+def as_set(wanted: SampleConfig) -> Draw:
+    """As these settings say."""
+
+    def draw(model: Model, numbers: range, seed: int) -> Array:
+        return drawn(model, numbers, seed, wanted)
 
     return draw
 
@@ -294,6 +306,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="labels that hold this text")
+    parser.add_argument("--distilled", type=Path, nargs="*", default=[], help="runs, from RUN")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -317,6 +330,13 @@ def main() -> None:
             if options.only in label:
                 draw = by_theirs(kind, more, calls)
                 cells.append(measured(label, calls, draw, model, of, options))
+        if model.tuning is not None and calls in model.tuning.settings:
+            draw = as_set(model.tuning.settings[calls])
+            cells.append(measured("tuned", calls, draw, model, of, options))
+    for path in options.distilled:
+        student = load_run(path)
+        draw, calls = as_set(student.config.sample), calls_of(student, student.config.sample)
+        cells.append(measured("distilled", calls, draw, student, of, options))
     steps = model.schedule.steps
     reference = by_ours({"sampler": "random", "sigma": "beta", "spacing": "time"}, steps)
     cells.append(measured(REFERENCE, steps, reference, model, of, options))
