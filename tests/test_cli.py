@@ -81,8 +81,9 @@ def run(trained: Path, elsewhere: Path) -> Path:
 
 @pytest.fixture
 def plain(elsewhere: Path) -> Path:
-    """A run of one step without classes."""
-    assert main(["train", "digits", "--steps", "1", "--out", "plain", *TINY]) == 0
+    """A run of one step that is told nothing of its images."""
+    command = ["train", "digits", "--steps", "1", "--clusters", "0", "--out", "plain", *TINY]
+    assert main(command) == 0
     return Path("plain")
 
 
@@ -620,7 +621,7 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["--guidance-interval", "a", "b"], ["--guidance-interval", "is not a number"]),
         (["--guidance", "-1"], ["guidance", "-1"]),
         (["--guidance", "2", "--class", "none"], ["--guidance", "none"]),
-        (["--guidance-interval", "0", "1"], ["--guidance too"]),
+        (["--guidance", "1", "--guidance-interval", "0", "1"], ["--guidance too"]),
         (["--greedy", "--sigma", "beta"], ["--sigma beta", "greedy"]),
         (["--greedy", "--eta", "0.5"], ["--eta 0.5", "ddim"]),
         (["--greedy", "--sampler", "ddim"], ["give one of them"]),
@@ -732,6 +733,27 @@ def test_runs_are_listed_whatever_stands_in_their_files(
     assert "odd" not in table
     (run / "env.json").write_bytes(text.encode("latin-1"))
     assert main(["resume", "run"]) == 0
+
+
+def test_a_run_of_clusters_draws_them_by_number_and_as_often_as_they_are(
+    elsewhere: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "digits", "--steps", "1", "--clusters", "6", "--out", "told", *TINY]
+    assert main(command) == 0
+    assert "clusters of alike images" in capfd.readouterr().out
+    assert main(["sample", "told", "-n", "3", "--guidance", "2"]) == 0
+    assert main(["sample", "told", "-n", "3", "--class", "1", "--out", "ones"]) == 0
+    assert pictures.read_recipe(Path("ones/00002.png"))["class"] == 1
+    assert main(["sample", "--like", "ones/00002.png"]) == 0
+    refused(capfd, ["sample", "told", "--class", "99"], "99", "classes")
+    refused(
+        capfd,
+        ["train", "digits", "--classes", "--clusters", "3", "--steps", "1"],
+        "classes = true and clusters = 3",
+    )
+    Path("told/clusters.safetensors").unlink()
+    refused(capfd, ["sample", "told"], "clusters.safetensors", "bring it back")
+    refused(capfd, ["resume", "told"], "clusters.safetensors", "bring it back")
 
 
 def test_a_run_without_classes_has_none_to_draw(
@@ -1020,7 +1042,7 @@ def test_a_size_that_the_network_cannot_divide(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ["train", "photos", "--steps", "1", *TINY]
-    refused(capfd, [*command, "--size", "10x9"], "10", "8", "12")
+    refused(capfd, [*command, "--size", "10x9"], "10x9", "10x8", "10x10")
 
 
 def test_a_run_whose_images_were_moved_goes_on_once_it_is_told_where(
