@@ -160,7 +160,7 @@ class LeanConfig(_Section):
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = Field(
         None, description="channels per level; absent: by the size"
     )
-    blocks: Positive = Field(2, description="ResNet blocks per level on each side")
+    blocks: Positive = Field(1, description="ResNet blocks per level on each side")
     heads: Positive = Field(4, description="attention heads, at the lowest resolution")
     groups: Positive = Field(4, description="groups of the group normalisation")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
