@@ -208,3 +208,11 @@ def test_classes_and_clusters_are_one_or_the_other(told: Config) -> None:
     assert updated(told, {"train.classes": True}).train.clusters == 0
     with pytest.raises(InputError, match="a network is told one of them"):
         updated(told, {"train.classes": True, "train.clusters": 3})
+
+
+def test_only_a_run_that_is_told_something_and_at_times_nothing_is_guided(told: Config) -> None:
+    images, _ = kinds(4)
+    guided = updated(told, {"sample.guidance": 2.0})
+    assert training.prepare(guided, images).sample.guidance == 2.0
+    for change in ({"train.clusters": 0}, {"train.label_dropout": 0.0}):
+        assert training.prepare(updated(guided, change), images).sample.guidance == 1.0

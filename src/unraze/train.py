@@ -230,7 +230,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
         if saved is None and clusters is not None:
             sizes = np.bincount(clusters.labels)
             words = f"{len(sizes)} clusters of alike images, of {sizes.min()} to {sizes.max()}"
-            yield _said(run, f"the network is told {words}; it will draw as many of each")
+            yield _said(run, f"told apart: {words}; samples will be of each as often")
 
         # a new run fixes its steps, its dtype and how often it saves
         fixed = None not in (config.train.steps, config.train.checkpoint_every)
