@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from machine import machine, versions
 from matplotlib.figure import Figure
+from PIL import Image
 
 from unraze.files import write_whole
-from unraze.pictures import grid
+from unraze.pictures import beside, captioned, grid
 
-__all__ = ["cell", "figure", "here", "key", "samples", "slug", "summary"]
+__all__ = ["cell", "figure", "here", "key", "samples", "side_by_side", "slug", "summary"]
 
 Array = np.ndarray[Any, Any]
 Made = tuple[dict[str, Any], Array | None]
@@ -124,9 +125,22 @@ def _samples_of(file: Path) -> Path:
     return file.with_suffix(".samples")
 
 
+def side_by_side(file: Path, cells: Sequence[tuple[str, Path]]) -> None:
+    """Writes the pictures of these cells beside each other, each with its words below it."""
+    shown = []
+    for words, cell in cells:
+        with Image.open(cell.with_suffix(".png")) as picture:
+            shown.append(captioned(picture.convert("RGB"), words))
+    _png(file, beside(shown))
+
+
 def _picture(file: Path, pictures: Array) -> None:
+    _png(file, grid(pictures[:64].transpose(0, 2, 3, 1)))
+
+
+def _png(file: Path, picture: Image.Image) -> None:
     buffer = io.BytesIO()
-    grid(pictures[:64].transpose(0, 2, 3, 1)).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG", optimize=True)
     write_whole(file, buffer.getvalue())
 
 

@@ -364,6 +364,15 @@ def main() -> None:
         rates=rates,
     )
     kept.figure(options.out / f"{name}.png", by_minutes(results, of, options))
+    for minutes in options.minutes:
+        shown = [
+            (
+                f"{who}, {minutes:g} minutes",
+                place(Cell(who, minutes, rates[who], 0), of.name, options),
+            )
+            for who in (OURS, *options.peers)
+        ]
+        kept.side_by_side(options.out / f"{name}-{minutes:g}min.png", shown)
 
 
 if __name__ == "__main__":
