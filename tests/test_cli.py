@@ -563,7 +563,7 @@ def test_an_array_alone_writes_no_pictures(run: Path) -> None:
     [
         ["--class", "5", "--guidance", "2", "--guidance-interval", "0.1", "0.9"],
         ["--sigma", "beta_tilde", "--final-noise"],
-        ["--raw", "--seed", "3", "--eta", "0.5", "--clip", "dynamic"],
+        ["--raw", "--seed", "3", "--sampler", "ddim", "--eta", "0.5", "--clip", "dynamic"],
         ["--greedy", "--steps", "7"],
     ],
 )
@@ -672,7 +672,7 @@ def test_what_a_run_cannot_draw_is_refused(
         (["--spacing", "angle"], []),
         (["--spacing", "log_snr"], ["--spacing", "karras"]),
         (["--sigma", "beta_tilde"], ["--sigma", "beta"]),
-        (["--eta", "0.5"], []),
+        (["--sampler", "ddim", "--eta", "0.5"], ["--sampler", "ddim"]),
         (["--sampler", "random", "--final-noise"], ["--sampler", "random"]),
         (["--clip", "none"], []),
         (["--clip", "dynamic"], ["--clip", "none"]),
