@@ -679,7 +679,7 @@ def test_what_a_run_cannot_draw_is_refused(
         (["--class", "3"], []),
         (["--class", "none"], ["--class", "all"]),
         (["--guidance", "3"], []),
-        (["--guidance", "3", "--guidance-interval", "0", "0.5"], ["--guidance", "3"]),
+        (["--guidance", "3", "--guidance-interval", "0", "1"], ["--guidance", "3"]),
         (["--raw"], []),
     ],
     ids=lambda options: " ".join(options) or "none",
