@@ -16,6 +16,7 @@ so that samples are of all the data.
 import hashlib
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,13 @@ class Clusters:
     def __len__(self) -> int:
         return len(self.centres)
 
-    @property
+    @cached_property
     def shares(self) -> Array:
         """Each cluster's share of the training images (K,)."""
         found: Array = np.bincount(self.labels, minlength=len(self)) / len(self.labels)
         return found
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of all of it, in hex."""
         return hashlib.sha256(safetensors.numpy.save(_tensors(self))).hexdigest()

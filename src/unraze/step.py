@@ -97,9 +97,11 @@ def begin(
     num_classes = len(images.class_names) if told else 0
     network = network_of(config, num_classes)
     if clusters is not None:
+        table = network.get_submodule("conditioning.table")
+        assert isinstance(table, nn.Embedding)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.torch_seed(config.train.seed, "clusters in the network"))
-            place(network.conditioning.table, torch.from_numpy(clusters.centres))  # type: ignore[union-attr, arg-type]
+            place(table, torch.from_numpy(clusters.centres))
     network = network.to(config.train.device)
     teacher = None
     if config.distilled is not None:

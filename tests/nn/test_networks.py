@@ -401,7 +401,9 @@ def test_it_computes_what_diffusers_computes_with_the_same_weights() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [8, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256])
-def test_every_usual_size_has_a_network_of_about_the_same_work(side: int, channels: int) -> None:
+def test_every_usual_size_has_a_network_with_few_places_at_its_finest_level(
+    side: int, channels: int
+) -> None:
     config = fitted(LeanConfig(), (side, side))
     assert config.fold is not None
     assert config.widths is not None

@@ -48,8 +48,8 @@ def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
         widths     64, 128    64, 128    128, 192     128, 192     a level of 192 more
                                                                    for each doubling
 
-    So whatever the size the finest level has at most 24 x 24 places, and a network stays one for
-    the same machine. Wider where more pixels are folded: there is more to tell of each place.
+    Up to 192 pixels the finest level has at most 24 x 24 places, so that a step on larger images
+    costs a few times one of 28 x 28, not hundreds of times. Wider where more pixels are folded: there is more to tell of each place.
     """
     side = max(size)
     fold = config.fold or next((f for f in (1, 2, 4) if side <= f * FINEST), 8)
