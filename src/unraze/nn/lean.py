@@ -49,7 +49,8 @@ def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
                                                                    for each doubling
 
     Up to 192 pixels the finest level has at most 24 x 24 places, so that a step on larger images
-    costs a few times one of 28 x 28, not hundreds of times. Wider where more pixels are folded: there is more to tell of each place.
+    costs a few times one of 28 x 28, not hundreds of times. Wider where more pixels are folded:
+    there is more to tell of each place.
     """
     side = max(size)
     fold = config.fold or next((f for f in (1, 2, 4) if side <= f * FINEST), 8)
