@@ -27,15 +27,15 @@ import kept
 import matplotlib
 import numpy as np
 import torch
+from material import test_images
 from matplotlib.figure import Figure
 
 from unraze import rng
-from unraze.config import DataConfig, SampleConfig
-from unraze.data import load, to_uint8
+from unraze.config import SampleConfig
+from unraze.data import to_uint8
 from unraze.denoiser import emission
-from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.metrics import frechet, kid
-from unraze.evaluate.stage import finish
 from unraze.generate import (
     Model,
     calls_of,
@@ -314,9 +314,7 @@ def main() -> None:
     matplotlib.use("Agg")
 
     model = load_run(options.run)
-    data = DataConfig(source="fashion-mnist")
-    whole, test = load(data), load(data, split="test")
-    of = (test.pixels, finish(spaces(whole, test)))
+    of = test_images()
     cells = []
     for calls in map(int, options.calls.split(",")):
         for label, changes in OURS.items():

@@ -40,16 +40,15 @@ import kept
 import numpy as np
 import torch
 from few_steps import AT_ONCE, betas, drawn
+from material import test_images
 from peer_networks import diffusers_unet
 from torch import Tensor, nn
 
-from unraze.config import DataConfig, SampleConfig
-from unraze.data import load
+from unraze.config import SampleConfig
 from unraze.denoiser import raw_output
-from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.metrics import difference, frechet
-from unraze.evaluate.stage import finish
 from unraze.generate import Model, calls_of, changed, class_of, load as load_run, within
 
 Array = np.ndarray[Any, Any]
@@ -360,17 +359,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
     model = load_run(options.run)
-    if model.num_classes or model.config.loss.parametrisation != "v":
+    if model.config.train.classes or model.config.loss.parametrisation != "v":
         parser.error(f"{options.run}: give a run of v, without classes")
-    data = DataConfig(source="fashion-mnist")
-    whole, test = load(data), load(data, split="test")
-    if model.shape != test.pixels.shape[1:]:
+    real, of = test_images()
+    if model.shape != real.shape[1:]:
         parser.error(f"{options.run}: give a run of fashion-mnist")
     all_ways = ways(model, options)
     speed = timed(all_ways, model, options)
-    of = finish(spaces(whole, test))
     judgements = {
-        way.name: judged(way, model, test.pixels, of, options) for way in all_ways if way.samples
+        way.name: judged(way, model, real, of, options) for way in all_ways if way.samples
     }
     lines = told(all_ways, judgements, speed)
     print("\n".join(lines))

@@ -42,14 +42,14 @@ import numpy as np
 import peers
 import torch
 from machine import machine
+from material import FASHION, Material, material
 from matplotlib.figure import Figure
 from scipy import stats
 
 from unraze import train as training
-from unraze.config import DataConfig, preset, updated
-from unraze.data import Images, load, to_uint8
-from unraze.evaluate.features import FeatureSpace, spaces
-from unraze.evaluate.gaussian import FEWEST_PER_FEATURE, FRECHET
+from unraze.config import preset, updated
+from unraze.data import to_uint8
+from unraze.evaluate.gaussian import FRECHET
 from unraze.evaluate.memorisation import memorisation
 from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.evaluate.stage import finish
@@ -59,10 +59,6 @@ Array = np.ndarray[Any, Any]
 
 OURS = "unraze"
 RATES = "3e-4,1e-3,2e-3"
-FASHION = "fashion-mnist"
-VALIDATION = 5000
-HELD_OUT = 0.2
-"""Of a source without a test part: half to choose by, half to measure on."""
 SELECTION_SEED = 1000
 RESULTS = Path(__file__).parent / "results" / "time-to-quality"
 
@@ -89,45 +85,6 @@ def _recipe() -> str:
 
 def _key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What all are trained on, what rates are chosen by, and what the claims are measured on.
-
-    `name` begins the names of the cells; `measure` is what is compared.
-    """
-
-    name: str
-    training: Images
-    validation: Array
-    test: Array
-    spaces: tuple[FeatureSpace, ...]
-    measure: str
-
-
-def material(options: argparse.Namespace) -> Material:
-    """A data set in three parts, without labels, and its feature spaces.
-
-    Fashion-MNIST has two that are shipped; other images may take minutes of training for theirs.
-    """
-    size = None if options.size is None else (options.size, options.size)
-    data = DataConfig(source=options.data, size=size, held_out=HELD_OUT)
-    if options.data == FASHION:
-        whole, test = load(data), load(data, split="test")
-        most = len(whole) - VALIDATION
-        part, validation, testing = whole.pixels[:most], whole.pixels[most:], test.pixels
-        found = finish(spaces(whole, test))
-        name = ""
-    else:
-        whole, test = load(data), load(data, split="held-out")
-        part, validation, testing = whole.pixels, test.pixels[::2], test.pixels[1::2]
-        found = finish(spaces(whole, test))
-        name = f"{kept.slug(Path(options.data).resolve().name)}-{whole.pixels.shape[2]}px-"
-    fewest = min(len(validation) // 2, len(testing) // 2, options.samples)
-    enough = fewest >= FEWEST_PER_FEATURE * max(space.dim for space in found)
-    training = Images.from_arrays(part, source=f"{options.data}, {len(part):,}")
-    return Material(name, training, validation, testing, found, FRECHET if enough else "KID")
 
 
 def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Array, dict[str, Any]]:
@@ -340,7 +297,7 @@ def main() -> None:
         parser.error(f"--peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
     matplotlib.use("Agg")
 
-    of = material(options)
+    of = material(options.data, options.size, samples=options.samples)
     rates = {OURS: 0.0, **{name: best_rate(name, of, options) for name in options.peers}}
     results = [
         measured(Cell(name, minutes, rates[name], seed), of, options)

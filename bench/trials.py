@@ -1,14 +1,17 @@
 """One factor of the recipe at a time: `fast` with some keys changed, at equal steps.
 
     python bench/trials.py base "adamw: train.optimizer=adamw" "wide: network.widths=[96,192]"
+    python bench/trials.py base --draw "w4: sample.guidance=4" --draw "plain: sample.guidance=1"
+    python bench/trials.py base "augmented: data.augment=0.12" --data FOLDER --size 32
 
 Each trial is a name and the keys that it changes, as `--set` takes them. It trains on the first
 55,000 of Fashion-MNIST's training images, draws 2,000 as the preset does in 25 network calls, and
 holds them against the last 5,000 training images in the first feature space: claims are made
-elsewhere, on the test images and in the second (`time_to_quality.py`). Steps are equal, not
-minutes, so that trials may run beside one another; what a step costs is in `train_speed.py`. Each
-is kept as a file below --out as soon as it is scored, and the same command goes on where it was;
-`trials.json` is the table of all that are kept there.
+elsewhere, on the test images and in the second (`time_to_quality.py`). Each --draw is another way
+of drawing from the same trainings: keys of `sample`, in as many steps as it says or else as take 25
+calls. Steps of training are equal, not minutes, so that trials may run beside one another; what a
+step costs is in `train_speed.py`. Each is kept as a file below --out as soon as it is scored, and
+the same command goes on where it was; `trials.json` is the table of all that are kept there.
 
 Beside the distance stands the grid: the power of the differences within the network's folded 2 x 2
 squares over that between the squares, 1 for pictures that know of no squares.
@@ -27,27 +30,19 @@ import kept
 import numpy as np
 import tomllib
 import torch
+from material import FASHION, Material, material
 
 from unraze import train as training
-from unraze.config import Config, DataConfig, from_dict, preset, updated
-from unraze.data import Images, load, to_uint8
-from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.config import Config, from_dict, preset, updated
+from unraze.data import to_uint8
+from unraze.evaluate.gaussian import FRECHET
 from unraze.evaluate.metrics import frechet, kid, with_floor
-from unraze.evaluate.stage import finish
-from unraze.generate import Model, changed, sample, within
+from unraze.generate import Model, calls_of, changed, load, sample, within
 
 Array = np.ndarray[Any, Any]
 
-VALIDATION, SAMPLES, CALLS = 5000, 2000, 25
+SAMPLES, CALLS = 2000, 25
 RESULTS = Path(__file__).parent / "results" / "trials"
-
-
-def material(source: str) -> tuple[Images, Array, FeatureSpace]:
-    """Images to train on, those to judge by, and the space to judge in."""
-    whole = load(DataConfig(source=source))
-    most = len(whole) - VALIDATION
-    part = Images.from_arrays(whole.pixels[:most], source=f"{source}, {most:,}")
-    return part, whole.pixels[most:], finish(spaces(whole, whole))[0]
 
 
 def changes(text: str) -> tuple[str, dict[str, Any]]:
@@ -78,53 +73,64 @@ def squares(pixels: Array, fold: int = 2) -> float:
     return float(sum(within) / sum(across))
 
 
-def judged(model: Model, real: Array, space: FeatureSpace, seed: int) -> dict[str, Any]:
-    """The figures of a model's samples, and the samples."""
-    settings = within(model, CALLS, lambda k: changed(model.config.sample, {"steps": k}))
+def judged(model: Model, drawing: dict[str, Any], of: Material, seed: int) -> kept.Made:
+    """The figures of a model's samples, drawn with these keys changed, and the samples."""
+    changes = {key.removeprefix("sample."): value for key, value in drawing.items()}
+    settings = changed(model.config.sample, changes)
+    if "steps" not in changes:
+        settings = within(model, CALLS, lambda k: changed(settings, {"steps": k}))
     drawn = to_uint8(sample(model, SAMPLES, seed=seed, settings=settings, batch=250))
-    theirs, ours = space.extract(real), space.extract(drawn)
-    figures = (*with_floor(frechet, theirs, ours), kid(theirs, ours))
+    space = of.spaces[0]
+    theirs, ours = space.extract(of.validation), space.extract(drawn)
+    distances = with_floor(frechet, theirs, ours) if of.measure == FRECHET else ()
+    figures = (*distances, *with_floor(kid, theirs, ours))
     return {
         "figures": {figure.name: asdict(figure) for figure in figures},
         "squares": squares(drawn),
-        "drawn": drawn,
-    }
+        "calls": calls_of(model, settings),
+    }, drawn
 
 
 def tried(
-    name: str, config: Config, of: tuple[Images, Array, FeatureSpace], out: Path
+    trial: tuple[str, Config], drawing: tuple[str, dict[str, Any]], of: Material, out: Path
 ) -> dict[str, Any]:
-    """A trial's result, from its file or made now."""
+    """A trial's result, drawn in one way, from its file or made now."""
+    name, config = trial
+    drawing_name, changes = drawing
     steps, seed = config.train.steps, config.train.seed
-    images, real, space = of
-    file = out / "cells" / f"{name}-{steps}-seed{seed}.json"
+    stem = f"{of.name}{name}-{steps}-seed{seed}"
+    file = out / "cells" / f"{stem}{f'-{drawing_name}' if drawing_name else ''}.json"
 
     def make() -> kept.Made:
-        folder = out / "runs" / file.stem
-        shutil.rmtree(folder, ignore_errors=True)
-        model = training.fit(images, config, out=folder)
+        folder = out / "runs" / stem
+        if not drawing_name or not (folder / "loss.png").is_file():  # which a whole run has
+            shutil.rmtree(folder, ignore_errors=True)
+            training.fit(of.training, config, out=folder)
+        model = load(folder)
         rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-        result = judged(model, real, space, seed)
-        drawn = result.pop("drawn")
+        result, drawn = judged(model, changes, of, seed)
         about = {
-            "name": name,
+            "name": f"{of.name}{name}{f', {drawing_name}' if drawing_name else ''}",
             "seed": seed,
             "steps": steps,
             "loss": statistics.mean(row["loss"] for row in rows[-len(rows) // 10 :]),
             "images_per_second": rows[-1]["images_per_second"],
             "weights": sum(p.numel() for p in model.network.parameters()),
             "config": config.model_dump(mode="json"),
+            "drawing": changes,
         }
         return result | about, drawn
 
     result = kept.cell(file, make)
-    if differing := differences(result, config):
+    if differing := differences(result, config, changes):
         sys.exit(f"{file}: was tried with other {differing}; give another name, or remove it")
     return result
 
 
-def differences(result: dict[str, Any], config: Config) -> str:
+def differences(result: dict[str, Any], config: Config, drawing: dict[str, Any]) -> str:
     """The sections in which a kept trial's configuration is another one, but for its threads."""
+    if json.loads(json.dumps(drawing)) != result["drawing"]:
+        return "ways of drawing"
     same = {"train.threads": None}
     then = updated(from_dict(result["config"]), same).model_dump()
     now = updated(config, same).model_dump()
@@ -133,11 +139,12 @@ def differences(result: dict[str, Any], config: Config) -> str:
 
 def line(result: dict[str, Any]) -> str:
     """A trial in words."""
-    fd = result["figures"]["Fréchet distance"]
+    fd = result["figures"].get("Fréchet distance")
+    told = f"FD {fd['alike']:6.2f} (floor {fd['floor']:.2f})  " if fd else ""
     return (
         f"{result['name']:<24} seed {result['seed']}  {result['steps']:>5} steps"
-        f"  loss {result['loss']:.4f}  FD {fd['alike']:6.2f} (floor {fd['floor']:.2f})"
-        f"  KID {1000 * result['figures']['KID']['value']:6.1f}  squares {result['squares']:.3f}"
+        f"  loss {result['loss']:.4f}  {result['calls']:>3} calls  {told}"
+        f"KID {1000 * result['figures']['KID']['value']:6.1f}  squares {result['squares']:.3f}"
         f"  {result['weights'] / 1e6:.2f} M  {result['images_per_second']:.0f}/s"
     )
 
@@ -160,21 +167,27 @@ def main() -> None:
     """Parses, tries what is not there, prints a line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trials", nargs="+", metavar="NAME: key=value …")
-    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--draw", action="append", default=[], metavar="NAME: key=value …")
+    parser.add_argument("--data", default=FASHION)
+    parser.add_argument("--size", type=int, help="that images are brought to")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    of = material(options.data)
-    print(f"real images: squares {squares(of[1]):.3f}")
+    of = material(options.data, options.size, samples=SAMPLES)
+    print(f"real images: squares {squares(of.validation):.3f}")
+    drawings = [("", {}), *map(changes, options.draw)]
+    if others := [key for _, keys in drawings for key in keys if not key.startswith("sample.")]:
+        parser.error(f"--draw: {', '.join(others)}: give keys of sample")
     for text in options.trials:
         name, wanted = changes(text)
         for seed in map(int, options.seeds.split(",")):
             fixed = {"train.steps": options.steps, "train.seed": seed}
             config = updated(preset("fast"), {"train.threads": options.threads} | fixed | wanted)
-            print(line(tried(name, config, of, options.out)), flush=True)
+            for drawing in drawings:
+                print(line(tried((name, config), drawing, of, options.out)), flush=True)
     summarised(options)
 
 

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import few_steps
@@ -131,10 +132,35 @@ def test_the_cells_of_time_to_quality_are_found_again(file: Path) -> None:
 
 def test_a_trial_of_another_configuration_is_another() -> None:
     config = updated(preset("fast"), {"train.steps": 10})
-    result = {"config": updated(config, {"train.threads": 7}).model_dump(mode="json")}
-    assert trials.differences(result, config) == ""
+    kept_config = updated(config, {"train.threads": 7}).model_dump(mode="json")
+    result = {"config": kept_config, "drawing": {"sample.guidance_interval": [0.2, 0.8]}}
+    drawing = {"sample.guidance_interval": (0.2, 0.8)}
+    assert trials.differences(result, config, drawing) == ""
     wider = updated(config, {"network.widths": (96, 192), "train.lr": 1e-3})
-    assert trials.differences(result, wider) == "network, train"
+    assert trials.differences(result, wider, drawing) == "network, train"
+    assert trials.differences(result, config, {}) == "ways of drawing"
+
+
+def test_a_trial_is_trained_once_however_it_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "SAMPLES", 40)
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
+    space: Any = SimpleNamespace(name="pixels", extract=lambda x: x.reshape(len(x), -1) / 255.0)
+    of = trials.Material("", Images.from_arrays(pixels[:40]), pixels[40:], pixels, (space,), "KID")
+    small = {"network.widths": (8, 8), "network.fold": 1, "train.steps": 2, "train.batch": 4}
+    config = updated(preset("fast"), small | {"train.threads": 1})
+    plain = trials.tried(("one", config), ("", {}), of, tmp_path)
+    trained = (tmp_path / "runs" / "one-2-seed0" / "loss.png").stat().st_mtime_ns
+    ddim = ("ddim 3", {"sample.sampler": "ddim", "sample.steps": 3})
+    drawn = trials.tried(("one", config), ddim, of, tmp_path)
+    assert (tmp_path / "runs" / "one-2-seed0" / "loss.png").stat().st_mtime_ns == trained
+    assert (plain["calls"], drawn["calls"]) == (25, 3)
+    assert plain["loss"] == drawn["loss"]
+    assert plain["figures"]["KID"]["value"] != drawn["figures"]["KID"]["value"]
+    assert "one, ddim 3" in trials.line(drawn)
+    with pytest.raises(SystemExit, match="other ways of drawing"):
+        trials.tried(("one", config), ("ddim 3", {"sample.sampler": "heun"}), of, tmp_path)
 
 
 def test_cases_of_training_speed() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from unraze import clusters as clustering, generate, step, train as training
 from unraze.clusters import Clusters
-from unraze.config import Config, updated
+from unraze.config import Config, preset, updated
 from unraze.data import Images
 from unraze.errors import CheckpointError, InputError
 from unraze.evaluate import likelihood
@@ -214,5 +214,9 @@ def test_only_a_run_that_is_told_something_and_at_times_nothing_is_guided(told: 
     images, _ = kinds(4)
     guided = updated(told, {"sample.guidance": 2.0})
     assert training.prepare(guided, images).sample.guidance == 2.0
+    fast = {"preset": "fast", "sample.guidance": preset("fast").sample.guidance}
+    by_default = updated(told, fast)
     for change in ({"train.clusters": 0}, {"train.label_dropout": 0.0}):
-        assert training.prepare(updated(guided, change), images).sample.guidance == 1.0
+        assert training.prepare(updated(by_default, change), images).sample.guidance == 1.0
+        with pytest.raises(InputError, match=r"sample\.guidance = 2: .*--clusters"):
+            training.prepare(updated(guided, change), images)

@@ -318,9 +318,8 @@ def _is_pickle(path: Path) -> str:
 
 def cannot_write(path: Path, error: OSError) -> str:
     """What to say where a file of a run could not be written."""
-    if files.is_full(error):
-        return f"{path}: the disk is full; free some space and resume: older checkpoints are intact"
-    return f"{path}: cannot be written ({error.strerror}); older checkpoints are intact"
+    intact = "older checkpoints are intact"
+    return files.cannot_write(path, error, then=f"resume: {intact}", otherwise=intact)
 
 
 def _some(names: list[str]) -> str:

@@ -150,9 +150,7 @@ def write(path: Path, clusters: Clusters) -> None:
     try:
         files.write_whole(path, safetensors.numpy.save(_tensors(clusters)))
     except OSError as error:
-        raise UnrazeError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or give --out"
-        ) from error
+        raise UnrazeError(files.cannot_write(path, error)) from error
 
 
 def read(path: Path, expected: str | None = None) -> Clusters:

@@ -5,7 +5,14 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["flush_folder", "is_full", "temporary", "write_and_flush", "write_whole"]
+__all__ = [
+    "cannot_write",
+    "flush_folder",
+    "is_full",
+    "temporary",
+    "write_and_flush",
+    "write_whole",
+]
 
 
 def temporary(path: Path) -> Path:
@@ -52,3 +59,12 @@ def flush_folder(path: Path) -> None:
 def is_full(error: OSError) -> bool:
     """Whether it was for want of room on the disk, or of a share of it."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def cannot_write(
+    path: Path, error: OSError, *, then: str = "try again", otherwise: str = "choose another place"
+) -> str:
+    """What to say of it: what to do once there is room, or where it is not for want of room."""
+    if is_full(error):
+        return f"{path}: cannot be written, the disk is full; free some space and {then}"
+    return f"{path}: cannot be written ({error.strerror or error}); {otherwise}"

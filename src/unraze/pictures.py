@@ -289,13 +289,7 @@ def _save(pictures: Sequence[Image.Image], path: Path, **options: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(path, encoded.getbuffer(), durable=False)
     except OSError as error:
-        raise UnrazeError(_cannot_write(path, error)) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    if files.is_full(error):
-        return f"{path}: cannot be written, the disk is full; free some space and try again"
-    return f"{path}: cannot be written ({error.strerror or error}); choose another place"
+        raise UnrazeError(files.cannot_write(path, error)) from error
 
 
 def _check(images: np.ndarray[Any, Any]) -> None:

@@ -29,7 +29,7 @@ from unraze import (
 )
 from unraze.batches import samples_of
 from unraze.clusters import Clusters
-from unraze.config import Config, LeanConfig, from_dict, preset, updated
+from unraze.config import Config, LeanConfig, from_dict, preset, preset_names, updated
 from unraze.data import Images, absent_classes, load as load_images_of, to_uint8
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError
@@ -148,7 +148,8 @@ def prepare(config: Config, images: Images) -> Config:
     if train.epochs is not None:
         changes["train.steps"] = max(1, round(train.epochs * count / train.batch))
     told = train.classes or changes["train.clusters"]
-    if not (told and train.label_dropout):  # nothing to guide towards, or nothing to guide from
+    if not (told and train.label_dropout):
+        _require_own_guidance(config)
         changes["sample.guidance"] = 1.0
     if isinstance(config.network, LeanConfig):
         network = fitted(config.network, (height, width))
@@ -165,6 +166,20 @@ def prepare(config: Config, images: Images) -> Config:
     if train.eval_every is not None:
         during.require_worth(config, load_images_of(config.data, split="held-out"))
     return config
+
+
+def _require_own_guidance(config: Config) -> None:
+    """Raises `InputError` where guidance was asked for, beyond what the preset has, and there is
+    nothing to guide towards, or nothing to guide from."""
+    guidance, own = config.sample.guidance, 1.0
+    if config.preset in preset_names():
+        own = preset(config.preset).sample.guidance
+    if guidance not in (1.0, own):
+        raise InputError(
+            f"sample.guidance = {guidance:g}: guides towards what the network is told, and away "
+            f"from what it says untold; train with --classes, or --clusters of at least "
+            f"{clustering.PER_CLUSTER} images each, and with train.label_dropout > 0"
+        )
 
 
 def require_memory(config: Config, *, num_classes: int = 0) -> None:

@@ -301,6 +301,11 @@ def test_the_bound_is_that_of_the_sampler_s_steps(model: Model, tiny_images: Ima
     few, all_ = (one(bound(model, tiny_images.pixels, sigmas=["beta"], steps=n)) for n in (3, None))
     assert (few.chain, few.calls, all_.chain) == (3, 3 * 40, 50)
     assert few.bits > all_.bits
+    listed = replace(
+        model,
+        config=updated(model.config, {"sample.spacing": (0.0, 9.0, 30.0, 50.0), "sample.steps": 3}),
+    )
+    assert one(bound(listed, tiny_images.pixels, sigmas=["beta"], steps=3)) == few
 
 
 def test_every_sigma_of_a_run_comes_from_the_same_calls(

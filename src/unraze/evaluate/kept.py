@@ -168,11 +168,9 @@ def write_bytes(file: Path, data: bytes) -> None:
         _remove_stale(file.parent)
         files.write_whole(file, data)
     except OSError as error:
-        if files.is_full(error):
-            why = "the disk is full; make room and give the same command again: it goes on"
-        else:
-            why = f"cannot be written ({error.strerror or error}); make its folder writable"
-        raise UnrazeError(f"{file}: {why}") from error
+        then, otherwise = "give the same command again: it goes on", "make its folder writable"
+        why = files.cannot_write(file, error, then=then, otherwise=otherwise)
+        raise UnrazeError(why) from error
 
 
 def _file_of_features(space: FeatureSpace, images: Images, mirrored: bool) -> Path:

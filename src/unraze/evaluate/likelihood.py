@@ -161,7 +161,7 @@ def bound(
             of clusters it is that of the image alone, `label_nats` included.
         sigmas: the chains' σ_t, where β̃_1 = 0 is replaced by β̃_2; absent: β, β̃ and, of a run that
             learned it, the learned one. All of them are had from the same network calls.
-        steps: those of a sampler that keeps so many, spaced as the run's; absent: all T.
+        steps: those of a sampler that keeps so many, at even times; absent: all T.
         clip: x̂_0 to [-1, 1], as the chain that samples does, and Nichol & Dhariwal's evaluation.
         draws: groups of steps, of which each image sees one; beside the last step, always seen.
 
@@ -180,9 +180,8 @@ def bound(
     x0, asked = chosen_for(model, held_out, labels, images, names=("held_out", "labels"))
     chain = model.schedule
     if steps is not None:
-        chain = plan_of(
-            model, changed(model.config.sample, {"sampler": "random", "steps": steps})
-        ).chain
+        kept = {"sampler": "random", "steps": steps, "spacing": "time"}
+        chain = plan_of(model, changed(model.config.sample, kept)).chain
     settings = SampleConfig(guidance=1.0, clip="clip" if clip else "none", dtype="float32")
     return (
         yield from bounded(
