@@ -17,6 +17,8 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     distill,
     draw,
     evaluate,
+    exporting,
+    importing,
     look,
     sample,
     train,

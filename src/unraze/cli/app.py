@@ -15,6 +15,7 @@ from unraze.errors import InputError
 __all__ = [
     "BUDGET",
     "DATA",
+    "EXCHANGE",
     "EXPLAIN",
     "INTERRUPTED",
     "LOOK",
@@ -47,6 +48,7 @@ __all__ = [
 MAKE = Group("Train and sample", sort_key=1)
 EXPLAIN = Group("See what happens", sort_key=2)
 LOOK = Group("Look around", sort_key=3)
+EXCHANGE = Group("From and to other programs", sort_key=4)
 
 BUDGET = Group("Budget (one of them)", sort_key=1)
 DATA = Group("Data", sort_key=2)

@@ -1,0 +1,15 @@
+"""`unraze import …`: runs made of models that other programs trained."""
+
+from cyclopts import App
+
+from unraze.cli.app import EXCHANGE, app
+
+__all__ = ["importing"]
+
+importing = App(
+    name="import",
+    help="Make a run of a model that another program trained.",
+    group=EXCHANGE,
+    sort_key=1,
+)
+app.command(importing)
