@@ -153,7 +153,7 @@ def test_a_network_trained_at_whole_times_is_asked_at_whole_times(model: Model) 
     with pytest.raises(InputError, match="give whole numbers"):
         generate.plan_of(whole, own)
     short = settings(sampler="adams", spacing=(0.0, 2.0, 49.0), steps=2)
-    with pytest.raises(InputError, match="the last time is to be T = 50"):
+    with pytest.raises(InputError, match="the last time is at most T = 50"):
         generate.plan_of(model, short)
 
 

@@ -187,7 +187,62 @@ class UNetConfig(_Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-NetworkConfig = Annotated[LeanConfig | UNetConfig, Field(discriminator="kind")]
+DownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+
+
+class UNet2DConfig(_Section):
+    """diffusers' UNet2DModel, by the keys of its config.json (`nn/unet2d.py`)."""
+
+    kind: Literal["unet2d"] = "unet2d"
+    block_out_channels: tuple[Positive, ...] = Field((32, 64, 128), min_length=1)
+    layers_per_block: Positive = 2
+    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
+    mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
+    up_block_types: tuple[UpBlock, ...] = ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
+    add_attention: bool = Field(True, description="in the middle")
+    mid_block_scale_factor: Annotated[float, Field(gt=0.0)] = 1.0
+    attention_head_dim: Positive | None = Field(
+        8, description="channels per attention head; absent: one head of all"
+    )
+    norm_num_groups: Positive = 32
+    attn_norm_num_groups: Positive | None = Field(
+        None,
+        description="of the middle's attention; absent: norm_num_groups, or with scale_shift none",
+    )
+    norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Literal["conv", "resnet"] = "conv"
+    upsample_type: Literal["conv", "resnet"] = "conv"
+    time_embedding_dim: Positive | None = None
+    freq_shift: Annotated[int, Field(ge=0)] = 0
+    flip_sin_to_cos: bool = True
+    center_input_sample: bool = False
+    num_class_embeds: Positive | None = Field(
+        None, description="rows of the table of classes; absent: one for each, and one for none"
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _as_many_levels_everywhere(self) -> UNet2DConfig:
+        levels = len(self.block_out_channels)
+        for key in ("down_block_types", "up_block_types"):
+            if len(getattr(self, key)) != levels:
+                raise ValueError(
+                    f"{key}: names {len(getattr(self, key))} levels, block_out_channels {levels}; "
+                    "give one for each"
+                )
+        if self.block_out_channels[0] // 2 <= self.freq_shift:
+            raise ValueError(
+                f"freq_shift = {self.freq_shift}: is no less than half of the first of the "
+                f"block_out_channels, {self.block_out_channels[0]}"
+            )
+        return self
+
+
+NetworkConfig = Annotated[LeanConfig | UNetConfig | UNet2DConfig, Field(discriminator="kind")]
 
 
 class LossConfig(_Section):
@@ -380,7 +435,11 @@ class SampleConfig(_Section):
         None, description="of restart: the part of t/T that it goes through again"
     )
     restart_repeats: Positive | None = Field(None, description="of restart: how often")
-    clip: Literal["none", "clip", "dynamic"] = Field("clip", description="of x̂₀ to [-1, 1]")
+    clip: Literal["none", "clip", "x0-only", "dynamic"] = Field(
+        "clip",
+        description="of x̂₀ to [-1, 1]; x0-only: the noise ε̄ stays as it was said, as in diffusers'"
+        " DDIM, in place of what is left of x_t",
+    )
     dynamic_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = 0.995
     final_noise: bool = Field(False, description="add noise in the last step too (literal rule)")
     guidance: Annotated[float, Field(ge=0.0)] = Field(1.0, description="1: none")

@@ -271,11 +271,16 @@ def asked(model: Model, changes: Mapping[str, Any]) -> SampleConfig:
 def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
     """Settings with some of them changed, checked; raises `InputError` naming field and value.
 
-    With another sampler the keys that are its own are absent, unless they are among the changes.
+    With another sampler the keys that are its own are absent, unless they are among the changes;
+    with another number of steps than a list of times has, the steps are even in time.
     """
     own: dict[str, Any] = {}
+    if changes.get("steps", settings.steps) != settings.steps and isinstance(
+        settings.spacing, tuple
+    ):
+        own["spacing"] = "time"
     if changes.get("sampler", settings.sampler) != settings.sampler:
-        own = dict.fromkeys(OF_A_SAMPLER)
+        own |= dict.fromkeys(OF_A_SAMPLER)
     try:
         return SampleConfig.model_validate(settings.model_dump() | own | dict(changes))
     except ValidationError as error:
@@ -405,6 +410,8 @@ def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | Non
             return denoise
         case "clip":
             return clipped(denoise, model.schedule)
+        case "x0-only":
+            return clipped(denoise, model.schedule, keep_eps=True)
         case "dynamic":
             return clipped(denoise, model.schedule, quantile=settings.dynamic_quantile)
         case _:
@@ -439,9 +446,9 @@ def generate(
             "with loss.variance = learned"
         )
     _require_its_sampler(model, settings)
-    if not model.config.schedule.allow_signal:
-        schedules.check_terminal_signal(model.schedule)
     way = plan_of(model, settings)
+    if not model.config.schedule.allow_signal:
+        schedules.check_terminal_signal(way.chain)
     batches = [range(k, min(k + batch, first + n)) for k in range(first, first + n, batch)]
     borders = model.config.loss.borders or (0.0,)
     total, done = way.states * len(batches), 0

@@ -157,9 +157,9 @@ def _spaced(schedule: Schedule, settings: SampleConfig, count: int, whole: bool)
 
 def _given(schedule: Schedule, spacing: Sequence[float], whole: bool) -> Schedule:
     times, last = torch.tensor(spacing, dtype=torch.float64), float(schedule.times[-1])
-    if float(times[-1]) != last:
+    if float(times[-1]) > last:
         raise InputError(
-            f"spacing = … {spacing[-1]:g}: the last time is to be T = {last:g} of the schedule"
+            f"spacing = … {spacing[-1]:g}: the last time is at most T = {last:g} of the schedule"
         )
     if whole and bool((times != times.round()).any()):
         raise InputError(

@@ -117,7 +117,7 @@ def sample(
         ),
     ] = False,
     clip: Annotated[
-        Literal["none", "clip", "dynamic"] | None,
+        Literal["none", "clip", "x0-only", "dynamic"] | None,
         Parameter(
             group=SAMPLING, help="What is done with x̂₀ outside [-1, 1]; the run's own if absent."
         ),

@@ -6,14 +6,15 @@ One that learns its variance emits twice the channels.
 from torch import nn
 from typing_extensions import assert_never
 
-from unraze.config import LeanConfig, UNetConfig
-from unraze.nn import lean, unet
+from unraze.config import LeanConfig, NetworkConfig, UNet2DConfig, UNetConfig
+from unraze.errors import InputError
+from unraze.nn import lean, unet, unet2d
 
 __all__ = ["build", "parameters_in"]
 
 
 def build(
-    config: LeanConfig | UNetConfig,
+    config: NetworkConfig,
     *,
     channels: int,
     size: tuple[int, int],
@@ -61,6 +62,20 @@ def build(
                 self_conditioning=self_conditioning,
                 learned_variance=learned_variance,
                 augment_values=augment_values,
+            )
+        case UNet2DConfig():
+            if self_conditioning or augment_values:
+                key = "loss.self_conditioning" if self_conditioning else "data.augment"
+                raise InputError(
+                    f"{key}: diffusers' network (network.kind = 'unet2d') can't be told of it; "
+                    "leave it out, or take another network"
+                )
+            unet2d.require_size(config, size)
+            return unet2d.UNet2D(
+                config,
+                channels=channels,
+                num_classes=num_classes,
+                learned_variance=learned_variance,
             )
         case _:
             assert_never(config)
