@@ -242,22 +242,23 @@ def require_dtypes(
 
 
 def require_fit(
-    wanted: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], where: Path
+    wanted: Mapping[str, Sequence[int]],
+    tensors: Mapping[str, Tensor],
+    where: Path,
+    *,
+    remedy: str = "was config.toml changed since?",
 ) -> None:
     """Raises `CheckpointError` unless the tensors have exactly these names and shapes."""
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         says = [f"lacks {_some(missing)}"] if missing else []
         says += [f"has {_some(extra)} besides"] if extra else []
-        raise CheckpointError(
-            f"{where}: is of another network: it {' and '.join(says)}; "
-            "was config.toml changed since?"
-        )
+        raise CheckpointError(f"{where}: is of another network: it {' and '.join(says)}; {remedy}")
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != tuple(shape):
             raise CheckpointError(
                 f"{where}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"the network of config.toml needs {tuple(shape)}; was config.toml changed since?"
+                f"the network needs {tuple(shape)}; {remedy}"
             )
 
 

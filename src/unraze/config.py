@@ -223,11 +223,11 @@ class UNet2DConfig(_Section):
     """diffusers' UNet2DModel, by the keys of its config.json (`nn/unet2d.py`)."""
 
     kind: Literal["unet2d"] = "unet2d"
-    block_out_channels: tuple[Positive, ...] = Field((32, 64, 128), min_length=1)
+    block_out_channels: tuple[Positive, ...] = Field((224, 448, 672, 896), min_length=1)
     layers_per_block: Positive = 2
-    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
+    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
     mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
-    up_block_types: tuple[UpBlock, ...] = ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
+    up_block_types: tuple[UpBlock, ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
     add_attention: bool = Field(True, description="in the middle")
     mid_block_scale_factor: Annotated[float, Field(gt=0.0)] = 1.0
     attention_head_dim: Positive | None = Field(
@@ -271,6 +271,8 @@ class UNet2DConfig(_Section):
 
 
 NetworkConfig = Annotated[LeanConfig | UNetConfig | UNet2DConfig, Field(discriminator="kind")]
+NETWORKS = {"lean": LeanConfig, "unet": UNetConfig, "unet2d": UNet2DConfig}
+"""By `network.kind`."""
 
 
 class LossConfig(_Section):
@@ -654,7 +656,7 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option"
     if any(f"train.{name}" in changes for name in BUDGET):
         values["train"] |= dict.fromkeys(BUDGET)
     if changes.get("network.kind", values["network"]["kind"]) != values["network"]["kind"]:
-        kind = {"lean": LeanConfig, "unet": UNetConfig}.get(changes["network.kind"])
+        kind = NETWORKS.get(changes["network.kind"])
         values["network"] = kind().model_dump() if kind else values["network"]
     for dotted, value in changes.items():
         *sections, name = dotted.split(".")
@@ -720,22 +722,27 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
 
 def explained(error: ValidationError) -> str:
     """The first thing wrong, in one sentence: the key, its value, what would do."""
+    kinds = " or ".join(map(repr, NETWORKS))
     # the branches of a union appear in pydantic's path, but not in the file
     errors = error.errors()
     first = next(e for e in errors if not _is_of_a_word(e) or e is errors[-1])
-    path = [str(p) for p in first["loc"] if not re.match(r"(lean|unet)$|(literal|tuple)\[", str(p))]
+    path = [
+        str(p)
+        for p in first["loc"]
+        if not re.match(rf"({'|'.join(NETWORKS)})$|(literal|tuple)\[", str(p))
+    ]
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = (
             *Config.model_fields,
             *_leaves(Config().model_dump()),
-            *(f"network.{k}" for k in UNetConfig.model_fields),
+            *(f"network.{key}" for kind in NETWORKS.values() for key in kind.model_fields),
         )
         return f"there is no key '{place}'{_nearest(place, known)}"
     if first["type"] == "union_tag_not_found":
-        return f"{place}.kind is missing: give 'lean' or 'unet'"
+        return f"{place}.kind is missing: give {kinds}"
     if first["type"] == "union_tag_invalid":
-        return f"{place}.kind = {first['input'].get('kind')!r}: give 'lean' or 'unet'"
+        return f"{place}.kind = {first['input'].get('kind')!r}: give {kinds}"
     if first["type"] == "missing":  # one of the numbers of a list, whose place ends the path
         place = ".".join(path[:-1])
     what = remedy(first)
