@@ -280,10 +280,10 @@ def check_terminal_signal(schedule: Schedule) -> None:
     left = float(schedule.alpha_bar[-1])
     if left > MAX_TERMINAL_SIGNAL * (1 + 1e-9):  # the rescaled curves end there, rounded
         raise InputError(
-            f"the schedule leaves ᾱ_T = {left:.3g} of the picture at T = {float(schedule.times[-1]):g}, more "
-            f"than {MAX_TERMINAL_SIGNAL}: give --set schedule.rescaled=true, or --set "
-            "schedule.zero_terminal=true where the network predicts no ε (v, x0, edm), or accept "
-            "it with --allow-signal"
+            f"the schedule leaves ᾱ_T = {left:.3g} of the picture at T = "
+            f"{float(schedule.times[-1]):g}, more than {MAX_TERMINAL_SIGNAL}: give --set "
+            "schedule.rescaled=true, or --set schedule.zero_terminal=true where the network "
+            "predicts no ε (v, x0, edm), or accept it with --allow-signal"
         )
 
 

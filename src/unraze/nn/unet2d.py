@@ -1,6 +1,6 @@
 """diffusers' UNet2DModel, weight for weight: what models that were made there are read into.
 
-    stem -> [ResNet block, attention] x layers, down, …      skips from the stem, every block and down
+    stem -> [ResNet block, attention] x layers, down, …      skips from stem, every block and down
          -> block, attention, block
          -> [block(h, skip), attention] x (layers + 1), up, …
          -> norm, activation, conv

@@ -12,7 +12,7 @@ left out. Their t is ours less 1; their β_t our β_t², so that ᾱ_t = √((1-
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ def read(
             "about": f"read from {folder.name}, a model of diffusers",
             "network.kind": network.kind,
             **{f"network.{key}": value for key, value in network.model_dump().items()},
+            "data.source": folder.resolve().name,
             "data.size": shape[1:],
             "data.channels": shape[0],
             "loss.continuous": False,
@@ -212,7 +213,7 @@ def _weights(
     *,
     learned: bool,
 ) -> dict[str, Tensor]:
-    """The tensors, named as today and in float32; raises `CheckpointError` for what does not fit."""
+    """The tensors, named as today, in float32; raises `CheckpointError` for what does not fit."""
     file = at / WEIGHTS
     if not file.is_file():
         raise CheckpointError(_why_no_weights(at))
@@ -467,8 +468,8 @@ def _dpm_solver(said: Mapping[str, Any], where: Path) -> _Way:
     if (order, algorithm) not in names:
         raise InputError(
             f"{where}: solver_order = {order}, algorithm_type = {algorithm}: Unraze follows "
-            "dpmsolver++ of order 1 and 2 and sde-dpmsolver++ of order 2 (of order 3 the two differ); "
-            "give --own-sampler"
+            "dpmsolver++ of order 1 and 2 and sde-dpmsolver++ of order 2 (of order 3 the two "
+            "differ); give --own-sampler"
         )
     fixed = {"solver_type": "midpoint", "euler_at_final": False, "use_lu_lambdas": False}
     fixed |= {"variance_type": None, "lambda_min_clipped": -math.inf}
