@@ -226,12 +226,12 @@ class UNet2DConfig(_Section):
     block_out_channels: tuple[Positive, ...] = Field((224, 448, 672, 896), min_length=1)
     layers_per_block: Positive = 2
     down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
-    mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
+    mid_block_type: Literal["UNetMidBlock2D", "none"] = "UNetMidBlock2D"
     up_block_types: tuple[UpBlock, ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
     add_attention: bool = Field(True, description="in the middle")
     mid_block_scale_factor: Annotated[float, Field(gt=0.0)] = 1.0
     attention_head_dim: Positive | None = Field(
-        8, description="channels per attention head; absent: one head of all"
+        None, description="channels per attention head; absent: one head of all"
     )
     norm_num_groups: Positive = 32
     attn_norm_num_groups: Positive | None = Field(

@@ -1,9 +1,11 @@
 """Models of diffusers, read and drawn from as diffusers does; and written so that it loads them."""
 
+import errno
 import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,24 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from unraze import generate
+from unraze import generate, nn as networks, schedule as schedules
 from unraze.cli import main
-from unraze.errors import CheckpointError, InputError
-from unraze.interop import from_diffusers as theirs
+from unraze.clusters import Clusters
+from unraze.config import Config, DistilledConfig, updated
+from unraze.errors import CheckpointError, InputError, UnrazeError
+from unraze.interop import from_diffusers as theirs, to_diffusers
 from unraze.interop.made import create_run
+from unraze.samplers import last
 from unraze.walk import walk
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers import (
+        DDIMPipeline,
         DDIMScheduler,
         DDPMPipeline,
         DDPMScheduler,
+        DiffusionPipeline,
         DPMSolverMultistepScheduler,
         EulerDiscreteScheduler,
         UNet2DModel,
@@ -393,3 +400,276 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     alone = ["import", "diffusers", str(folder / "unet"), "--out", str(tmp_path / "alone")]
     assert main(alone) == 0
     assert "there is no scheduler beside it" in capfd.readouterr().out
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ho et al.": {
+        "kind": "unet",
+        "dim": 8,
+        "multipliers": (1, 2),
+        "blocks": 2,
+        "attention": (1,),
+        "linear_attention": False,
+        "heads": 1,
+        "groups": 4,
+        "scale_shift": False,
+    },
+    "scale and shift, heads": {
+        "kind": "unet",
+        "dim": 8,
+        "multipliers": (1, 2, 2),
+        "blocks": 1,
+        "attention": (2,),
+        "linear_attention": False,
+        "heads": 4,
+        "groups": 4,
+        "scale_shift": True,
+    },
+    "theirs": {
+        "kind": "unet2d",
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    },
+}
+OWN: dict[str, dict[str, Any]] = {
+    "lean": {"kind": "lean", "fold": 2, "widths": (8, 16), "groups": 2, "heads": 2},
+    "linear attention": {"kind": "unet", "dim": 8, "multipliers": (1, 2), "blocks": 1},
+    "convnext": {"kind": "unet", "dim": 8, "multipliers": (1, 2), "blocks": 1, "block": "convnext"},
+}
+
+
+def trained(
+    layers: dict[str, Any],
+    changes: dict[str, Any] | None = None,
+    *,
+    num_classes: int = 0,
+    clusters: Clusters | None = None,
+) -> generate.Model:
+    """A model of that network, its weights of a seed and none of them left where it begins."""
+    torch.manual_seed(0)
+    keys = {f"network.{key}": value for key, value in layers.items()}
+    short = {"schedule.kind": "angle", "schedule.steps": 20, "sample.steps": 5}
+    config = updated(Config(), short | keys | (changes or {}))
+    network = networks.build(
+        config.network,
+        channels=1,
+        size=(8, 8),
+        num_classes=num_classes,
+        self_conditioning=config.loss.self_conditioning,
+        learned_variance=config.loss.variance == "learned",
+        augment_values=9 if config.data.augment else 0,
+    )
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    return generate.Model(
+        config=config,
+        network=network.eval().requires_grad_(False),
+        schedule=schedules.from_config(config.schedule),
+        shape=(1, 8, 8),
+        num_classes=num_classes,
+        class_names=tuple(map(str, range(num_classes))),
+        sigma_data=0.5,
+        clusters=clusters,
+    )
+
+
+def loaded(folder: Path) -> Any:
+    """The pipeline, as a user of diffusers loads it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_of_theirs_is_a_stock_pipeline(tmp_path: Path, name: str) -> None:
+    model = trained(NETWORKS[name], {"schedule.kind": "linear", "schedule.steps": 1000})
+    written = to_diffusers.write(model, tmp_path / "out")
+    assert (written.stock, written.pipeline) == (True, "DDIMPipeline")
+    assert not list((tmp_path / "out").rglob("*.py"))
+    pipe = DDIMPipeline.from_pretrained(tmp_path / "out")
+    x, t = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 20, 500, 999])
+    expected = model.network(x, t + 1)
+    torch.testing.assert_close(pipe.unet(x, t).sample, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_learned_variance_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all steps, each with its noise, from their ancestral scheduler and from ours."""
+    changes = {"loss.variance": "learned", "schedule.kind": "linear", "schedule.steps": 30}
+    changes |= {"sample.sampler": "random", "sample.sigma": "learned", "sample.steps": 30}
+    changes |= {"schedule.rescaled": True, "loss.parametrisation": "v"}
+    model = trained(NETWORKS["ho et al."], changes)
+    assert to_diffusers.write(model, tmp_path / "out").pipeline == "DDPMPipeline"
+    pipe = DDPMPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    random = torch.Generator().manual_seed(3)
+    drawn = pipe(2, random, num_inference_steps=30, output_type="np").images
+    random.manual_seed(3)
+    x = torch.randn(2, 1, 8, 8, generator=random)
+    settings = model.config.sample
+    denoise = generate.denoiser_of(model, settings, [None, None])
+    chain = generate.plan_of(model, settings).chain
+    steps = walk(denoise, x, chain, settings, lambda _: torch.randn(x.shape, generator=random))
+    picture = (last(steps) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert picture == pytest.approx(drawn, abs=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["linear", "cosine", "angle", "quadratic"])
+def test_a_stock_pipeline_draws_the_same_pictures(tmp_path: Path, kind: str) -> None:
+    changes = {"schedule.kind": kind, "schedule.steps": 100, "sample.steps": 20}
+    model = trained(NETWORKS["ho et al."], changes)
+    to_diffusers.write(model, tmp_path / "out")
+    pipe = DDIMPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    random = torch.Generator().manual_seed(3)
+    drawn = pipe(
+        batch_size=2,
+        num_inference_steps=20,
+        generator=random,
+        use_clipped_model_output=True,
+        output_type="np",
+    ).images
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    assert drawn_here(model, x, [None, None]) == pytest.approx(drawn, abs=1e-3)
+
+
+def drawn_here(model: generate.Model, x: Tensor, labels: list[int | None]) -> np.ndarray:
+    """From x by the run's own settings, as diffusers gives pictures."""
+    settings = model.config.sample
+    way = generate.plan_of(model, settings)
+    denoise = generate.denoiser_of(model, settings, labels)
+    with torch.no_grad():
+        picture = last(walk(denoise, x, way.chain, settings, lambda _: torch.zeros_like(x)))
+    return (picture / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("lean", {}),
+        ("lean", {"loss.parametrisation": "x0"}),
+        ("lean", {"loss.parametrisation": "edm"}),
+        ("lean", {"loss.self_conditioning": True}),
+        ("lean", {"data.augment": 0.1}),
+        ("lean", {"loss.variance": "learned"}),
+        ("lean", {"loss.variance": "learned", "loss.parametrisation": "edm"}),
+        ("linear attention", {}),
+        (
+            "convnext",
+            {
+                "schedule.kind": "linear",
+                "loss.parametrisation": "eps_step",
+                "loss.continuous": False,
+            },
+        ),
+    ],
+)
+def test_other_networks_carry_their_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
+    changes = {"sample.steps": 20} | changes
+    model = trained(OWN[name], changes)
+    written = to_diffusers.write(model, tmp_path / "out")
+    assert (written.stock, written.pipeline) == (False, "UnrazePipeline")
+    pipe = loaded(tmp_path / "out")
+    drawn = pipe(
+        batch_size=2,
+        num_inference_steps=20,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+    ).images
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    assert drawn_here(model, x, [None, None]) == pytest.approx(drawn, abs=1e-3)
+
+
+@torch.no_grad()
+def test_clusters_and_guidance_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
+    labels = np.repeat(np.arange(3), [10, 30, 60])
+    clusters = Clusters(np.zeros(4), np.zeros((4, 2)), np.zeros((3, 2)), labels)
+    changes = {
+        "sample.guidance": 3.0,
+        "sample.guidance_interval": (0.2, 0.7),
+        "train.clusters": 3,
+        "sample.steps": 10,
+    }
+    model = trained(OWN["lean"], changes, num_classes=3, clusters=clusters)
+    to_diffusers.write(model, tmp_path / "out")
+    pipe = loaded(tmp_path / "out")
+    random = torch.Generator().manual_seed(3)
+    told = [0, 2, 1]
+    drawn = pipe(3, random, told, 10, output_type="np").images
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    assert drawn_here(model, x, [0, 2, 1]) == pytest.approx(drawn, abs=1e-3)
+    plain = pipe(3, random.manual_seed(3), told, 10, guidance_scale=1.0, output_type="np").images
+    assert np.abs(plain - drawn).max() > 0.01
+    drawn_labels = pipe._labels(100, None, torch.Generator().manual_seed(0))
+    assert torch.bincount(drawn_labels).tolist() == pytest.approx([10, 30, 60], abs=2)
+    with pytest.raises(ValueError, match="give 2 numbers from 0 to 3"):
+        pipe(2, class_labels=[0, 4])
+
+
+@pytest.mark.parametrize("name", ["theirs", "ho et al."])
+def test_there_and_back_again_is_the_same_to_the_byte(tmp_path: Path, name: str) -> None:
+    model = trained(NETWORKS[name], {"schedule.kind": "linear", "schedule.steps": 1000})
+    to_diffusers.write(model, tmp_path / "out")
+    back = made(tmp_path / "out", tmp_path / "run")
+    to_diffusers.write(back, tmp_path / "again")
+    for file in ("unet/config.json", f"unet/{theirs.WEIGHTS}", "scheduler/scheduler_config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 300.0, 1000.0])
+    torch.testing.assert_close(back.network(x, t), model.network(x, t), rtol=1e-5, atol=1e-5)
+
+
+def test_what_diffusers_wrote_is_written_as_it_was(tmp_path: Path) -> None:
+    for scheduler in (DDIMScheduler(timestep_spacing="trailing"), DDPMScheduler()):
+        folder = piped(tmp_path / "pipe", scheduler)
+        to_diffusers.write(made(folder, tmp_path / "run"), tmp_path / "out")
+        before, after = (d / "unet" / theirs.WEIGHTS for d in (folder, tmp_path / "out"))
+        assert before.read_bytes() == after.read_bytes()
+        kind = type(scheduler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = kind.from_pretrained(tmp_path / "out" / "scheduler")
+        assert torch.equal(again.alphas_cumprod, scheduler.alphas_cumprod)
+        for place in ("pipe", "run", "out"):
+            shutil.rmtree(tmp_path / place)
+
+
+def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = trained(NETWORKS["theirs"]), tmp_path / "out"
+    done = []
+
+    def full(path: Path, data: bytes) -> None:
+        if len(done) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unraze.files.write_and_flush", full)
+        with pytest.raises(UnrazeError, match=r"out: cannot be written, the disk is full"):
+            to_diffusers.write(model, out)
+    assert list(tmp_path.iterdir()) == []
+    to_diffusers.write(model, out)
+    with pytest.raises(InputError, match="exists; give another"):
+        to_diffusers.write(model, out)
+
+
+def test_a_distilled_run_is_refused(tmp_path: Path) -> None:
+    model = trained(OWN["lean"])
+    distilled = DistilledConfig(run="the-teacher", checkpoint="0")
+    config = model.config.model_copy(update={"distilled": distilled})
+    with pytest.raises(InputError, match="export the run that it was made of: the-teacher"):
+        to_diffusers.write(replace(model, config=config), tmp_path / "out")

@@ -63,11 +63,14 @@ SWITCHES: dict[str, dict[str, Any]] = {
 def both(changes: dict[str, Any], **more: Any) -> tuple[UNet2DModel, torch.nn.Module]:
     """Theirs with weights of a seed, and ours with the same."""
     torch.manual_seed(0)
-    keys = PLAIN | changes
+    keys = {"attention_head_dim": 8} | PLAIN | changes
     theirs = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, **keys, **more).eval()
     classes = more.get("num_class_embeds")
+    own = dict(keys)
+    if "mid_block_type" in own:
+        own["mid_block_type"] = "none"
     ours = build(
-        UNet2DConfig.model_validate(keys | more), channels=3, size=(8, 8), num_classes=classes or 0
+        UNet2DConfig.model_validate(own | more), channels=3, size=(8, 8), num_classes=classes or 0
     ).eval()
     with torch.no_grad():
         for weight in theirs.parameters():  # what begins at one or at zero must not hide a mistake

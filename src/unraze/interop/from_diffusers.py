@@ -31,7 +31,7 @@ from unraze.errors import CheckpointError, InputError
 from unraze.nn.unet2d import UNet2D
 from unraze.schedule import Schedule
 
-__all__ = ["SCHEDULERS", "Found", "read"]
+__all__ = ["NO_BOUND", "PREDICTIONS", "SCHEDULERS", "WEIGHTS", "Found", "betas_of", "read"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLE = "diffusion_pytorch_model.bin"
@@ -40,6 +40,8 @@ PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Of the parts of attention in models from before diffusers 0.15, and what they are called now."""
 
+NO_BOUND = 1e9
+"""A bound of dynamic thresholding that is none: Unraze's has none."""
 IMAGES = (1, 3)
 """Channels of pictures; others are those of latents, which an autoencoder is needed for."""
 
@@ -155,6 +157,8 @@ def _require_known_parts(index: Path) -> None:
 
 FIXED = {"time_embedding_type": "positional", "class_embed_type": None}
 """Keys of the network's file that have one value here."""
+ABSENT = {"attention_head_dim": 8, "mid_block_type": "UNetMidBlock2D"}
+"""What is absent in their file and in a run's means something else."""
 ELSEWHERE = ("sample_size", "in_channels", "out_channels", "num_train_timesteps")
 """Keys that say nothing of the layers."""
 
@@ -170,11 +174,13 @@ def _network(file: Path) -> tuple[UNet2DConfig, dict[str, Any]]:
             raise InputError(
                 f"{file}: {key} = {values[key]}: Unraze's has {needed or 'none'} alone"
             )
-    layers = {
+    layers = ABSENT | {
         key: value
         for key, value in values.items()
         if not key.startswith("_") and key not in (*FIXED, *ELSEWHERE)
     }
+    if layers["mid_block_type"] is None:
+        layers["mid_block_type"] = "none"
     try:
         return UNet2DConfig.model_validate(layers), values
     except ValidationError as error:
@@ -414,6 +420,9 @@ def _clip(said: Mapping[str, Any], clips: str, where: Path) -> dict[str, Any]:
     """`sample.clip` of a scheduler that clips, or would, as `clips`."""
     if said.get("thresholding", False):
         most = said.get("sample_max_value", 1.0)
+        if most >= NO_BOUND:
+            quantile = said.get("dynamic_thresholding_ratio", 0.995)
+            return {"clip": "dynamic", "dynamic_quantile": quantile}
         if most == 1.0:  # the bound of x_0 is at least 1, and with this at most 1
             return {"clip": "clip" if clips == "none" else clips}
         raise InputError(

@@ -85,7 +85,7 @@ class UNet2D(nn.Module):
             skips += [outputs] * (config.layers_per_block + (not last))
             now = outputs
 
-        self.mid_block = _Middle(config, now, width) if config.mid_block_type else None
+        self.mid_block = _Middle(config, now, width) if config.mid_block_type != "none" else None
 
         self.up_blocks = nn.ModuleList()
         for level, (kind, outputs) in enumerate(
