@@ -225,9 +225,19 @@ class UNet2DConfig(_Section):
     kind: Literal["unet2d"] = "unet2d"
     block_out_channels: tuple[Positive, ...] = Field((224, 448, 672, 896), min_length=1)
     layers_per_block: Positive = 2
-    down_block_types: tuple[DownBlock, ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
+    down_block_types: tuple[DownBlock, ...] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+    )
     mid_block_type: Literal["UNetMidBlock2D", "none"] = "UNetMidBlock2D"
-    up_block_types: tuple[UpBlock, ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
+    up_block_types: tuple[UpBlock, ...] = (
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "UpBlock2D",
+    )
     add_attention: bool = Field(True, description="in the middle")
     mid_block_scale_factor: Annotated[float, Field(gt=0.0)] = 1.0
     attention_head_dim: Positive | None = Field(
@@ -271,7 +281,11 @@ class UNet2DConfig(_Section):
 
 
 NetworkConfig = Annotated[LeanConfig | UNetConfig | UNet2DConfig, Field(discriminator="kind")]
-NETWORKS = {"lean": LeanConfig, "unet": UNetConfig, "unet2d": UNet2DConfig}
+NETWORKS: dict[str, type[_Section]] = {
+    "lean": LeanConfig,
+    "unet": UNetConfig,
+    "unet2d": UNet2DConfig,
+}
 """By `network.kind`."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 
 from unraze import generate, nn as networks, schedule as schedules
@@ -479,6 +480,11 @@ def trained(
     )
 
 
+def write(model: generate.Model, out: Path) -> to_diffusers.Written:
+    """Of a model that is of no run, which has no card."""
+    return to_diffusers.write(model, out, with_card=False)
+
+
 def loaded(folder: Path) -> Any:
     """The pipeline, as a user of diffusers loads it."""
     with warnings.catch_warnings():
@@ -492,7 +498,7 @@ def loaded(folder: Path) -> Any:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_theirs_is_a_stock_pipeline(tmp_path: Path, name: str) -> None:
     model = trained(NETWORKS[name], {"schedule.kind": "linear", "schedule.steps": 1000})
-    written = to_diffusers.write(model, tmp_path / "out")
+    written = write(model, tmp_path / "out")
     assert (written.stock, written.pipeline) == (True, "DDIMPipeline")
     assert not list((tmp_path / "out").rglob("*.py"))
     pipe = DDIMPipeline.from_pretrained(tmp_path / "out")
@@ -508,7 +514,7 @@ def test_a_learned_variance_goes_with_it(tmp_path: Path, monkeypatch: pytest.Mon
     changes |= {"sample.sampler": "random", "sample.sigma": "learned", "sample.steps": 30}
     changes |= {"schedule.rescaled": True, "loss.parametrisation": "v"}
     model = trained(NETWORKS["ho et al."], changes)
-    assert to_diffusers.write(model, tmp_path / "out").pipeline == "DDPMPipeline"
+    assert write(model, tmp_path / "out").pipeline == "DDPMPipeline"
     pipe = DDPMPipeline.from_pretrained(tmp_path / "out")
     pipe.set_progress_bar_config(disable=True)
     random = torch.Generator().manual_seed(3)
@@ -528,7 +534,7 @@ def test_a_learned_variance_goes_with_it(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_stock_pipeline_draws_the_same_pictures(tmp_path: Path, kind: str) -> None:
     changes = {"schedule.kind": kind, "schedule.steps": 100, "sample.steps": 20}
     model = trained(NETWORKS["ho et al."], changes)
-    to_diffusers.write(model, tmp_path / "out")
+    write(model, tmp_path / "out")
     pipe = DDIMPipeline.from_pretrained(tmp_path / "out")
     pipe.set_progress_bar_config(disable=True)
     random = torch.Generator().manual_seed(3)
@@ -581,7 +587,7 @@ def test_other_networks_carry_their_code(
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
     changes = {"sample.steps": 20} | changes
     model = trained(OWN[name], changes)
-    written = to_diffusers.write(model, tmp_path / "out")
+    written = write(model, tmp_path / "out")
     assert (written.stock, written.pipeline) == (False, "UnrazePipeline")
     pipe = loaded(tmp_path / "out")
     drawn = pipe(
@@ -606,7 +612,7 @@ def test_clusters_and_guidance_go_with_it(tmp_path: Path, monkeypatch: pytest.Mo
         "sample.steps": 10,
     }
     model = trained(OWN["lean"], changes, num_classes=3, clusters=clusters)
-    to_diffusers.write(model, tmp_path / "out")
+    write(model, tmp_path / "out")
     pipe = loaded(tmp_path / "out")
     random = torch.Generator().manual_seed(3)
     told = [0, 2, 1]
@@ -624,9 +630,9 @@ def test_clusters_and_guidance_go_with_it(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["theirs", "ho et al."])
 def test_there_and_back_again_is_the_same_to_the_byte(tmp_path: Path, name: str) -> None:
     model = trained(NETWORKS[name], {"schedule.kind": "linear", "schedule.steps": 1000})
-    to_diffusers.write(model, tmp_path / "out")
+    write(model, tmp_path / "out")
     back = made(tmp_path / "out", tmp_path / "run")
-    to_diffusers.write(back, tmp_path / "again")
+    write(back, tmp_path / "again")
     for file in ("unet/config.json", f"unet/{theirs.WEIGHTS}", "scheduler/scheduler_config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 300.0, 1000.0])
@@ -636,7 +642,7 @@ def test_there_and_back_again_is_the_same_to_the_byte(tmp_path: Path, name: str)
 def test_what_diffusers_wrote_is_written_as_it_was(tmp_path: Path) -> None:
     for scheduler in (DDIMScheduler(timestep_spacing="trailing"), DDPMScheduler()):
         folder = piped(tmp_path / "pipe", scheduler)
-        to_diffusers.write(made(folder, tmp_path / "run"), tmp_path / "out")
+        write(made(folder, tmp_path / "run"), tmp_path / "out")
         before, after = (d / "unet" / theirs.WEIGHTS for d in (folder, tmp_path / "out"))
         assert before.read_bytes() == after.read_bytes()
         kind = type(scheduler)
@@ -660,11 +666,11 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr("unraze.files.write_and_flush", full)
         with pytest.raises(UnrazeError, match=r"out: cannot be written, the disk is full"):
-            to_diffusers.write(model, out)
+            write(model, out)
     assert list(tmp_path.iterdir()) == []
-    to_diffusers.write(model, out)
+    write(model, out)
     with pytest.raises(InputError, match="exists; give another"):
-        to_diffusers.write(model, out)
+        write(model, out)
 
 
 def test_a_distilled_run_is_refused(tmp_path: Path) -> None:
@@ -672,4 +678,25 @@ def test_a_distilled_run_is_refused(tmp_path: Path) -> None:
     distilled = DistilledConfig(run="the-teacher", checkpoint="0")
     config = model.config.model_copy(update={"distilled": distilled})
     with pytest.raises(InputError, match="export the run that it was made of: the-teacher"):
-        to_diffusers.write(replace(model, config=config), tmp_path / "out")
+        write(replace(model, config=config), tmp_path / "out")
+
+
+def test_a_run_is_exported_with_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
+    run, out = str(tmp_path / "run"), tmp_path / "digits"
+    small = [f"--set=network.{key}" for key in ("fold=1", "widths=[8,8]", "groups=2", "heads=2")]
+    assert main(["train", "digits", "--steps", "3", "--out", run, *small]) == 0
+    assert main(["export", "diffusers", run, "--out", str(out), "--licence", "mit"]) == 0
+    said = capfd.readouterr().out
+    assert "trust_remote_code=True" in said
+    assert said.splitlines()[-1] == str(out)
+    words = (out / "README.md").read_text()
+    assert ModelCard(words).data.library_name == "diffusers"
+    assert "trust_remote_code=True" in words
+    assert (out / "samples.png").is_file()
+    pipe = loaded(out)
+    assert pipe(2, num_inference_steps=3).images[0].size == (8, 8)
+    assert main(["export", "diffusers", run, "--out", str(out)]) == 2
+    assert "exists; give another" in capfd.readouterr().err

@@ -48,9 +48,9 @@ def diffusers(
 ) -> int:
     """Write a pipeline folder that diffusers loads, with a model card.
 
-    A network that is diffusers' own UNet2DModel (the presets ddpm and unet2d) becomes a stock
-    pipeline. With the others, and with classes or clusters, goes the network's code, which diffusers
-    runs where it is told trust_remote_code=True. The folder is the last line printed.
+    A network that is a UNet2DModel of diffusers, as that of the preset ddpm is, becomes a stock
+    pipeline. With the others, and with classes or clusters, goes the network's code, which
+    diffusers runs where it is told trust_remote_code=True. The folder is the last line printed.
     """
     from unraze import generate
     from unraze.cli.drawing import require_place

@@ -207,7 +207,9 @@ def _shape(
         raise InputError(
             f"--size {size[0]}x{size[1]}: {file} says sample_size = {said}; leave it out"
         )
-    height, width = size or theirs
+    found = size or theirs
+    assert found is not None
+    height, width = found
     return channels, int(height), int(width)
 
 
@@ -537,12 +539,12 @@ def _times_of_levels(total: int, steps: int, said: Mapping[str, Any], where: Pat
     spacing = said.get("timestep_spacing", "linspace")
     match spacing:
         case "linspace":
-            theirs = np.linspace(0, total - 1, steps + 1).round()[1:]
+            theirs = np.linspace(0, total - 1, steps + 1).round()[1:].tolist()
         case "leading":
             offset = int(said.get("steps_offset", 0))
-            theirs = np.arange(1, steps + 1) * (total // (steps + 1)) + offset
+            theirs = [k * (total // (steps + 1)) + offset for k in range(1, steps + 1)]
         case "trailing":
-            theirs = np.arange(total, 0, -total / steps).round()[::-1] - 1
+            theirs = (np.arange(total, 0, -total / steps).round()[::-1] - 1).tolist()
         case _:
             raise InputError(f"{where}: timestep_spacing = {spacing}: is none that Unraze knows")
     return _within([0, *(int(t) + 1 for t in theirs)], total, where)

@@ -16,9 +16,7 @@ Nothing is written under the final name before all of it is there.
 import ast
 import inspect
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
@@ -32,8 +30,10 @@ from typing_extensions import assert_never
 from unraze import augment, files, schedule as schedules
 from unraze.config import UNet2DConfig, UNetConfig
 from unraze.denoiser import edm_input_scale
-from unraze.errors import InputError, UnrazeError
+from unraze.errors import InputError
 from unraze.generate import Model, can_be_guided, changed
+from unraze.interop import card as cards
+from unraze.interop.folder import require_free, whole_folder
 from unraze.interop.from_diffusers import NO_BOUND, PREDICTIONS, WEIGHTS, betas_of
 from unraze.schedule import Schedule
 
@@ -56,15 +56,21 @@ class Written:
     notes: tuple[str, ...]
 
 
-def write(model: Model, out: Path) -> Written:
+def write(
+    model: Model,
+    out: Path,
+    *,
+    licence: str | None = None,
+    title: str | None = None,
+    with_card: bool = True,
+) -> Written:
     """Writes a pipeline folder of the model's weights, schedule and, where there is one like it,
-    sampler.
+    sampler; `with_card`, the model card of its run too, with this licence and title.
 
     Raises `InputError` where `out` exists, or for a model that diffusers has no way to draw from;
     `UnrazeError` where it cannot be written. Nothing is left then.
     """
-    if os.path.lexists(out):
-        raise InputError(f"--out {out}: exists; give another")
+    require_free(out)
     if model.config.distilled is not None:
         raise InputError(
             f"{model.run}: a distilled network jumps along the flow, which no scheduler of "
@@ -104,23 +110,42 @@ def write(model: Model, out: Path) -> Written:
     parts["unet/config.json"] = _json_bytes(unet | {"_diffusers_version": FORMAT})
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     parts[f"unet/{WEIGHTS}"] = safetensors.torch.save(plain, metadata={"format": "pt"})
-    _write_folder(out, parts)
-    return Written(out, found is not None, pipeline, _steps(model, class_name), tuple(notes))
-
-
-def _write_folder(out: Path, parts: Mapping[str, bytes]) -> None:
-    """Writes files below a folder of that name, all of them or none."""
-    part = files.temporary(Path(os.path.abspath(out)))
-    try:
+    steps = _steps(model, class_name)
+    with whole_folder(out) as folder:
         for name, data in parts.items():
-            file = part / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            files.write_and_flush(file, data)
-        part.rename(out)
-    except OSError as error:
-        raise UnrazeError(files.cannot_write(out, error)) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            (folder / name).parent.mkdir(exist_ok=True)
+            files.write_and_flush(folder / name, data)
+        if with_card:
+            cards.write_card(
+                folder,
+                model,
+                title=title,
+                licence=licence,
+                library_name="diffusers",
+                usage=_usage(out.name, steps, stock=found is not None, notes=notes),
+            )
+    return Written(out, found is not None, pipeline, steps, tuple(notes))
+
+
+def _usage(name: str, steps: int, *, stock: bool, notes: Sequence[str]) -> str:
+    """How it is loaded, in Markdown."""
+    trust = "" if stock else ", trust_remote_code=True"
+    said = f"""```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({name!r}{trust})  # the path of this folder
+pipe(batch_size=4, num_inference_steps={steps}).images[0].save("one.png")
+```
+"""
+    if not stock:
+        said += (
+            "\ndiffusers has no network or pipeline like this one, so their code is in this "
+            "folder, `pipeline.py` and `unet/unraze_unet.py`. It is run only with "
+            "`trust_remote_code=True`: read it first. It needs torch and diffusers, not Unraze.\n"
+        )
+    for note in notes:
+        said += f"\nNote: {note}.\n"
+    return said
 
 
 def _json_bytes(values: Mapping[str, Any]) -> bytes:

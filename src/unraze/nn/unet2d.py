@@ -88,16 +88,21 @@ class UNet2D(nn.Module):
         self.mid_block = _Middle(config, now, width) if config.mid_block_type != "none" else None
 
         self.up_blocks = nn.ModuleList()
-        for level, (kind, outputs) in enumerate(
-            zip(config.up_block_types, reversed(widths), strict=True)
-        ):
+        for level, outputs in enumerate(reversed(widths)):
             inputs = []
             for _ in range(config.layers_per_block + 1):
                 inputs.append(now + skips.pop())
                 now = outputs
             last = level == len(widths) - 1
             self.up_blocks.append(
-                _Level(config, kind, inputs, outputs, width, None if last else "up")
+                _Level(
+                    config,
+                    config.up_block_types[level],
+                    inputs,
+                    outputs,
+                    width,
+                    None if last else "up",
+                )
             )
 
         self.conv_norm_out = _norm(config.norm_num_groups, now, config.norm_eps)
@@ -122,9 +127,9 @@ class UNet2D(nn.Module):
         return out
 
     def _embedding(self, t: Tensor, classes: Tensor | None) -> Tensor:
-        waves = _waves(t - 1, self.conv_in.out_channels, self.config)
+        waves = _waves(t - 1, self.conv_in.out_channels, self.config).to(self.conv_in.weight.dtype)
         inner, outer = self.time_embedding["linear_1"], self.time_embedding["linear_2"]
-        emb: Tensor = outer(F.silu(inner(waves.to(inner.weight.dtype))))
+        emb: Tensor = outer(F.silu(inner(waves)))
         if self.class_embedding is None:
             if classes is not None:
                 raise ValueError("classes= given to a network built without classes")
@@ -133,7 +138,8 @@ class UNet2D(nn.Module):
             classes = torch.full(t.shape, self.num_classes, device=t.device, dtype=torch.long)
         if bool((classes >= self.class_embedding.num_embeddings).any()):
             raise InputError("this network knows no images without a class; give one")
-        return emb + self.class_embedding(classes)
+        emb = emb + self.class_embedding(classes)
+        return emb
 
 
 class _Level(nn.Module):

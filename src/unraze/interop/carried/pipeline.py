@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 
-class UnrazePipeline(DiffusionPipeline):  # type: ignore[misc]
+class UnrazePipeline(DiffusionPipeline):
     """Draws as any pipeline of pixels does.
 
     Arguments:

@@ -13,7 +13,7 @@ from torch import Tensor
 NAMES = {"lean": "LeanUNet", "unet": "UNet"}
 
 
-class UnrazeUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class UnrazeUNet(ModelMixin, ConfigMixin):
     """Called as a UNet2DModel is: (sample (B, C, H, W), timestep) -> .sample, what it predicts.
 
     `timestep` is Unraze's training time less 1. `class_labels` (B,) are classes or clusters,
