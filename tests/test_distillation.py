@@ -400,7 +400,7 @@ class TestRefused:
         match how:
             case "gone":
                 shutil.rmtree(run.teacher)
-                says = "teacher: is gone; .* distil it anew"
+                says = "teacher: is gone; .* make it anew"
             case "damaged":
                 file = folder / "ema.safetensors"
                 file.write_bytes(file.read_bytes()[:-1] + b"\0")
@@ -419,7 +419,7 @@ class TestRefused:
                     state=state,
                     keep=1,
                 )
-                says = "is not the teacher that .* names"
+                says = "holds not the weights that .* names"
         with pytest.raises(CheckpointError, match=says):
             list(train(run, two_kinds()))
 

@@ -32,6 +32,7 @@ __all__ = [
     "NOT_DISTILLED",
     "OF_A_SAMPLER",
     "ORDERS",
+    "BegunConfig",
     "Config",
     "DataConfig",
     "DistilledConfig",
@@ -546,6 +547,14 @@ class DistilledConfig(_Section):
     checkpoint: str = Field(description="the SHA-256 of the weights that were its teacher")
 
 
+class BegunConfig(_Section):
+    """Whose weights a run of `unraze train --from` began with; they are in its folder, below
+    `start`."""
+
+    run: str = Field(description="the run whose weights they were")
+    checkpoint: str = Field(description="the SHA-256 of these weights")
+
+
 class Config(_Section):
     """A whole run: `preset` is where it began, the rest is what holds."""
 
@@ -559,6 +568,9 @@ class Config(_Section):
     sample: SampleConfig = SampleConfig()
     distilled: DistilledConfig | None = Field(
         None, description="written by `unraze distill`; absent: not distilled"
+    )
+    begun: BegunConfig | None = Field(
+        None, description="written by `unraze train --from`; absent: from its beginning"
     )
 
     @model_validator(mode="after")
@@ -696,7 +708,9 @@ def absent_keys(config: Config) -> list[str]:
     """The keys that `to_toml` leaves out and that may be given, "train.steps" say."""
     values = config.model_dump(mode="json")
     there = set(_leaves(_without_none(values)))
-    return [key for key in _leaves(values) if key not in there and key != "distilled"]
+    return [
+        key for key in _leaves(values) if key not in there and key not in ("distilled", "begun")
+    ]
 
 
 def _tuples(value: Any) -> Any:

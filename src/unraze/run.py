@@ -11,6 +11,8 @@ and where training evaluates (--eval-every)
     quality.png    its curve, at the end
 and where it was distilled
     teacher/step-*/      the weights that it began with and learns from
+and where it goes on from another run (--from)
+    start/step-*/        the weights that it began with
 """
 
 import json
@@ -79,6 +81,11 @@ class Run:
     def teacher(self) -> Path:
         """Where the weights are that a distilled run began with."""
         return self.path / "teacher"
+
+    @property
+    def start(self) -> Path:
+        """Where the weights are that a run began with which goes on from another."""
+        return self.path / "start"
 
     @property
     def clusters(self) -> Path:

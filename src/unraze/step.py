@@ -80,13 +80,25 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
         )
 
 
+TABLES = ("conditioning.table.weight", "class_embedding.weight")
+"""What the tables of classes of the networks are called, of which one has one."""
+
+
+def _table(network: nn.Module) -> nn.Embedding:
+    name = next(name for name, _ in network.named_parameters() if name in TABLES)
+    table = network.get_submodule(name.removesuffix(".weight"))
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
 def begin(
     config: Config,
     images: Images,
-    taught_by: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     clusters: Clusters | None = None,
 ) -> Trainee:
-    """Everything as it is before the first step; a distilled run begins with its teacher's weights.
+    """Everything as it is before the first step, with the weights that it begins with if any, as a
+    distilled run with its teacher's; without a table of classes among them, that begins anew.
 
     Where these are not given, a distilled run has the teacher that a network without training is,
     which is enough to measure how long a step takes.
@@ -97,16 +109,16 @@ def begin(
     num_classes = len(images.class_names) if told else 0
     network = network_of(config, num_classes)
     if clusters is not None:
-        table = network.get_submodule("conditioning.table")
-        assert isinstance(table, nn.Embedding)
+        table = _table(network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.torch_seed(config.train.seed, "clusters in the network"))
             place(table, torch.from_numpy(clusters.centres))
     network = network.to(config.train.device)
+    if weights is not None:
+        own = {k: v for k, v in network.state_dict().items() if k in TABLES and k not in weights}
+        network.load_state_dict({**weights, **own})
     teacher = None
     if config.distilled is not None:
-        if taught_by is not None:
-            network.load_state_dict(taught_by)
         teacher = copy.deepcopy(network).eval().requires_grad_(False)
     return Trainee(
         config=config,

@@ -50,7 +50,7 @@ from unraze.step import (
     reproducible,
 )
 
-__all__ = ["Report", "fit", "prepare", "require_memory", "taught_by", "train"]
+__all__ = ["Report", "begun_with", "fit", "prepare", "require_memory", "train"]
 
 BAD_STEPS_IN_A_ROW = 3
 MOST_STEPS = 10**9
@@ -82,21 +82,25 @@ class Report:
     message: str | None = None
 
 
-def taught_by(run: Run, config: Config) -> dict[str, Tensor] | None:
-    """The weights that a distilled run began with, which are its teacher's; None for another run.
+def begun_with(run: Run, config: Config) -> dict[str, Tensor] | None:
+    """The weights that a run began with: of a distilled one its teacher's, of one that goes on from
+    another that one's; None where it began at its beginning.
 
     Raises `CheckpointError` where they are not in its folder, whole, or are of another run.
     """
-    if config.distilled is None:
+    origin, folder = config.distilled or config.begun, run.start
+    if origin is None:
         return None
-    saved, problems = checkpoint.newest(run.teacher)
+    if config.distilled is not None:
+        folder = run.teacher
+    saved, problems = checkpoint.newest(folder)
     if saved is None:
-        why = problems[0] if problems else f"{run.teacher}: is gone"
-        raise CheckpointError(f"{why}; without its teacher it cannot go on: distil it anew")
-    if saved.hash != config.distilled.checkpoint:
+        why = problems[0] if problems else f"{folder}: is gone"
+        raise CheckpointError(f"{why}; without what it began with it cannot go on: make it anew")
+    if saved.hash != origin.checkpoint:
         raise CheckpointError(
-            f"{saved.path}: is not the teacher that {run.path / 'config.toml'} names "
-            f"({saved.hash[:12]}…, not {config.distilled.checkpoint[:12]}…): bring it back"
+            f"{saved.path}: holds not the weights that {run.path / 'config.toml'} names "
+            f"({saved.hash[:12]}…, not {origin.checkpoint[:12]}…): bring them back"
         )
     return saved.ema
 
@@ -258,7 +262,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 yield _said(run, warning)
 
         # where to begin: at the beginning, or at a checkpoint
-        trainee = begin(config, images, taught_by(run, config), clusters)
+        trainee = begin(config, images, begun_with(run, config), clusters)
         if saved is None:
             checkpoint.write_atomically(run.stats, "")
             run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
@@ -538,8 +542,8 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
             saved = found
             break
     if saved is None:
-        teacher = taught_by(run, trainee.config)
-        fresh = begin(trainee.config, trainee.images, teacher, trainee.clusters)
+        weights = begun_with(run, trainee.config)
+        fresh = begin(trainee.config, trainee.images, weights, trainee.clusters)
         trainee.network.load_state_dict(fresh.network.state_dict())
         trainee.average.update(fresh.average)
         trainee.optimizer.state.clear()

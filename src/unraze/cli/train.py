@@ -41,6 +41,7 @@ else:
 if TYPE_CHECKING:
     from unraze.config import Config
     from unraze.data import Images
+    from unraze.generate import Model
     from unraze.run import Run
 
 __all__ = ["follow", "read_images", "resume", "settings_given", "train"]
@@ -165,6 +166,15 @@ def train(
             "absent.",
         ),
     ] = None,
+    from_: Annotated[
+        Path | None,
+        Parameter(
+            name="--from",
+            group=NETWORK,
+            help="Go on from the weights of a run: its network, schedule, loss and sampler, the "
+            "preset's training at a tenth of its learning rate.",
+        ),
+    ] = None,
     allow_signal: Annotated[
         bool | None,
         Parameter(
@@ -226,12 +236,19 @@ def train(
         if not wanted.data.source:
             raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
 
-        from unraze import run as runs, train as training
+        from unraze import finetuning, generate, run as runs, train as training
 
+        model = None if from_ is None else generate.load(from_)
+        if model is not None:
+            wanted = _on_from(model, wanted, given, set_)
         _refuse_early(wanted, out)
         images = read_images(wanted)
-        wanted = training.prepare(wanted, images)
-    return follow(runs.create(wanted, out=out, command=["unraze", *sys.argv[1:]]), images)
+        command = ["unraze", *sys.argv[1:]]
+        if model is not None:
+            run = finetuning.create(model, wanted, images, out=out, command=command)
+        else:
+            run = runs.create(training.prepare(wanted, images), out=out, command=command)
+    return follow(run, images)
 
 
 @app.command(
@@ -257,6 +274,22 @@ def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
     return follow(found, images)
+
+
+def _on_from(
+    model: Model, wanted: Config, given: Collection[str], settings: tuple[str, ...]
+) -> Config:
+    """The configuration with what is the model's; refuses to set these otherwise."""
+    from unraze import finetuning
+    from unraze.config import updated
+
+    keys = [*given, *(key for key, _ in map(_setting, settings))]
+    for key in keys:
+        if key.split(".")[0] in ("network", "schedule", "loss"):
+            raise InputError(f"--set {key}: is that of {model.run} with --from; leave it out")
+    if "train.lr" not in keys:
+        wanted = updated(wanted, {"train.lr": wanted.train.lr * finetuning.LOWER_RATE})
+    return finetuning.configuration(wanted, model)
 
 
 def _options(keys: Iterable[str]) -> dict[str, str]:

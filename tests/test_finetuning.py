@@ -1,0 +1,172 @@
+"""A run that goes on from another's weights: it begins with them, and is a run like any other."""
+
+import itertools
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unraze import checkpoint, finetuning, generate
+from unraze.cli import main
+from unraze.config import Config, DistilledConfig, preset, updated
+from unraze.data import Images
+from unraze.errors import CheckpointError, InputError
+from unraze.generate import Model
+from unraze.run import Run
+from unraze.step import begin
+from unraze.train import begun_with, fit, train
+
+QUICK = {
+    "train.steps": 12,
+    "train.batch": 8,
+    "train.threads": 1,
+    "train.dtype": "float32",
+    "train.checkpoint_every": 5,
+    "train.preview_every": 6,
+}
+
+
+@pytest.fixture
+def old(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> Model:
+    """A run without classes."""
+    return fit(tiny_images, tiny_config, out=tmp_path / "old")
+
+
+def others() -> Images:
+    """30 other pictures of the same shape, without labels."""
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
+    return Images.from_arrays(pixels, source="others")
+
+
+def begun(model: Model, out: Path, images: Images | None = None, **changes: Any) -> Run:
+    """A run of a few steps that goes on from a model."""
+    more = {key.replace("__", "."): value for key, value in changes.items()}
+    config = finetuning.configuration(updated(preset("fast"), QUICK | more), model)
+    return finetuning.create(model, config, others() if images is None else images, out=out)
+
+
+def test_it_begins_with_the_weights_and_what_they_mean(old: Model, tmp_path: Path) -> None:
+    run = begun(old, tmp_path / "new")
+    config = generate.read_config(run)
+    assert config.network == old.config.network
+    assert config.schedule == old.config.schedule
+    assert config.loss == old.config.loss
+    assert config.sample == old.config.sample
+    assert config.train.optimizer == "muon"  # the preset's
+    assert config.train.clusters == 0
+    trainee = begin(config, others(), begun_with(run, config))
+    for name, value in old.network.state_dict().items():
+        assert torch.equal(trainee.network.state_dict()[name], value)
+        assert torch.equal(trainee.average[name], value)
+    steps = list(train(run, others()))
+    assert steps[-1].phase == "done"
+    new = generate.load(run.path)
+    assert not torch.equal(new.network.out.weight, old.network.out.weight)
+    assert generate.sample(new, 2).shape == (2, 1, 8, 8)
+
+
+def test_stopped_and_resumed_it_ends_with_the_same_bytes(old: Model, tmp_path: Path) -> None:
+    """Before its first checkpoint, where the weights in its own folder are all there is, and after
+    one; the run that they came from is gone."""
+    whole, parts = (begun(old, tmp_path / name) for name in ("whole", "parts"))
+    shutil.rmtree(old.run)
+    list(train(whole, others()))
+    for most in (3, 4):
+        list(itertools.islice(train(parts, others()), most))
+    asked = itertools.count()
+    list(train(parts, others(), stop=lambda: next(asked) == 6))
+    list(train(parts, others()))
+    name = "checkpoints/step-00000012/model.safetensors"
+    assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+
+
+def test_clusters_are_found_anew(tiny_config: Config, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    many, fewer = (
+        Images.from_arrays(rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)) for n in (400, 300)
+    )
+    told = fit(many, updated(tiny_config, {"train.clusters": 4}), out=tmp_path / "old")
+    run = begun(told, tmp_path / "new", fewer)
+    saved = checkpoint.newest(run.start)[0]
+    assert saved is not None
+    assert "conditioning.table.weight" not in saved.ema
+    assert list(train(run, fewer))[-1].phase == "done"
+    new = generate.load(run.path)
+    assert new.clusters is not None
+    assert len(new.clusters.labels) == 300
+
+
+def test_classes_go_with_it_where_they_are_the_same(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    known = fit(tiny_images, updated(tiny_config, {"train.classes": True}), out=tmp_path / "old")
+    same = begun(known, tmp_path / "same", tiny_images, train__classes=True)
+    saved = checkpoint.newest(same.start)[0]
+    assert saved is not None
+    table = known.network.state_dict()["conditioning.table.weight"]
+    assert torch.equal(saved.ema["conditioning.table.weight"], table)
+    renamed = replace(tiny_images, class_names=("top", "bottom"))
+    anew = begun(known, tmp_path / "anew", renamed, train__classes=True)
+    assert list(train(anew, renamed))[-1].phase == "done"
+    assert generate.load(anew.path).class_names == ("top", "bottom")
+
+
+def test_what_cannot_be_gone_on_with(old: Model, tmp_path: Path) -> None:
+    wide = Images.from_arrays(np.zeros((9, 1, 8, 16), dtype=np.uint8), source="wide")
+    with pytest.raises(InputError, match=r"wide: images of \(1, 8, 16\).*--size 8x8 --channels 1"):
+        begun(old, tmp_path / "new", wide)
+    jumps = DistilledConfig(run="teacher", checkpoint="0")
+    distilled = replace(old, config=old.config.model_copy(update={"distilled": jumps}))
+    with pytest.raises(InputError, match="go on from the run that it was distilled from: teacher"):
+        begun(distilled, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    run = begun(old, tmp_path / "new")
+    shutil.rmtree(run.start)
+    with pytest.raises(CheckpointError, match=r"start: is gone; without what it began with"):
+        list(train(run, others()))
+
+
+def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small = [f"--set=network.{key}" for key in ("fold=1", "widths=[8,8]", "groups=2", "heads=2")]
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    assert main(["train", "digits", "--steps", "3", "--out", old, *small]) == 0
+    assert main(["train", "digits", "--steps", "3", "--from", old, "--out", new]) == 0
+    config = generate.read_config(Run(Path(new)))
+    assert config.begun is not None
+    assert config.begun.run == str(Path(old).resolve())
+    assert config.train.lr == pytest.approx(preset("fast").train.lr * finetuning.LOWER_RATE)
+    capfd.readouterr()
+    refused = ["train", "digits", "--steps", "3", "--from", old, "--set", "network.blocks=2"]
+    assert main(refused) == 2
+    assert "--set network.blocks: is that of" in capfd.readouterr().err
+    assert main(["train", "digits", "--from", str(tmp_path / "none")]) == 2
+    assert "there is no such run" in capfd.readouterr().err
+
+
+def test_a_model_of_diffusers_is_trained_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import UNet2DModel
+    torch.manual_seed(0)
+    UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).save_pretrained(tmp_path / "theirs")
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    assert main(["import", "diffusers", str(tmp_path / "theirs"), "--out", old]) == 0
+    assert main(["train", "digits", "--steps", "3", "--from", old, "--out", new]) == 0
+    assert main(["sample", new, "-n", "2", "--steps", "3", "--out", str(tmp_path / "out")]) == 0
+    assert main(["export", "diffusers", new, "--out", str(tmp_path / "back")]) == 0
+    assert "a stock DDPMPipeline" in capfd.readouterr().out
