@@ -595,7 +595,8 @@ def _differences(
     if not saved.state["data"]:
         raise CheckpointError(
             f"{run.path}: was made of weights that another program trained, without the state of "
-            "that training, so it cannot go on with it; train anew"
+            "that training, so it cannot go on with it; `unraze train IMAGES --from RUN` begins a "
+            "training with these weights"
         )
     if saved.state["data"] != images.fingerprint:
         raise CheckpointError(

@@ -11,10 +11,10 @@ from unraze.cli import main
 from unraze.config import Config, updated
 from unraze.data import Images
 from unraze.errors import CheckpointError, InputError, UnrazeError
-from unraze.evaluate.reference import of_run
+from unraze.evaluate.reference import of_run, of_run_against
 from unraze.generate import load, sample
 from unraze.interop.made import create_run
-from unraze.train import train
+from unraze.train import fit, train
 
 SHAPE = (1, 8, 8)
 
@@ -62,8 +62,8 @@ def test_what_needs_its_images_says_that_there_are_none(
     run = made(tiny_config, tmp_path / "run")
     assert main([command, str(run.path)]) == 2
     said = capfd.readouterr().err
-    assert "imported:weights.pt: was trained by another program, on images that" in said
-    assert "unraze eval FOLDER --against IMAGES" in said
+    assert "another program" in said
+    assert "--against IMAGES" in said
     assert "moved" not in said
     assert list(tmp_path.iterdir()) == [run.path]
 
@@ -74,10 +74,33 @@ def test_images_named_later_are_no_training_of_it(
     run = made(tiny_config, tmp_path / "run")
     config = updated(runs.read_config(run), {"data.source": "digits", "train.steps": 5})
     runs.write_config(run, config)
-    with pytest.raises(CheckpointError, match=r"another program trained, .*train anew"):
+    with pytest.raises(
+        CheckpointError, match=r"another program trained, .*train IMAGES --from RUN"
+    ):
         list(train(run, tiny_images))
-    with pytest.raises(CheckpointError, match="held out from it is not known"):
+    with pytest.raises(CheckpointError, match="say what it is to be held against"):
         of_run(load(run.path))
+
+
+def test_it_is_evaluated_against_images_that_are_named(
+    tiny_config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tiny_config, tmp_path / "run")
+    skipped = [f"--skip={part}" for part in ("figures", "memorisation", "levels", "flow")]
+    command = ["eval", str(run.path), *skipped, "--against"]
+    assert main([*command, "digits"]) == 0
+    assert "held-out images of digits" in capfd.readouterr().out
+    assert (run.path / "report.html").is_file()
+    assert main([*command, str(tmp_path / "none")]) == 2
+    assert "none" in capfd.readouterr().err
+
+
+def test_a_run_that_knows_its_images_is_not_held_against_others(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    fit(tiny_images, tiny_config, out=tmp_path / "run")
+    with pytest.raises(InputError, match="knows its own images; leave --against out"):
+        of_run_against(load(tmp_path / "run"), "digits")
 
 
 def test_a_place_that_is_taken_is_left_as_it_is(tiny_config: Config, tmp_path: Path) -> None:

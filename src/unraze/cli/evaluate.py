@@ -82,8 +82,9 @@ def evaluate(
         str | None,
         Parameter(
             group=DATA,
-            help="For images: the real ones, a path or a known name; of a folder one half is held "
-            "against them, features are learned from the other.",
+            help="For images, and for runs of other programs' models: the real ones, a path or a "
+            "known name; of a folder one half is held against them, features are learned from the "
+            "other.",
         ),
     ] = None,
     size: Annotated[
@@ -150,7 +151,7 @@ def evaluate(
     if n is not None and n > MOST_PICTURES:
         raise InputError(f"-n {n}: give at most {MOST_PICTURES:,}")
     of_run = (target / "config.toml").is_file()
-    only_images = {"--against": against, "--size": size, "--channels": channels, "--out": out}
+    only_images = {"--size": size, "--channels": channels, "--out": out}
     only_runs = {
         "-n": n,
         "--seed": seed,
@@ -184,6 +185,7 @@ def evaluate(
             parts,
             count=COUNT if n is None else n,
             seed=seed or 0,
+            against=against,
             changes={"steps": steps, "sampler": sampler, "spacing": spacing, "guidance": guidance},
             raw=raw,
             checkpoint=checkpoint,
@@ -218,6 +220,7 @@ def _run(
     *,
     count: int,
     seed: int,
+    against: str | None,
     changes: dict[str, Any],
     raw: bool,
     checkpoint: int | Literal["best"] | None,
@@ -229,7 +232,7 @@ def _run(
     from unraze.cli.drawing import require_place
     from unraze.evaluate.evaluation import Subject, evaluate_run, require_enough
     from unraze.evaluate.places import places_of_run
-    from unraze.evaluate.reference import of_run
+    from unraze.evaluate.reference import of_run, of_run_against
 
     given = {key: value for key, value in changes.items() if value is not None}
     names = {name: f"--{key}" for key in given for name in (key, f"sample.{key}")}
@@ -243,7 +246,7 @@ def _run(
         if not parts:
             raise InputError("--skip: leaves nothing to measure of a distilled run; leave less out")
     require_place(path / "eval", str(path))
-    reference = of_run(model)
+    reference = of_run(model) if against is None else of_run_against(model, against)
     require_enough(f"-n {count}", count, reference, parts)
     subject = Subject(
         kind="run",

@@ -515,8 +515,8 @@ def _path(source: str) -> Path:
     if source.startswith(IMPORTED):
         raise DataError(
             f"{shown(source)}: was trained by another program, on images that this run does not "
-            "know, so there are none to train on or to measure by; draw pictures with `unraze "
-            "sample` and evaluate these, `unraze eval FOLDER --against IMAGES`"
+            "know; say which: `unraze train IMAGES --from RUN` trains on from its weights, `unraze "
+            "eval RUN --against IMAGES` measures it"
         )
     path = Path(source).expanduser()
     if not source or not os.path.exists(path):

@@ -5,13 +5,21 @@ training part is what the feature networks learn from, and where copies are look
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unraze.config import DataConfig
 from unraze.data import Images, load
 from unraze.errors import CheckpointError, DataError, InputError
 from unraze.generate import Model
 
-__all__ = ["SHARE_OF_A_FOLDER", "Reference", "of_run", "of_source", "require_same_shape"]
+__all__ = [
+    "SHARE_OF_A_FOLDER",
+    "Reference",
+    "of_run",
+    "of_run_against",
+    "of_source",
+    "require_same_shape",
+]
 
 SHARE_OF_A_FOLDER = 0.5
 """How much of images without a test part are the real ones; features are learned from the rest."""
@@ -33,14 +41,13 @@ def of_run(model: Model) -> Reference:
     `CheckpointError` where they are not those that the weights were trained on: what is held out
     now might then have been trained on.
     """
-    data = model.config.data
-    training = load(data, split="train")
     if not model.data:
         raise CheckpointError(
-            f"{model.run}: was made of weights that another program trained, so which images were "
-            "held out from it is not known; draw samples with `unraze sample` and evaluate these, "
-            "`unraze eval FOLDER --against IMAGES`"
+            f"{model.run}: was made of weights that another program trained, on images that it "
+            "does not say; say what it is to be held against: --against IMAGES"
         )
+    data = model.config.data
+    training = load(data, split="train")
     if model.data != training.fingerprint:
         raise CheckpointError(
             f"{model.run}: the images of {training.source} are not those it was trained on (their "
@@ -58,6 +65,24 @@ def of_run(model: Model) -> Reference:
     if model.config.train.classes:
         _require_labels(held_out, model)
     return Reference(training, held_out, data.flip)
+
+
+def of_run_against(model: Model, source: str) -> Reference:
+    """Images for a model that does not say what it was trained on: of a source, at its own size.
+
+    Whether these were trained on is not known: where they were, likelihoods flatter the model, and
+    where they were not, copies are not found. Raises `InputError` for a model that knows its own
+    images, `DataError` where these cannot be read or are not of the model's classes.
+    """
+    if model.data:
+        raise InputError(f"{model.run}: is a run, which knows its own images; leave --against out")
+    channels, height, width = model.shape
+    assert channels in (1, 3)
+    wanted: Literal[1, 3] = 1 if channels == 1 else 3
+    found = of_source(DataConfig(source=source, size=(height, width), channels=wanted))
+    if model.config.train.classes:
+        _require_labels(found.held_out, model)
+    return found
 
 
 def of_source(data: DataConfig) -> Reference:
