@@ -309,6 +309,9 @@ def test_every_choice_of_the_configuration_can_be_chosen() -> None:
                     if choice == "consistency":  # of a distilled run alone
                         continue
                     needs = {"loss.variance": "learned"} if choice == "learned" else {}
+                    if choice == "given":
+                        needs = {"schedule.rescaled": False, "schedule.steps": 2}
+                        needs["schedule.alpha_bar"] = (1.0, 0.5, 0.0)
                     assert updated(Config(), needs | {prefix + name: choice})
             elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 walk(field.annotation, f"{prefix}{name}.")
@@ -337,6 +340,48 @@ def test_every_choice_of_the_configuration_can_be_chosen() -> None:
 def test_a_sampler_is_given_what_it_has(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         updated(Config(), {f"sample.{key}": value for key, value in changes.items()})
+
+
+GIVEN = {
+    "schedule.kind": "given",
+    "schedule.steps": 3,
+    "schedule.rescaled": False,
+    "schedule.alpha_bar": (1.0, 0.1 + 0.2, 1 / 3e3, 0.0),
+}
+
+
+def test_a_given_schedule_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
+    config = updated(Config(), GIVEN)
+    back = _read_back(config, tmp_path)
+    assert back == config
+    assert from_config(back.schedule).alpha_bar.tolist() == list(GIVEN["schedule.alpha_bar"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"alpha_bar": None}, r'schedule: alpha_bar is missing: kind = "given" needs'),
+        ({"kind": "linear"}, r'alpha_bar: kind = "linear" has its own; leave it out'),
+        ({"steps": 4}, r"alpha_bar: 4 numbers, where steps = 4 needs ᾱ_0 … ᾱ_T, 5"),
+        ({"rescaled": True}, r'rescaled = true: kind = "given" is taken as it is'),
+        ({"zero_terminal": True}, r"zero_terminal = true: .* set zero_terminal = false"),
+        ({"alpha_bar": (0.9, 0.5, 0.3, 0.0)}, "alpha_bar: give numbers that fall from 1"),
+        ({"alpha_bar": (1.0, 0.5, 0.5, 0.0)}, "fall from 1, each below the one before"),
+        ({"alpha_bar": (1.0, 0.5, 0.3, -0.1)}, r"schedule\.alpha_bar\.3 = -0\.1: give at least 0"),
+        ({"alpha_bar": (1.0, 0.5, 0.3, "x")}, r"schedule\.alpha_bar\.3 = 'x': give a number"),
+    ],
+)
+def test_a_given_schedule_is_all_there_is(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        updated(Config(), GIVEN | {f"schedule.{key}": value for key, value in changes.items()})
+
+
+def test_a_given_schedule_that_leaves_signal_is_refused_too() -> None:
+    config = updated(Config(), GIVEN | {"schedule.alpha_bar": (1.0, 0.5, 0.3, 0.2)})
+    with pytest.raises(InputError, match=r"ᾱ_T = 0\.2"):
+        from_config(config.schedule)
+    allowed = from_config(config.schedule.model_copy(update={"allow_signal": True}))
+    assert float(allowed.alpha_bar[-1]) == 0.2
 
 
 def test_times_of_ones_own_are_written_and_read_back(tmp_path: Path) -> None:

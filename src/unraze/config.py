@@ -137,7 +137,7 @@ class DataConfig(_Section):
 class ScheduleConfig(_Section):
     """ᾱ_t, the signal amplitude after t steps (`unraze.schedule`)."""
 
-    kind: Literal["linear", "quadratic", "sigmoid", "cosine", "angle"] = "angle"
+    kind: Literal["linear", "quadratic", "sigmoid", "cosine", "angle", "given"] = "angle"
     steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
         1000, description="T, the number of steps"
     )
@@ -148,6 +148,34 @@ class ScheduleConfig(_Section):
     )
     zero_terminal: bool = Field(False, description="rescale so that ᾱ_T = 0 (Lin et al. 2023)")
     allow_signal: bool = Field(False, description="accept ᾱ_T > 0.01: samples start off-course")
+    alpha_bar: tuple[Unit, ...] | None = Field(
+        None, description="of given: ᾱ_0 … ᾱ_T, as `unraze import` finds them"
+    )
+
+    @model_validator(mode="after")
+    def _given_is_all_there_is(self) -> ScheduleConfig:
+        if self.kind != "given":
+            if self.alpha_bar is not None:
+                raise ValueError(
+                    f'alpha_bar: kind = "{self.kind}" has its own; leave it out, or set kind = '
+                    '"given"'
+                )
+            return self
+        if self.alpha_bar is None:
+            raise ValueError('alpha_bar is missing: kind = "given" needs ᾱ_0 … ᾱ_T')
+        if len(self.alpha_bar) != self.steps + 1:
+            raise ValueError(
+                f"alpha_bar: {len(self.alpha_bar)} numbers, where steps = {self.steps} needs "
+                f"ᾱ_0 … ᾱ_T, {self.steps + 1}"
+            )
+        if self.alpha_bar[0] != 1 or not _rises(self.alpha_bar[::-1]):
+            raise ValueError("alpha_bar: give numbers that fall from 1, each below the one before")
+        for key in ("rescaled", "zero_terminal"):
+            if getattr(self, key):
+                raise ValueError(
+                    f'{key} = true: kind = "given" is taken as it is; set {key} = false'
+                )
+        return self
 
 
 class LeanConfig(_Section):

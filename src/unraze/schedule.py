@@ -263,7 +263,11 @@ def from_config(config: ScheduleConfig) -> Schedule:
 
     Raises `InputError` where it leaves more than ᾱ_T = 0.01 and `allow_signal` is not set.
     """
-    schedule = SCHEDULES[config.kind](config.steps, rescaled=config.rescaled)
+    if config.kind == "given":
+        assert config.alpha_bar is not None
+        schedule = Schedule(config.alpha_bar)
+    else:
+        schedule = SCHEDULES[config.kind](config.steps, rescaled=config.rescaled)
     schedule = zero_terminal(schedule) if config.zero_terminal else schedule
     if not config.allow_signal:
         check_terminal_signal(schedule)

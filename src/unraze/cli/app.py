@@ -58,7 +58,7 @@ MACHINE = Group("Machine", sort_key=5)
 OUTPUT = Group("Output", sort_key=6)
 
 ScheduleKind = Literal["linear", "quadratic", "sigmoid", "cosine", "angle"]
-"""Those of `unraze.config.ScheduleConfig`, spelt again: `--help` is to answer without pydantic."""
+"""Those of `unraze.schedule.SCHEDULES`, spelt again: `--help` is to answer without pydantic."""
 SCHEDULE_KINDS: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
 
 SamplerName = Literal[
