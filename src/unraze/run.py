@@ -41,6 +41,7 @@ __all__ = [
     "is_busy",
     "locked",
     "log",
+    "make_numbered",
     "read_config",
     "read_env",
     "read_rows",
@@ -120,7 +121,7 @@ def create(
     Raises `InputError` where `out` exists and is not an empty folder.
     """
     if out is None:
-        out = _make_numbered(runs, _slug(config.data.source))
+        out = make_numbered(runs, config.data.source)
     else:
         require_free(out)
     try:
@@ -135,6 +136,23 @@ def create(
     environment_then = environment(threads=config.train.threads)
     write_atomically(out / "env.json", json.dumps(environment_then, indent=1) + "\n")
     return run
+
+
+def make_numbered(runs: Path, source: str) -> Path:
+    """Makes the folder of the next number, named after the data.
+
+    Another process may take that number meanwhile.
+    """
+    while True:
+        taken = [int(m[1]) for p in runs.glob("*") if (m := re.match(r"(\d{5})-", p.name))]
+        folder = runs / f"{max(taken, default=-1) + 1:05d}-{_slug(source)}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UnrazeError(f"{folder}: cannot be made ({error.strerror})") from error
+        return folder
 
 
 def require_free(out: Path) -> None:
@@ -283,10 +301,12 @@ def _summary(run: Run) -> Summary:
         config = read_config(run)
     except InputError:
         return Summary(run.path, "unreadable", 0, 0, float("nan"), "", "")
-    rows = [row for row in read_rows(run.stats) if "loss" in row]
-    last: dict[str, Any] = rows[-1] if rows else {"step": 0, "loss": float("nan")}
-    steps = config.train.steps or int(last.get("steps", 0))
     saved = checkpoint.listing(run.checkpoints)
+    rows = [row for row in read_rows(run.stats) if "loss" in row]
+    # one that was imported has no rows
+    begun = {"step": int(saved[-1].name[5:]) if saved else 0, "loss": float("nan")}
+    last: dict[str, Any] = rows[-1] if rows else begun
+    steps = config.train.steps or int(last.get("steps", 0))
     state: State
     if is_busy(run):
         state = "running"
@@ -295,23 +315,10 @@ def _summary(run: Run) -> Summary:
     elif not saved:
         state = "empty"
     else:
-        state = "done" if saved[-1].name == f"step-{steps:08d}" else "stopped"
+        # training saves none of step 0: that is of weights whose step was not known
+        state = "done" if int(saved[-1].name[5:]) in (steps, 0) else "stopped"
     source = config.data.source
     return Summary(run.path, state, last["step"], steps, last["loss"], config.preset, source)
-
-
-def _make_numbered(runs: Path, name: str) -> Path:
-    """Makes the folder of the next number; another process may take that number meanwhile."""
-    while True:
-        taken = [int(m[1]) for p in runs.glob("*") if (m := re.match(r"(\d{5})-", p.name))]
-        folder = runs / f"{max(taken, default=-1) + 1:05d}-{name}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UnrazeError(f"{folder}: cannot be made ({error.strerror})") from error
-        return folder
 
 
 def _slug(source: str) -> str:

@@ -588,6 +588,11 @@ def _differences(
     run: Run, config: Config, saved: checkpoint.Checkpoint, images: Images
 ) -> Iterator[str]:
     """A sentence for each thing that keeps a resumed run from being the same to the bit."""
+    if not saved.state["data"]:
+        raise CheckpointError(
+            f"{run.path}: was made of weights that another program trained, without the state of "
+            "that training, so it cannot go on with it; train anew"
+        )
     if saved.state["data"] != images.fingerprint:
         raise CheckpointError(
             f"{run.path}: the images are not those it was trained on (their fingerprint is "

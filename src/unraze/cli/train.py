@@ -244,13 +244,15 @@ def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
     """
     from unraze import run as runs
     from unraze.data import NAMES
+    from unraze.data.reading import IMPORTED
 
     found = runs.find(run)
     config = runs.read_config(found)
     try:
         images = read_images(config)
     except DataError as error:
-        if config.data.source in NAMES or os.path.exists(config.data.source):
+        source = config.data.source
+        if source in NAMES or source.startswith(IMPORTED) or os.path.exists(source):
             raise
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error

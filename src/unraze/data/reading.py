@@ -36,6 +36,7 @@ from unraze.data.shape import (
 from unraze.errors import DataError, InputError
 
 __all__ = [
+    "IMPORTED",
     "IN_MEMORY",
     "MEMORY_BYTES",
     "find",
@@ -53,6 +54,9 @@ MEMORY_BYTES = 2**30
 
 IN_MEMORY = "memory:"
 """Before the name of a source that a program gave as numbers: it cannot be read again."""
+
+IMPORTED = "imported:"
+"""Before the name of the file that a run was made of: what it was trained on is not known."""
 
 _CHUNK = 256
 _BY_SHARE = ("train", "held-out")
@@ -507,6 +511,12 @@ def _path(source: str) -> Path:
             f"{shown(source)}: images that a program gave as numbers, which cannot be read again; "
             "give them from Python once more, to go on with a run for example: "
             "unraze.train.train(unraze.run.find(Path(RUN)), images)"
+        )
+    if source.startswith(IMPORTED):
+        raise DataError(
+            f"{shown(source)}: was trained by another program, on images that this run does not "
+            "know, so there are none to train on or to measure by; draw pictures with `unraze "
+            "sample` and evaluate these, `unraze eval FOLDER --against IMAGES`"
         )
     path = Path(source).expanduser()
     if not source or not os.path.exists(path):
