@@ -37,6 +37,7 @@ __all__ = [
     "DistilledConfig",
     "LeanConfig",
     "LossConfig",
+    "LucidrainsConfig",
     "NetworkConfig",
     "SampleConfig",
     "SamplerName",
@@ -215,7 +216,31 @@ class UNetConfig(_Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-NetworkConfig = Annotated[LeanConfig | UNetConfig, Field(discriminator="kind")]
+class LucidrainsConfig(_Section):
+    """The U-Net of denoising-diffusion-pytorch, for weights from there (`nn/lucidrains.py`)."""
+
+    kind: Literal["lucidrains"] = "lucidrains"
+    dim: Positive = Field(64, description="channels that the multipliers are of; even")
+    init_dim: Positive | None = Field(None, description="of the first convolution; absent: dim")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1)
+    attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (3,), description="levels with full attention, 0 the finest; the others have linear one"
+    )
+    heads: tuple[Positive, ...] = Field((4,), description="per level, or one number for all")
+    head_dim: tuple[Positive, ...] = Field((32,), description="per level, or one number for all")
+    memory: Annotated[int, Field(ge=0)] = Field(4, description="learned keys and values")
+    max_period: Annotated[float, Field(gt=0.0)] = Field(10000.0, description="of the time's sines")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+NetworkConfig = Annotated[LeanConfig | UNetConfig | LucidrainsConfig, Field(discriminator="kind")]
+
+_NETWORKS: dict[str, type[LeanConfig | UNetConfig | LucidrainsConfig]] = {
+    "lean": LeanConfig,
+    "unet": UNetConfig,
+    "lucidrains": LucidrainsConfig,
+}
+_KINDS = "give 'lean', 'unet' or 'lucidrains'"
 
 
 class LossConfig(_Section):
@@ -595,7 +620,7 @@ def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option"
     if any(f"train.{name}" in changes for name in BUDGET):
         values["train"] |= dict.fromkeys(BUDGET)
     if changes.get("network.kind", values["network"]["kind"]) != values["network"]["kind"]:
-        kind = {"lean": LeanConfig, "unet": UNetConfig}.get(changes["network.kind"])
+        kind = _NETWORKS.get(changes["network.kind"])
         values["network"] = kind().model_dump() if kind else values["network"]
     for dotted, value in changes.items():
         *sections, name = dotted.split(".")
@@ -664,19 +689,23 @@ def explained(error: ValidationError) -> str:
     # the branches of a union appear in pydantic's path, but not in the file
     errors = error.errors()
     first = next(e for e in errors if not _is_of_a_word(e) or e is errors[-1])
-    path = [str(p) for p in first["loc"] if not re.match(r"(lean|unet)$|(literal|tuple)\[", str(p))]
+    path = [
+        str(p)
+        for p in first["loc"]
+        if not re.match(r"(lean|unet|lucidrains)$|(literal|tuple)\[", str(p))
+    ]
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = (
             *Config.model_fields,
             *_leaves(Config().model_dump()),
-            *(f"network.{k}" for k in UNetConfig.model_fields),
+            *(f"network.{k}" for kind in _NETWORKS.values() for k in kind.model_fields),
         )
         return f"there is no key '{place}'{_nearest(place, known)}"
     if first["type"] == "union_tag_not_found":
-        return f"{place}.kind is missing: give 'lean' or 'unet'"
+        return f"{place}.kind is missing: {_KINDS}"
     if first["type"] == "union_tag_invalid":
-        return f"{place}.kind = {first['input'].get('kind')!r}: give 'lean' or 'unet'"
+        return f"{place}.kind = {first['input'].get('kind')!r}: {_KINDS}"
     if first["type"] == "missing":  # one of the numbers of a list, whose place ends the path
         place = ".".join(path[:-1])
     what = remedy(first)

@@ -20,6 +20,7 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     exporting,
     importing,
     look,
+    lucidrains,
     sample,
     train,
     tune,

@@ -6,14 +6,14 @@ One that learns its variance emits twice the channels.
 from torch import nn
 from typing_extensions import assert_never
 
-from unraze.config import LeanConfig, UNetConfig
-from unraze.nn import lean, unet
+from unraze.config import LeanConfig, LucidrainsConfig, NetworkConfig, UNetConfig
+from unraze.nn import lean, lucidrains, unet
 
 __all__ = ["build", "parameters_in"]
 
 
 def build(
-    config: LeanConfig | UNetConfig,
+    config: NetworkConfig,
     *,
     channels: int,
     size: tuple[int, int],
@@ -33,7 +33,7 @@ def build(
     `torch.manual_seed`, with `augment_values` or without.
 
     Raises `InputError` for a size that the network cannot divide (it names the nearest that fit),
-    and for groups or heads that do not divide a width.
+    for groups or heads that do not divide a width, and for what this kind of network is not told.
     """
     if channels < 1 or num_classes < 0 or augment_values < 0:
         raise ValueError(
@@ -55,6 +55,16 @@ def build(
         case UNetConfig():
             unet.require_size(config, size)
             return unet.UNet(
+                config,
+                channels=channels,
+                num_classes=num_classes,
+                self_conditioning=self_conditioning,
+                learned_variance=learned_variance,
+                augment_values=augment_values,
+            )
+        case LucidrainsConfig():
+            lucidrains.require_size(config, size)
+            return lucidrains.LucidrainsUNet(
                 config,
                 channels=channels,
                 num_classes=num_classes,
