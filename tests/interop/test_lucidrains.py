@@ -4,6 +4,7 @@ Its figures are in lucidrains.npz and lucidrains.json; tools/make_lucidrains_par
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from unraze import optim
 from unraze.cli import main
-from unraze.errors import CheckpointError
+from unraze.config import LucidrainsConfig
+from unraze.errors import CheckpointError, InputError
 from unraze.generate import Model, denoiser_of, load, plan_of, sample
 from unraze.interop import lucidrains
+from unraze.nn import build
 from unraze.process import destroy
 from unraze.run import Run, read_config
 from unraze.walk import walk
@@ -121,7 +125,7 @@ def test_the_file_is_laid_out_as_the_packages_trainer_lays_it(case: str) -> None
 def test_says_what_the_package_says(case: str, runs: Callable[[str], Path]) -> None:
     model = load(runs(case))
     shape = (2, *model.shape)
-    x, t = by_name.noise("x", shape), torch.tensor([1.0, model.schedule.steps - 2.0])
+    x, t = by_name.noise("x", shape), torch.tensor([1.0, 1000.0])  # its 0 and 999
     out = model.network(x, t)
     theirs = figure(case, "output")
     assert float(theirs.square().mean()) > 0.01
@@ -265,6 +269,47 @@ def test_an_imported_network_can_be_learned_from(tmp_path: Path) -> None:
     assert all(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
 
 
+@pytest.mark.parametrize(
+    ("config", "options", "says"),
+    [
+        ({"dim": 7}, {}, "network.dim = 7: give an even number"),
+        ({"attention": (4,)}, {}, r"there is no level 4; the 4 multipliers make levels 0 to 3"),
+        ({"heads": (4, 4)}, {}, r"network.heads = \[4, 4\]: give one number, or one for each of"),
+        ({"head_dim": (4, 4)}, {}, r"network.head_dim = \[4, 4\]"),
+        ({}, {"num_classes": 3}, "has no place for classes"),
+        ({}, {"augment_values": 9}, "has no place for augmentation"),
+        ({}, {"size": (8, 12)}, r"multiples of 8 .*nearest that fit: 8x8 and 8x16"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(
+    config: dict[str, Any], options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        build(LucidrainsConfig(**config), **{"channels": 3, "size": (8, 8)} | options)
+
+
+def test_a_network_is_told_nothing_that_it_has_no_place_for() -> None:
+    small = LucidrainsConfig(dim=4, multipliers=(1,), attention=(), heads=(1,), head_dim=(2,))
+    network = build(small, channels=1, size=(4, 4))
+    x, t = torch.zeros(1, 1, 4, 4), torch.ones(1)
+    for name, value in (("classes", t.long()), ("augmentation", t), ("previous", x)):
+        with pytest.raises(ValueError, match=f"{name}="):
+            network(x, t, **{name: value})
+
+
+def test_muon_is_for_the_filters_between_features(tmp_path: Path) -> None:
+    model = load(imported("default", tmp_path))
+    hidden = set(optim.hidden_weights(model.network))
+    rest = {
+        name.split(".")[0]
+        for name in set(model.network.state_dict()) - hidden
+        if name.endswith("weight")
+    }
+    assert rest == {"init_conv", "final_conv", "time_mlp"}
+    assert "downs.0.2.to_qkv.weight" in hidden
+    assert not [name for name in hidden if not name.endswith("weight")]
+
+
 def refused(
     path: Path, *options: str, size: str = "8x16", capfd: pytest.CaptureFixture[str]
 ) -> str:
@@ -355,6 +400,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (lambda path: None, "there is no such file"),
     "a folder": (lambda path: path.mkdir(), "is a folder"),
     "empty": (lambda path: path.write_bytes(b""), "is not a file of torch.save"),
+    "another pickle": (
+        lambda path: path.write_bytes(pickle.dumps({"step": 1}, protocol=2)),
+        "is not a file of torch.save",
+    ),
     "text": (lambda path: path.write_text("weights"), "is not a file of torch.save"),
     "cut off": (
         lambda path: (

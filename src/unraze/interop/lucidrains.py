@@ -323,16 +323,7 @@ def _loaded(path: Path) -> Any:
             'weights_only=False); torch.save({k: d[k] for k in ("step", "model", "ema", '
             '"version")}, NEW)'
         ) from error
-    # over damaged bytes the reader stumbles in any of these ways
-    except (
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # over damaged bytes that reader stumbles in any way there is
         raise _no_such_file(path) from error
 
 
