@@ -38,6 +38,7 @@ __all__ = [
     "DistilledConfig",
     "LeanConfig",
     "LossConfig",
+    "LucidrainsConfig",
     "NetworkConfig",
     "SampleConfig",
     "SamplerName",
@@ -281,11 +282,31 @@ class UNet2DConfig(_Section):
         return self
 
 
-NetworkConfig = Annotated[LeanConfig | UNetConfig | UNet2DConfig, Field(discriminator="kind")]
+class LucidrainsConfig(_Section):
+    """The U-Net of denoising-diffusion-pytorch, for weights from there (`nn/lucidrains.py`)."""
+
+    kind: Literal["lucidrains"] = "lucidrains"
+    dim: Positive = Field(64, description="channels that the multipliers are of; even")
+    init_dim: Positive | None = Field(None, description="of the first convolution; absent: dim")
+    multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1)
+    attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (3,), description="levels with full attention, 0 the finest; the others have linear one"
+    )
+    heads: tuple[Positive, ...] = Field((4,), description="per level, or one number for all")
+    head_dim: tuple[Positive, ...] = Field((32,), description="per level, or one number for all")
+    memory: Annotated[int, Field(ge=0)] = Field(4, description="learned keys and values")
+    max_period: Annotated[float, Field(gt=0.0)] = Field(10000.0, description="of the time's sines")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+NetworkConfig = Annotated[
+    LeanConfig | UNetConfig | UNet2DConfig | LucidrainsConfig, Field(discriminator="kind")
+]
 NETWORKS: dict[str, type[_Section]] = {
     "lean": LeanConfig,
     "unet": UNetConfig,
     "unet2d": UNet2DConfig,
+    "lucidrains": LucidrainsConfig,
 }
 """By `network.kind`."""
 

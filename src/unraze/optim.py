@@ -59,11 +59,12 @@ def hidden_weights(network: nn.Module) -> list[str]:
     Neither the first and the last filter, which picture values go through, nor what makes the
     vector of time and class.
     """
-    outside = ("stem.", "out.", "conditioning.")
+    # the latter three are the same in nn.lucidrains, whose gains and learned keys are no filters
+    outside = ("stem.", "out.", "conditioning.", "init_conv.", "final_conv.", "time_mlp.")
     return [
         name
         for name, p in network.named_parameters()
-        if p.ndim > 1 and not name.startswith(outside)
+        if p.ndim > 1 and not name.startswith(outside) and not name.endswith((".g", ".mem_kv"))
     ]
 
 

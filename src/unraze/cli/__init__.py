@@ -15,12 +15,12 @@ from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTok
 
 from unraze.cli import (  # noqa: F401  (each adds its commands)
     card,
+    diffusers,
     distill,
     draw,
     evaluate,
-    exporting,
-    importing,
     look,
+    lucidrains,
     sample,
     train,
     tune,

@@ -6,9 +6,15 @@ One that learns its variance emits twice the channels.
 from torch import nn
 from typing_extensions import assert_never
 
-from unraze.config import LeanConfig, NetworkConfig, UNet2DConfig, UNetConfig
+from unraze.config import (
+    LeanConfig,
+    LucidrainsConfig,
+    NetworkConfig,
+    UNet2DConfig,
+    UNetConfig,
+)
 from unraze.errors import InputError
-from unraze.nn import lean, unet, unet2d
+from unraze.nn import lean, lucidrains, unet, unet2d
 
 __all__ = ["build", "parameters_in"]
 
@@ -34,7 +40,7 @@ def build(
     `torch.manual_seed`, with `augment_values` or without.
 
     Raises `InputError` for a size that the network cannot divide (it names the nearest that fit),
-    and for groups or heads that do not divide a width.
+    for groups or heads that do not divide a width, and for what this kind of network is not told.
     """
     if channels < 1 or num_classes < 0 or augment_values < 0:
         raise ValueError(
@@ -76,6 +82,16 @@ def build(
                 channels=channels,
                 num_classes=num_classes,
                 learned_variance=learned_variance,
+            )
+        case LucidrainsConfig():
+            lucidrains.require_size(config, size)
+            return lucidrains.LucidrainsUNet(
+                config,
+                channels=channels,
+                num_classes=num_classes,
+                self_conditioning=self_conditioning,
+                learned_variance=learned_variance,
+                augment_values=augment_values,
             )
         case _:
             assert_never(config)
