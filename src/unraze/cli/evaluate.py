@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -410,17 +409,9 @@ def _newest(place: Path) -> tuple[Path, int]:
         if (place / "config.toml").is_file():
             raise InputError(f"{place}: was not evaluated yet; `unraze eval {place}` does it")
         raise InputError(f"{place}: is neither an evaluated run nor an evaluation's .json file")
-    return max(files, key=lambda file: (_made(file), file.name)), len(files)
+    from unraze.evaluate.kept import newest_result
 
-
-def _made(file: Path) -> str:
-    """When an evaluation was made, in ISO 8601 of UTC, which sorts by time."""
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["made"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(
-            f"{file}: is damaged, or no evaluation; remove it, or name another's file"
-        ) from error
+    return newest_result(files), len(files)
 
 
 def _spaces(

@@ -12,7 +12,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ __all__ = [
     "has_features",
     "kept_part",
     "key_of",
+    "newest_result",
     "read_arrays",
     "read_result",
     "write_arrays",
@@ -137,6 +138,21 @@ def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
         raise InputError(
             f"{file}: is no evaluation of this version{f', {place}' if place else ''}: "
             f"{first['msg']}; give an evaluation's .json file, or evaluate again"
+        ) from error
+
+
+def newest_result(files: Sequence[Path]) -> Path:
+    """That of some evaluations' files that was made last; raises `InputError` for a damaged one."""
+    return max(files, key=lambda file: (_made(file), file.name))
+
+
+def _made(file: Path) -> str:
+    """When an evaluation was made, in ISO 8601 of UTC, which sorts by time."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["made"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"{file}: is damaged, or no evaluation; remove it, or name another's file"
         ) from error
 
 
