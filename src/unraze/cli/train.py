@@ -65,8 +65,8 @@ def train(
         str | None,
         Parameter(
             group=DATA,
-            help="A folder (sub-folders are classes), zip, .npy/.npz, IDX or CIFAR file, or "
-            "fashion-mnist or digits.",
+            help="A folder (sub-folders are classes), zip, tar shards, .npy/.npz, IDX or CIFAR "
+            "file, or fashion-mnist or digits.",
         ),
     ] = None,
     /,
