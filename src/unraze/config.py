@@ -110,7 +110,9 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the images come from and how they are brought to one shape."""
 
-    source: str = Field("", description="a folder, zip, .npy/.npz, IDX or CIFAR file, or a name")
+    source: str = Field(
+        "", description="a folder, zip, tar, .npy/.npz, IDX or CIFAR file, or a name"
+    )
     size: tuple[Positive, Positive] | None = Field(
         None, description="height and width; absent: the images' own size, if they share one"
     )

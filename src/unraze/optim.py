@@ -59,8 +59,10 @@ def hidden_weights(network: nn.Module) -> list[str]:
     Neither the first and the last filter, which picture values go through, nor what makes the
     vector of time and class.
     """
-    # the latter three are the same in nn.lucidrains, whose gains and learned keys are no filters
-    outside = ("stem.", "out.", "conditioning.", "init_conv.", "final_conv.", "time_mlp.")
+    outside = ("stem.", "out.", "conditioning.")
+    # the same in nn.lucidrains, whose gains and learned keys are no filters, and in nn.unet2d
+    outside += ("init_conv.", "final_conv.", "time_mlp.")
+    outside += ("conv_in.", "conv_out.", "time_embedding.", "class_embedding.")
     return [
         name
         for name, p in network.named_parameters()

@@ -30,8 +30,8 @@ app.command(data)
 Source = Annotated[
     str,
     Parameter(
-        help="A folder (sub-folders are classes), zip, .npy/.npz, IDX or CIFAR file, or "
-        "fashion-mnist or digits."
+        help="A folder (sub-folders are classes), zip, tar shards, .npy/.npz, IDX or CIFAR "
+        "file, or fashion-mnist or digits."
     ),
 ]
 Size = Annotated[

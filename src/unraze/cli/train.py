@@ -46,6 +46,15 @@ if TYPE_CHECKING:
 
 __all__ = ["follow", "read_images", "resume", "settings_given", "train"]
 
+Track = Annotated[
+    Literal["tensorboard"] | None,
+    Parameter(
+        group=OUTPUT,
+        help="Write the figures and previews for TensorBoard too, into the run's folder; needs "
+        "unraze[tensorboard]. Once begun it goes on, also in `unraze resume`.",
+    ),
+]
+
 
 @app.command(
     group=MAKE,
@@ -66,8 +75,8 @@ def train(
         str | None,
         Parameter(
             group=DATA,
-            help="A folder (sub-folders are classes), zip, .npy/.npz, IDX or CIFAR file, or "
-            "fashion-mnist or digits.",
+            help="A folder (sub-folders are classes), zip, tar shards, .npy/.npz, IDX or CIFAR "
+            "file, or fashion-mnist or digits.",
         ),
     ] = None,
     /,
@@ -197,6 +206,7 @@ def train(
         Path | None,
         Parameter(group=OUTPUT, help="The run's folder; a fresh number under runs/ if absent."),
     ] = None,
+    track: Track = None,
 ) -> int:
     """Train on images; the run's folder is the last line printed.
 
@@ -206,6 +216,7 @@ def train(
     budgets = [name for name, value in budget.items() if value is not None]
     if len(budgets) > 1:
         raise InputError(f"{' and '.join(budgets)}: give one of them")
+    _require_tracker(track)
     changes = {
         "data.source": _source(data),
         "data.size": parse_size(size),
@@ -248,13 +259,15 @@ def train(
             run = finetuning.create(model, wanted, images, out=out, command=command)
         else:
             run = runs.create(training.prepare(wanted, images), out=out, command=command)
-    return follow(run, images)
+    return follow(run, images, track=track)
 
 
 @app.command(
     group=MAKE, sort_key=2, help_epilogue="Example: unraze resume runs/00000-fashion-mnist"
 )
-def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
+def resume(
+    run: Annotated[Path, Parameter(help="The run's folder.")], /, *, track: Track = None
+) -> int:
     """Go on with a run that was stopped or killed, exactly as if it never had been.
 
     Its settings are those it began with. The run's folder is the last line printed.
@@ -265,6 +278,7 @@ def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
 
     found = runs.find(run)
     config = runs.read_config(found)
+    _require_tracker(track, found)
     try:
         images = read_images(config)
     except DataError as error:
@@ -273,7 +287,17 @@ def resume(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
             raise
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
-    return follow(found, images)
+    return follow(found, images, track=track)
+
+
+def _require_tracker(track: str | None, run: Run | None = None) -> None:
+    """Raises `InputError` where a track is asked for, or a run has one, that cannot be written."""
+    from unraze.interop.tracking import FOLDER, is_tracked, require_tensorboard
+
+    if track is not None:
+        require_tensorboard(f"--track {track}")
+    elif run is not None and is_tracked(run):
+        require_tensorboard(f"{run.path / FOLDER}: this run is tracked")
 
 
 def _on_from(
@@ -390,16 +414,25 @@ def read_images(config: Config) -> Images:
     return images
 
 
-def follow(run: Run, images: Images) -> int:
-    """Trains a run to its end or until it is asked to stop, shows how, and says what is next."""
+def follow(run: Run, images: Images, *, track: str | None = None) -> int:
+    """Trains a run to its end or until it is asked to stop, shows how, and says what is next.
+
+    It is tracked where that is asked for, or was before.
+    """
     from rich.console import Console
 
     from unraze import train as training
     from unraze.cli.show import follow_training
+    from unraze.interop.tracking import FOLDER, is_tracked, tracked
 
     with _asked_to_stop() as stop:
-        last = follow_training(training.train(run, images, stop=stop), Console())
+        reports = training.train(run, images, stop=stop)
+        if track is not None or is_tracked(run):
+            reports = tracked(reports, run)
+        last = follow_training(reports, Console())
     path = shlex.quote(str(run.path))
+    if is_tracked(run):
+        print(f"its figures: tensorboard --logdir {shlex.quote(str(run.path / FOLDER))}")
     if last.phase == "stopped":
         print(f"go on with: unraze resume {path}")
     else:

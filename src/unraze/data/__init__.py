@@ -1,6 +1,6 @@
 """Where images come from: readers, one shape for all, checks.
 
-`load` reads a folder, a zip, arrays, IDX or CIFAR-10 files, or a data set known by name, into
+`load` reads a folder, a zip, tars, arrays, IDX or CIFAR-10 files, or a data set known by name, into
 `Images`, those to train on or those held out; `batch` gives some of them to a network; `check` and
 `stats` look at a set.
 """

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from unraze.config import DataConfig, explained
-from unraze.data import archive, arrays, cache, cifar, folder, idx, named
+from unraze.data import archive, arrays, cache, cifar, folder, idx, named, shards
 from unraze.data.found import Arrays, Opener, Pictures, is_image, no_test_part, shown
 from unraze.data.held_out import cannot_hold_out, held_out as which_held_out, is_too_few
 from unraze.data.images import Images, Split, classes, fingerprint
@@ -171,8 +171,12 @@ def find(source: str, split: Own = "train") -> Pictures | Arrays:
     """
     if source in named.NAMES:
         return named.read(source, split)
-    path = _path(source)
     try:
+        if (tars := shards.named(source)) is not None:
+            if split == "test":
+                raise no_test_part(source)
+            return shards.read(str(Path(source).expanduser()), tars)
+        path = _path(source)
         if path.is_dir():
             if idx.is_set(path):
                 return idx.read(path, split)
@@ -191,8 +195,10 @@ def has_test_part(source: str) -> bool:
     """
     if source in named.NAMES:
         return True
-    path = _path(source)
     try:
+        if shards.named(source) is not None:
+            return False
+        path = _path(source)
         if path.is_dir():
             if idx.is_set(path):
                 return idx.has_test_part(path)
@@ -488,13 +494,16 @@ def _find_file(path: Path, split: Own) -> Pictures | Arrays:
             f"{path}: is a pickle, which can run code when it is loaded, so it is not opened; "
             "save the images as .png files or with np.save"
         )
-    if name.endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")):
-        raise DataError(f"{path}: is an archive that is not read in place; unpack it, or use a zip")
+    if name.endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")):
+        raise DataError(
+            f"{path}: is an archive that is not read in place; unpack it, or use a zip or a .tar "
+            "that is not compressed"
+        )
     if is_image(path.name):
         raise DataError(f"{path}: is a single image; give the folder of the images to learn from")
     raise DataError(
-        f"{path}: is no kind of file that is read; give a folder of images, a .zip, .npy or .npz, "
-        "an IDX file (…-images-idx3-ubyte.gz), or a CIFAR-10 batch (.bin)"
+        f"{path}: is no kind of file that is read; give a folder of images, a .zip, .tar, .npy or "
+        ".npz, an IDX file (…-images-idx3-ubyte.gz), or a CIFAR-10 batch (.bin)"
     )
 
 

@@ -238,7 +238,10 @@ def _source(source: str) -> str:
     """What the data is called: no folders of somebody's machine."""
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
-    return source if source in NAMES else Path(source).name
+    path = Path(source)
+    if "*" in path.name:  # says little without the folder
+        return f"{path.parent.name}/{path.name}"
+    return source if source in NAMES else path.name
 
 
 def _datasets(source: str) -> list[str]:

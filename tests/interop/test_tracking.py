@@ -1,0 +1,244 @@
+"""A track, as TensorBoard's own reader sees it: each step once, whatever happened on the way."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from unraze import run as runs
+from unraze.cli import main
+from unraze.config import Config, updated
+from unraze.data import Images
+from unraze.errors import InputError
+from unraze.interop.tracking import FOLDER, is_tracked, tracked
+from unraze.run import Run
+from unraze.train import Report, prepare, train
+
+TINY = [
+    *["--set", "network.widths=[8, 8]", "--set", "network.blocks=1", "--set", "network.groups=4"],
+    *["--set", "network.heads=1", "--set", "schedule.steps=20", "--set", "sample.steps=4"],
+    *["--dtype", "float32", "--threads", "1", "--batch", "8"],
+]
+
+
+@pytest.fixture
+def run(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> Run:
+    """Twelve steps, a preview every three, a checkpoint every four."""
+    changes = {"train.preview_every": 3, "train.checkpoint_every": 4}
+    return runs.create(prepare(updated(tiny_config, changes), tiny_images), out=tmp_path / "run")
+
+
+class Seen:
+    """What TensorBoard reads in a run's track."""
+
+    def __init__(self, run: Run) -> None:
+        self.read = EventAccumulator(
+            str(run.path / FOLDER), size_guidance={"images": 0, "scalars": 0}
+        )
+        self.read.Reload()
+
+    def scalars(self, tag: str) -> list[tuple[int, float]]:
+        return [(event.step, event.value) for event in self.read.Scalars(tag)]
+
+    @property
+    def pictures(self) -> dict[int, np.ndarray[Any, Any]]:
+        found = {}
+        for event in self.read.Images("preview"):
+            assert event.step not in found
+            with Image.open(io.BytesIO(event.encoded_image_string)) as picture:
+                found[event.step] = np.asarray(picture)
+        return found
+
+
+def is_whole(run: Run) -> None:
+    """Asserts that the track has what the run's own files have: each thing once, in order."""
+    seen, rows = Seen(run), runs.read_rows(run.stats)
+    for name in ("loss", "grad_norm", "lr"):
+        of_rows = [(row["step"], row[name]) for row in rows if name in row]
+        steps, values = zip(*seen.scalars(name), strict=True)
+        assert list(steps) == [step for step, _ in of_rows]
+        assert list(values) == pytest.approx([value for _, value in of_rows], rel=1e-6)
+    assert [step for step, _ in seen.scalars("images_per_second")] == [row["step"] for row in rows]
+    pictures = seen.pictures
+    assert set(pictures) == {int(p.stem[5:]) for p in run.samples.glob("*.png")}
+    for step, pixels in pictures.items():
+        with Image.open(run.samples / f"step-{step:08d}.png") as picture:
+            np.testing.assert_array_equal(pixels, np.asarray(picture.convert("RGB")))
+
+
+def until(run: Run, images: Images, step: int) -> Iterator[Report]:
+    """The reports of a training that is killed after that step, before it saves."""
+    reports = train(run, images)
+    for report in reports:
+        yield report
+        if report.phase == "training" and report.step == step:
+            reports.close()  # type: ignore[attr-defined]
+            return
+
+
+def test_all_that_is_logged(run: Run, tiny_images: Images) -> None:
+    plain = [r.phase for r in tracked(train(run, tiny_images), run)]
+    assert plain[-1] == "done"
+    is_whole(run)
+    assert [step for step, _ in Seen(run).scalars("loss")] == list(range(1, 13))
+    assert sorted(Seen(run).pictures) == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 7, 10])
+def test_killed_and_resumed(run: Run, tiny_images: Images, killed_after: int) -> None:
+    list(tracked(until(run, tiny_images, killed_after), run))
+    assert Seen(run).scalars("loss")[-1][0] == killed_after
+    list(tracked(train(run, tiny_images), run))
+    is_whole(run)
+
+
+def test_stopped_and_resumed_twice(run: Run, tiny_images: Images) -> None:
+    for stop_at in (3, 6):
+        asked = iter(range(1, 100))
+        reports = train(run, tiny_images, stop=lambda asked=asked: next(asked) == 3)
+        assert list(tracked(reports, run))[-1].phase == "stopped"
+        is_whole(run)
+        assert Seen(run).scalars("loss")[-1][0] == stop_at
+    list(tracked(train(run, tiny_images), run))
+    is_whole(run)
+
+
+def test_of_a_run_that_was_not_tracked_for_a_while(run: Run, tiny_images: Images) -> None:
+    list(tracked(until(run, tiny_images, 5), run))
+    list(until(run, tiny_images, 9))
+    list(tracked(train(run, tiny_images), run))
+    is_whole(run)
+
+
+def test_of_one_that_is_done(run: Run, tiny_images: Images) -> None:
+    list(train(run, tiny_images))
+    list(tracked(train(run, tiny_images), run))
+    is_whole(run)
+    list(tracked(train(run, tiny_images), run))  # and nothing is written twice
+    is_whole(run)
+
+
+def test_a_file_that_a_crash_cut_off(run: Run, tiny_images: Images) -> None:
+    list(tracked(until(run, tiny_images, 7), run))
+    [file] = (run.path / FOLDER).iterdir()
+    file.write_bytes(file.read_bytes()[:-150])  # the last scalars
+    list(tracked(train(run, tiny_images), run))
+    is_whole(run)
+
+
+def test_training_that_goes_back(run: Run) -> None:
+    def reports() -> Iterator[Report]:
+        for step, loss in ((1, 1.0), (2, float("nan")), (3, 3.0), (2, 0.2), (3, 0.3)):
+            yield Report("training", step, 3, loss, 1.0, 0.1, 10.0)
+        yield Report("done", 3, 3)
+
+    list(tracked(reports(), run))
+    steps, values = zip(*Seen(run).scalars("loss"), strict=True)
+    assert steps == (1, 2, 3)
+    assert values == pytest.approx((1.0, 0.2, 0.3))
+
+
+def test_quality_with_its_interval(run: Run) -> None:
+    def row(step: int) -> dict[str, Any]:
+        return {"step": step, "kid": step / 10, "low": step / 10 - 0.05, "high": step / 10 + 0.05}
+
+    def reports(*steps: int) -> Iterator[Report]:
+        for step in steps:
+            yield Report("training", step, 4, 1.0, 1.0, 0.1, 10.0)
+            runs.append_row(run.quality, row(step))
+            yield Report("evaluated", step, 4, 1.0, 1.0, 0.1, 10.0, message="said")
+
+    list(tracked(reports(1, 2), run))
+    runs.append_row(run.quality, row(3))  # evaluated, but not tracked
+    list(tracked(reports(4), run))
+    seen = Seen(run)
+    for name in ("kid", "low", "high"):
+        expected = [(step, pytest.approx(row(step)[name])) for step in (1, 2, 3, 4)]
+        assert seen.scalars(f"quality/{name}") == expected
+
+
+def test_a_track_that_cannot_be_written_does_not_end_the_training(
+    run: Run, tiny_images: Images
+) -> None:
+    (run.path / FOLDER).write_text("in the way")
+    reports = list(tracked(train(run, tiny_images), run))
+    told = [r.message for r in reports if r.message and "goes on without the track" in r.message]
+    assert len(told) == 1
+    assert reports[-1].phase == "done"
+    assert [r.step for r in reports if r.phase == "training" and r.step] == list(range(1, 13))
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+
+    def test_killed_by_the_system_and_resumed(self) -> None:
+        """A real process; that the track goes on needs no option then."""
+        command = [sys.executable, "-m", "unraze", "train", "digits", "--steps", "120", *TINY]
+        command += [
+            "--set",
+            "train.checkpoint_every=10",
+            "--set",
+            "train.preview_every=50",
+            "--track",
+            "tensorboard",
+            "--out",
+            "run",
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
+        run = Run(Path("run"))
+        while len(runs.read_rows(run.stats)) < 25:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        lines = len(runs.read_rows(run.stats))
+        assert lines < 120
+        assert main(["resume", "run"]) == 0
+        is_whole(run)
+        assert len(Seen(run).scalars("loss")) == 120
+
+    def test_without_it_there_is_none(self, capsys: Any) -> None:
+        assert main(["train", "digits", "--steps", "1", *TINY, "--out", "run"]) == 0
+        assert not is_tracked(Run(Path("run")))
+        assert main(["resume", "run", "--track", "tensorboard"]) == 0
+        assert "tensorboard --logdir run/tensorboard" in capsys.readouterr().out
+        assert Seen(Run(Path("run"))).scalars("loss")[0][0] == 1
+
+    def test_where_the_package_is_missing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        assert main(["train", "digits", "--steps", "1", *TINY, "--out", "run"]) == 0
+        (Path("run") / FOLDER).mkdir()
+        monkeypatch.setitem(sys.modules, "tensorboard", None)
+        for name in [n for n in sys.modules if n.startswith("torch.utils.tensorboard")]:
+            monkeypatch.delitem(sys.modules, name)
+        before = json.dumps(sorted(map(str, Path().rglob("*"))))
+        capsys.readouterr()
+        for command, says in (
+            (["train", "digits", "--track", "tensorboard"], "--track tensorboard: needs the"),
+            (["resume", "run"], "this run is tracked: needs the package tensorboard"),
+        ):
+            assert main(command) == 2
+            error = capsys.readouterr().err
+            assert says in error
+            assert 'pip install "unraze[tensorboard]"' in error
+        with pytest.raises(InputError, match=r"unraze\[tensorboard\]"):
+            next(tracked(iter(()), Run(Path("run"))))
+        assert json.dumps(sorted(map(str, Path().rglob("*")))) == before
+
+    def test_another_tracker_is_unknown(self, capsys: Any) -> None:
+        assert main(["train", "digits", "--track", "nothing"]) == 2
+        assert "nothing" in capsys.readouterr().err
