@@ -59,10 +59,12 @@ def hidden_weights(network: nn.Module) -> list[str]:
     Neither the first and the last filter, which picture values go through, nor what makes the
     vector of time and class.
     """
-    outside = ("stem.", "out.", "conditioning.")
-    # the same in nn.lucidrains, whose gains and learned keys are no filters, and in nn.unet2d
-    outside += ("init_conv.", "final_conv.", "time_mlp.")
-    outside += ("conv_in.", "conv_out.", "time_embedding.", "class_embedding.")
+    outside = (
+        *("stem.", "out.", "conditioning."),
+        # the same in nn.lucidrains, whose gains and learned keys are no filters, and in nn.unet2d
+        *("init_conv.", "final_conv.", "time_mlp."),
+        *("conv_in.", "conv_out.", "time_embedding.", "class_embedding."),
+    )
     return [
         name
         for name, p in network.named_parameters()

@@ -22,7 +22,7 @@ from unraze import __version__, pictures, run as runs
 from unraze.config import Config
 from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
-from unraze.data.reading import IN_MEMORY
+from unraze.data.reading import IMPORTED, IN_MEMORY
 from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.kept import newest_result, read_result, write_bytes
@@ -221,7 +221,7 @@ def _data(model: Model, evaluation: Evaluation | None) -> Data:
     if evaluation is not None:
         against = evaluation.against
         return Data(source, against.training, f"{counted(against.real, 'image')}")
-    if data.source.startswith(IN_MEMORY):
+    if data.source.startswith((IN_MEMORY, IMPORTED)):
         return Data(source, None, "not known")
     try:
         images = load_images_of(data)
@@ -238,6 +238,8 @@ def _source(source: str) -> str:
     """What the data is called: no folders of somebody's machine."""
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
+    if source.startswith(IMPORTED):
+        return f"not known: trained by another program ({source.removeprefix(IMPORTED)})"
     path = Path(source)
     if "*" in path.name:  # says little without the folder
         return f"{path.parent.name}/{path.name}"
