@@ -381,6 +381,11 @@ def _scheduler(model: Model, *, stock: bool) -> tuple[dict[str, Any], str, list[
     else:
         values["set_alpha_to_one"] = True
         name = "DDIMScheduler"
+        if stock and sample.clip == "clip":
+            notes.append(
+                "Unraze takes the noise from the clipped x̂₀: for the same pictures, call it with "
+                "use_clipped_model_output=True"
+            )
         if sample.sampler != "ddim":
             notes.append(
                 f"diffusers has no sampler as the run's ({sample.sampler}): it draws by DDIM, in "
