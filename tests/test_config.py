@@ -236,7 +236,7 @@ def test_the_kind_of_network_can_be_switched() -> None:
     assert same.network.dim == 16  # naming the kind it has resets nothing
     with pytest.raises(InputError, match=r"no key 'network.dim'"):
         updated(Config(), {"network.dim": 16})
-    with pytest.raises(InputError, match="give 'lean', 'unet' or 'lucidrains'"):
+    with pytest.raises(InputError, match="give 'lean' or 'unet' or 'unet2d' or 'lucidrains'"):
         updated(Config(), {"network.kind": "dit"})
 
 

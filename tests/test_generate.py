@@ -152,9 +152,24 @@ def test_a_network_trained_at_whole_times_is_asked_at_whole_times(model: Model) 
     assert generate.plan_of(model, own).chain.times.tolist() == [0.0, 2.5, 50.0]
     with pytest.raises(InputError, match="give whole numbers"):
         generate.plan_of(whole, own)
-    short = settings(sampler="adams", spacing=(0.0, 2.0, 49.0), steps=2)
+    long = settings(sampler="adams", spacing=(0.0, 2.0, 51.0), steps=2)
     with pytest.raises(InputError, match="the last time is at most T = 50"):
-        generate.plan_of(model, short)
+        generate.plan_of(model, long)
+
+
+def test_a_way_that_begins_before_the_end_begins_in_noise(model: Model) -> None:
+    """Times of one's own may end before T, as diffusers' do, where hardly a picture is left."""
+    near = settings(sampler="ddim", spacing=(0.0, 20.0, 49.9), steps=2)
+    assert generate.sample(model, 1, settings=near).shape == (1, *model.shape)
+    early = settings(sampler="ddim", spacing=(0.0, 20.0, 40.0), steps=2)
+    with pytest.raises(InputError, match=r"leaves ᾱ_T = 0\.309 of the picture at T = 40"):
+        generate.sample(model, 1, settings=early)
+
+
+def test_other_steps_than_a_list_of_times_has_are_even(model: Model) -> None:
+    listed = settings(sampler="ddim", spacing=(0.0, 20.0, 50.0), steps=2)
+    assert generate.changed(listed, {"steps": 2}).spacing == listed.spacing
+    assert generate.changed(listed, {"steps": 3}).spacing == "time"
 
 
 def test_another_sampler_has_its_own_share_of_noise(model: Model) -> None:
