@@ -75,7 +75,7 @@ def train(
         Parameter(
             group=DATA,
             help="A folder (sub-folders are classes), zip, tar shards, .npy/.npz, IDX or CIFAR "
-            "file, or fashion-mnist or digits.",
+            "file, fashion-mnist or digits, or hf:NAME, a data set of the datasets library.",
         ),
     ] = None,
     /,

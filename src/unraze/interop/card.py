@@ -22,6 +22,7 @@ from unraze import __version__, pictures, run as runs
 from unraze.config import Config
 from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
+from unraze.data.hub import hub_name
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
@@ -238,6 +239,8 @@ def _source(source: str) -> str:
     """What the data is called: no folders of somebody's machine."""
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
+    if (name := hub_name(source)) is not None:
+        return name
     path = Path(source)
     if "*" in path.name:  # says little without the folder
         return f"{path.parent.name}/{path.name}"
@@ -245,7 +248,8 @@ def _source(source: str) -> str:
 
 
 def _datasets(source: str) -> list[str]:
-    return [HUB_NAMES[source]] if source in HUB_NAMES else []
+    name = HUB_NAMES.get(source) or hub_name(source)
+    return [] if name is None else [name]
 
 
 def _tags(config: Config, more: Sequence[str]) -> list[str]:
