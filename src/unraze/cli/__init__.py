@@ -21,6 +21,7 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     exporting,
     importing,
     look,
+    publish,
     sample,
     train,
     tune,

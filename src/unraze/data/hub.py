@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -167,8 +168,7 @@ def _splits(wanted: Wanted) -> dict[str, Any]:
     folder = wanted.folder
     try:
         if folder is None:
-            with _offline_if_need_be():
-                found = datasets.load_dataset(wanted.name, wanted.config, streaming=wanted.stream)
+            found = _from_hub(wanted.name, wanted.config, wanted.stream)
         elif folder.is_file():
             found = datasets.load_dataset(
                 "parquet", data_files={"train": str(folder)}, streaming=wanted.stream
@@ -212,6 +212,15 @@ def _offline_if_need_be() -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+@lru_cache(maxsize=4)
+def _from_hub(name: str, config: str | None, stream: bool) -> Any:
+    """A data set of that name; the hub is asked once, though it is needed several times."""
+    import datasets
+
+    with _offline_if_need_be():
+        return datasets.load_dataset(name, config, streaming=stream)
 
 
 def _streamed(found: Any) -> Any:

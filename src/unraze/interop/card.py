@@ -30,7 +30,7 @@ from unraze.evaluate.kept import newest_result, read_result, write_bytes
 from unraze.evaluate.report import count, likelihoods, noted, number, percent, summary
 from unraze.generate import Model, calls_of, load, recipe, sample, settings_of
 
-__all__ = ["PICTURE", "card", "newest_preview", "require_replaceable", "write_card"]
+__all__ = ["PICTURE", "card", "newest_preview", "require_replaceable", "source_name", "write_card"]
 
 PICTURE = "samples.png"
 """The name of the picture beside a card."""
@@ -218,7 +218,7 @@ def _evaluation(run: runs.Run, model: Model) -> Evaluation | None:
 def _data(model: Model, evaluation: Evaluation | None) -> Data:
     """Counts from the evaluation, or else from the images themselves, where they still are."""
     data = model.config.data
-    source = _source(data.source)
+    source = source_name(data.source)
     if evaluation is not None:
         against = evaluation.against
         return Data(source, against.training, f"{counted(against.real, 'image')}")
@@ -235,7 +235,7 @@ def _data(model: Model, evaluation: Evaluation | None) -> Data:
     return Data(source, len(images), "the source's own test part" if own else held)
 
 
-def _source(source: str) -> str:
+def source_name(source: str) -> str:
     """What the data is called: no folders of somebody's machine."""
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
