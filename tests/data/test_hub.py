@@ -66,7 +66,14 @@ class Answer(BaseHTTPRequestHandler):
         match self.path.partition("?")[0].strip("/").split("/"):
             case [""]:
                 self.say({})
-            case ["api", "datasets", "me", "pets"] | ["api", "datasets", "me", "pets", "revision", _]:
+            case ["api", "datasets", "me", "pets"] | [
+                "api",
+                "datasets",
+                "me",
+                "pets",
+                "revision",
+                _,
+            ]:
                 names = [{"rfilename": name} for name in self.files]
                 self.say({"id": "me/pets", "sha": "a" * 40, "siblings": names, "tags": []})
             case ["api", "datasets", "me", "pets", "tree", _]:

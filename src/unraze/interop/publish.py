@@ -21,12 +21,11 @@ from unraze.data.hub import hub_name, is_reachable
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.generate import Model, keep_tuning, load
-from unraze.interop.card import PICTURE, write_card
+from unraze.interop.card import CARD, PICTURE, write_card
 from unraze.run import Run
 
 __all__ = ["Published", "is_run", "packed", "publish", "require_hub", "write_shared"]
 
-CARD = "README.md"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 HIDDEN = [".*", "**/.*", "*.part", "**/*.part"]
 """What of a folder is never uploaded: what its system hides, and what is half-written."""
