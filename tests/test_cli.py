@@ -133,12 +133,15 @@ def test_help_answers_without_the_heavy_packages() -> None:
         assert re.search(rf"^│ {command} ", told.stdout, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "sample", "destroy", "schedule"])
+@pytest.mark.parametrize(
+    "command", ["train", "resume", "sample", "destroy", "schedule", "card", "publish"]
+)
 def test_each_command_helps_with_an_example(command: str, capsys) -> None:
     assert main([command, "--help"]) == 0
     told = capsys.readouterr().out
     assert f"unraze {command} " in told.split("Example")[1]
-    operand = {"train": "DATA", "destroy": "IMAGE", "schedule": "[KINDS]"}.get(command, "RUN")
+    operands = {"train": "DATA", "destroy": "IMAGE", "schedule": "[KINDS]", "publish": "FOLDER"}
+    operand = operands.get(command, "RUN")
     assert told.startswith(f"Usage: unraze {command} {operand}")
 
 

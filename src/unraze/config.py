@@ -111,7 +111,7 @@ class DataConfig(_Section):
     """Where the images come from and how they are brought to one shape."""
 
     source: str = Field(
-        "", description="a folder, zip, tar, .npy/.npz, IDX or CIFAR file, or a name"
+        "", description="a folder, zip, tar, .npy/.npz, IDX or CIFAR file, a name, or hf:NAME"
     )
     size: tuple[Positive, Positive] | None = Field(
         None, description="height and width; absent: the images' own size, if they share one"

@@ -253,10 +253,15 @@ class TestEvaluation:
         row = Page(card(run)).of("td")
         assert row[row.index("↓ KID") + 1 :][:2] == ["–", "–"]
 
+    def test_one_of_an_older_version_does_not_matter_any_more(self, run: Path) -> None:
+        keep(run, evaluation(load(run)), "step-2.json")
+        (run / "eval" / "step-1.json").write_text('{"made": "2020-01-01T00:00:00+00:00"}')
+        assert any("Unraze 1.2" in p for p in Page(card(run)).of("p"))
+
     def test_a_damaged_one_is_named(self, run: Path) -> None:
         (run / "eval").mkdir()
         (run / "eval" / "step-1.json").write_text("{")
-        with pytest.raises(InputError, match=r"step-1\.json: is no evaluation"):
+        with pytest.raises(InputError, match=r"step-1\.json: is damaged, or no evaluation"):
             card(run)
 
 
@@ -300,8 +305,16 @@ class TestWriting:
 
     def test_elsewhere(self, run: Path, tmp_path: Path) -> None:
         assert main(["card", str(run), "--out", str(tmp_path / "new" / "mine.md")]) == 0
-        assert {p.name for p in (tmp_path / "new").iterdir()} == {"mine.md", PICTURE}
+        assert {p.name for p in (tmp_path / "new").iterdir()} == {"mine.md", "mine.png"}
+        assert ("src", "mine.png") in Page((tmp_path / "new" / "mine.md").read_text()).attributes
         assert not (run / "README.md").exists()
+
+    def test_a_picture_of_somebody_s_stays(self, run: Path, capsys: Any) -> None:
+        Image.new("L", (3, 3)).save(run / PICTURE)
+        before = (run / PICTURE).read_bytes()
+        assert main(["card", str(run)]) == 2
+        assert "samples.png: is there already, and no picture of unraze" in capsys.readouterr().err
+        assert (run / PICTURE).read_bytes() == before
 
     @pytest.mark.parametrize(
         ("options", "says"),

@@ -21,6 +21,7 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     evaluate,
     look,
     lucidrains,
+    publish,
     sample,
     train,
     tune,

@@ -412,9 +412,9 @@ def _newest(place: Path) -> tuple[Path, int]:
         if (place / "config.toml").is_file():
             raise InputError(f"{place}: was not evaluated yet; `unraze eval {place}` does it")
         raise InputError(f"{place}: is neither an evaluated run nor an evaluation's .json file")
-    from unraze.evaluate.kept import newest_result
+    from unraze.evaluate.kept import newest_first
 
-    return newest_result(files), len(files)
+    return newest_first(files)[0], len(files)
 
 
 def _spaces(

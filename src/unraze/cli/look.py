@@ -31,7 +31,7 @@ Source = Annotated[
     str,
     Parameter(
         help="A folder (sub-folders are classes), zip, tar shards, .npy/.npz, IDX or CIFAR "
-        "file, or fashion-mnist or digits."
+        "file, fashion-mnist or digits, or hf:NAME, a data set of the datasets library."
     ),
 ]
 Size = Annotated[

@@ -76,7 +76,7 @@ def train(
         Parameter(
             group=DATA,
             help="A folder (sub-folders are classes), zip, tar shards, .npy/.npz, IDX or CIFAR "
-            "file, or fashion-mnist or digits.",
+            "file, fashion-mnist or digits, or hf:NAME, a data set of the datasets library.",
         ),
     ] = None,
     /,
@@ -263,7 +263,10 @@ def train(
 
 
 @app.command(
-    group=MAKE, sort_key=2, help_epilogue="Example: unraze resume runs/00000-fashion-mnist"
+    group=MAKE,
+    sort_key=2,
+    usage="Usage: unraze resume RUN [OPTIONS]",
+    help_epilogue="Example: unraze resume runs/00000-fashion-mnist",
 )
 def resume(
     run: Annotated[Path, Parameter(help="The run's folder.")], /, *, track: Track = None
@@ -292,6 +295,8 @@ def resume(
 
 def _require_tracker(track: str | None, run: Run | None = None) -> None:
     """Raises `InputError` where a track is asked for, or a run has one, that cannot be written."""
+    if track is None and run is None:
+        return  # nor is torch loaded for nothing
     from unraze.interop.tracking import FOLDER, is_tracked, require_tensorboard
 
     if track is not None:

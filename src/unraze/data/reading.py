@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from unraze.config import DataConfig, explained
-from unraze.data import archive, arrays, cache, cifar, folder, idx, named, shards
+from unraze.data import archive, arrays, cache, cifar, folder, hub, idx, named, shards
 from unraze.data.found import Arrays, Opener, Pictures, is_image, no_test_part, shown
 from unraze.data.held_out import cannot_hold_out, held_out as which_held_out, is_too_few
 from unraze.data.images import Images, Split, classes, fingerprint
@@ -165,12 +165,16 @@ def _read(
 
 
 def find(source: str, split: Own = "train") -> Pictures | Arrays:
-    """What a source is and holds: a name of `NAMES`, or else a path. Raises `DataError`.
+    """What a source is and holds: a name of `NAMES`, hf: and a name, or else a path.
+
+    Raises `DataError`.
 
     A folder called as a data set is meant by ./digits.
     """
     if source in named.NAMES:
         return named.read(source, split)
+    if hub.is_source(source):
+        return hub.read(source, split)
     try:
         if (tars := shards.named(source)) is not None:
             if split == "test":
@@ -195,6 +199,8 @@ def has_test_part(source: str) -> bool:
     """
     if source in named.NAMES:
         return True
+    if hub.is_source(source):
+        return hub.has_test_part(source)
     try:
         if shards.named(source) is not None:
             return False
@@ -537,6 +543,8 @@ def _origin(config: DataConfig) -> DataConfig:
     """The configuration with the whole path of its source, so that it holds in any folder."""
     if config.source in named.NAMES:
         return config
+    if hub.is_source(config.source):
+        return config.model_copy(update={"source": hub.absolute(config.source)})
     return config.model_copy(update={"source": str(Path(config.source).expanduser().resolve())})
 
 
@@ -559,7 +567,8 @@ def _nothing(source: str) -> DataError:
 
 
 def _key(found: Pictures | Arrays, config: DataConfig, part: Part) -> str:
-    path = str(Path(found.source).absolute())
+    path = found.source
+    path = hub.absolute(path) if hub.is_source(path) else str(Path(path).absolute())
     stamps = [list(stamp) for stamp in found.stamps]
     names = list(found.names) if isinstance(found, Pictures) else []
     options = config.model_dump(

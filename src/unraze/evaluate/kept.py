@@ -12,7 +12,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ __all__ = [
     "has_features",
     "kept_part",
     "key_of",
-    "newest_result",
+    "newest_first",
     "read_arrays",
     "read_result",
     "write_arrays",
@@ -141,9 +141,9 @@ def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
         ) from error
 
 
-def newest_result(files: Sequence[Path]) -> Path:
-    """That of some evaluations' files that was made last; raises `InputError` for a damaged one."""
-    return max(files, key=lambda file: (_made(file), file.name))
+def newest_first(files: Iterable[Path]) -> list[Path]:
+    """Some evaluations' files by when they were made; raises `InputError` for a damaged one."""
+    return sorted(files, key=lambda file: (_made(file), file.name), reverse=True)
 
 
 def _made(file: Path) -> str:

@@ -22,17 +22,26 @@ from unraze import __version__, pictures, run as runs
 from unraze.config import Config
 from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
+from unraze.data.hub import hub_name
 from unraze.data.reading import IMPORTED, IN_MEMORY
 from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
-from unraze.evaluate.kept import newest_result, read_result, write_bytes
+from unraze.evaluate.kept import newest_first, read_result, write_bytes
 from unraze.evaluate.report import count, likelihoods, noted, number, percent, summary
 from unraze.generate import Model, calls_of, load, recipe, sample, settings_of
 
-__all__ = ["PICTURE", "card", "newest_preview", "require_replaceable", "write_card"]
+__all__ = [
+    "CARD",
+    "PICTURE",
+    "card",
+    "newest_preview",
+    "require_replaceable",
+    "source_name",
+    "write_card",
+]
 
-PICTURE = "samples.png"
-"""The name of the picture beside a card."""
+CARD, PICTURE = "README.md", "samples.png"
+"""The names of a card and of the picture beside it; beside another name it is called like that."""
 DRAWN = 36
 """How many images the picture shows."""
 WITH_CLASSES = 20
@@ -135,7 +144,7 @@ def write_card(
     folder: Path,
     model: Model | Path | str,
     *,
-    file: str = "README.md",
+    file: str = CARD,
     title: str | None = None,
     licence: str | None = None,
     library_name: str = "unraze",
@@ -143,7 +152,7 @@ def write_card(
     usage: str | None = None,
     preview: Path | None = None,
 ) -> Path:
-    """Writes a card into a folder, and beside it a picture, `PICTURE`; returns the card's path.
+    """Writes a card into a folder, and beside it a picture; returns the card's path.
 
     The picture shows images drawn as the model is drawn from by default; with `preview`, it is a
     copy of that file, a preview of the training. The rest is as `card` has it. A card that is there
@@ -152,6 +161,7 @@ def write_card(
     """
     model = model if isinstance(model, Model) else load(model)
     require_replaceable(folder / file)
+    picture = _picture_of(file)
     caption = f"{counted(DRAWN, 'sample')} of seed 0, as they came: nothing is picked out."
     if preview is not None:
         caption = f"A preview of step {_step_of(preview)} of the training: weights as trained on "
@@ -163,16 +173,16 @@ def write_card(
         library_name=library_name,
         tags=tags,
         usage=usage,
-        picture=PICTURE,
+        picture=picture,
         caption=caption,
     )
     if preview is not None:
         try:
-            write_bytes(folder / PICTURE, preview.read_bytes())
+            write_bytes(folder / picture, preview.read_bytes())
         except OSError as error:
             raise InputError(f"{preview}: cannot be read ({error.strerror or error})") from error
     else:
-        _draw(model, folder / PICTURE)
+        _draw(model, folder / picture)
     write_bytes(folder / file, text.encode())
     return folder / file
 
@@ -186,7 +196,17 @@ def newest_preview(run: runs.Run) -> Path:
 
 
 def require_replaceable(file: Path) -> None:
-    """Raises `InputError` where a file that is there is no card, or one that was edited."""
+    """Raises `InputError` where a file that is there is no card, or one that was edited, or where
+    the picture beside it is not one of unraze."""
+    picture = file.parent / _picture_of(file.name)
+    if picture.exists():
+        try:
+            pictures.read_recipe(picture)
+        except InputError as error:
+            raise InputError(
+                f"{picture}: is there already, and no picture of unraze; move it away, or give "
+                "another --out"
+            ) from error
     if not file.exists():
         return
     try:
@@ -201,23 +221,28 @@ def require_replaceable(file: Path) -> None:
         )
 
 
+def _picture_of(card: str) -> str:
+    return PICTURE if card == CARD else f"{Path(card).stem}.png"
+
+
 # -------------------------------------------------------------------------- what the card is told
 
 
 def _evaluation(run: runs.Run, model: Model) -> Evaluation | None:
     """The newest one of these weights, or else the newest of the run's; None where it has none."""
-    files = list((run.path / "eval").glob("step-*.json"))
-    if not files:
-        return None
-    results = {file: read_result(file, EVALUATION) for file in files}
-    ours = [f for f in files if results[f].subject.checkpoint == model.checkpoint]
-    return results[newest_result(ours or files)]
+    newest = None
+    for file in newest_first((run.path / "eval").glob("step-*.json")):
+        result = read_result(file, EVALUATION)
+        if result.subject.checkpoint == model.checkpoint:
+            return result
+        newest = newest or result
+    return newest
 
 
 def _data(model: Model, evaluation: Evaluation | None) -> Data:
     """Counts from the evaluation, or else from the images themselves, where they still are."""
     data = model.config.data
-    source = _source(data.source)
+    source = source_name(data.source)
     if evaluation is not None:
         against = evaluation.against
         return Data(source, against.training, f"{counted(against.real, 'image')}")
@@ -234,12 +259,14 @@ def _data(model: Model, evaluation: Evaluation | None) -> Data:
     return Data(source, len(images), "the source's own test part" if own else held)
 
 
-def _source(source: str) -> str:
+def source_name(source: str) -> str:
     """What the data is called: no folders of somebody's machine."""
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
     if source.startswith(IMPORTED):
         return f"not known: trained by another program ({source.removeprefix(IMPORTED)})"
+    if (name := hub_name(source)) is not None:
+        return name
     path = Path(source)
     if "*" in path.name:  # says little without the folder
         return f"{path.parent.name}/{path.name}"
@@ -247,7 +274,8 @@ def _source(source: str) -> str:
 
 
 def _datasets(source: str) -> list[str]:
-    return [HUB_NAMES[source]] if source in HUB_NAMES else []
+    name = HUB_NAMES.get(source) or hub_name(source)
+    return [] if name is None else [name]
 
 
 def _tags(config: Config, more: Sequence[str]) -> list[str]:
