@@ -83,7 +83,8 @@ class Cell:
 
 
 def _recipe() -> str:
-    return _key(preset("fast").model_dump_json(exclude={"about", "sample"}))
+    # without keys that are absent: a key that is new, and absent in the preset, changes nothing
+    return _key(preset("fast").model_dump_json(exclude={"about", "sample"}, exclude_none=True))
 
 
 def _key(text: str) -> str:
@@ -157,7 +158,7 @@ def place(cell: Cell, name: str, options: argparse.Namespace) -> Path:
     """The file of a cell on the data of that name."""
     drawing = f"{options.samples}x{options.calls}"
     if cell.name == OURS:
-        drawing += f"-{_key(preset('fast').sample.model_dump_json())}"
+        drawing += f"-{_key(preset('fast').sample.model_dump_json(exclude_none=True))}"
     return Path(options.out) / "cells" / f"{name}{cell.slug}-{drawing}.json"
 
 
