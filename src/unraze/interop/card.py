@@ -22,7 +22,7 @@ from unraze import __version__, pictures, run as runs
 from unraze.config import Config
 from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
-from unraze.data.hub import hub_name
+from unraze.data.hub import hub_name, is_source, short_name
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
@@ -263,8 +263,8 @@ def source_name(source: str) -> str:
     """What the data is called: no folders of somebody's machine."""
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
-    if (name := hub_name(source)) is not None:
-        return name
+    if is_source(source):
+        return short_name(source)
     path = Path(source)
     if "*" in path.name:  # says little without the folder
         return f"{path.parent.name}/{path.name}"
