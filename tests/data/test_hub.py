@@ -357,6 +357,11 @@ class TestNames:
             assert asked[-1] == (("someone/birds", "small"), {"streaming": stream})
             assert _datasets(source) == ["someone/birds"] == [source_name(source)]
 
+    def test_a_folder_has_none(self, saved: Path) -> None:
+        for source in (f"hf:{saved},label=name", "hf:/gone/saved,label=name"):
+            assert _datasets(source) == []
+            assert source_name(source) == "saved"
+
     def test_a_name_that_cannot_be_reached(self) -> None:
         refused("hf:someone/pets", r"cannot be loaded \(.*check the name, connect to the network")
 

@@ -30,7 +30,15 @@ from unraze.data.found import Opener, Pictures, listed, natural, no_test_part, s
 from unraze.data.shape import UnreadableError
 from unraze.errors import DataError
 
-__all__ = ["absolute", "has_test_part", "hub_name", "is_reachable", "is_source", "read"]
+__all__ = [
+    "absolute",
+    "has_test_part",
+    "hub_name",
+    "is_reachable",
+    "is_source",
+    "read",
+    "short_name",
+]
 
 PREFIX = "hf:"
 KEYS = ("split", "column", "label", "config", "stream", "take")
@@ -77,11 +85,17 @@ def absolute(source: str) -> str:
 
 
 def hub_name(source: str) -> str | None:
-    """The name on a hub that a source has; None for a folder, and for a source of another kind."""
+    """The name on a hub that a source has; None for a folder, be it there or not any more, and for
+    a source of another kind."""
     if not is_source(source):
         return None
-    wanted = _wanted(source)
-    return None if wanted.folder is not None else wanted.name
+    wanted = _parsed(source)
+    return wanted.name if wanted.folder is None and HUB_NAME.fullmatch(wanted.name) else None
+
+
+def short_name(source: str) -> str:
+    """What such a source is called: its name on a hub, or its folder's without those above it."""
+    return hub_name(source) or Path(_parsed(source).name).name
 
 
 def has_test_part(source: str) -> bool:
@@ -132,6 +146,14 @@ def read(source: str, split: Own = "train") -> Pictures:
 
 
 def _wanted(source: str) -> Wanted:
+    """What a source asks for; raises `DataError` where that can be neither folder nor name."""
+    wanted = _parsed(source)
+    if wanted.folder is None and not HUB_NAME.fullmatch(wanted.name):
+        raise DataError(f"{shown(source)}: there is no such file or folder; check the path")
+    return wanted
+
+
+def _parsed(source: str) -> Wanted:
     name = source[len(PREFIX) :]
     options: dict[str, str] = {}
     while found := OPTION.search(name):
@@ -141,8 +163,6 @@ def _wanted(source: str) -> Wanted:
         name = name[: found.start()]
     if not name:
         raise DataError(f"{shown(source)}: names no data set; give hf:OWNER/NAME or hf:FOLDER")
-    if not (os.path.exists(Path(name).expanduser()) or HUB_NAME.fullmatch(name)):
-        raise DataError(f"{shown(source)}: there is no such file or folder; check the path")
     stream, take = options.pop("stream", "no"), options.pop("take", "0")
     if stream not in ("yes", "no"):
         raise DataError(f"{shown(source)}: stream = {stream!r}; give yes or no")

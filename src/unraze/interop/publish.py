@@ -21,7 +21,7 @@ from unraze.data.hub import hub_name, is_reachable
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.generate import Model, keep_tuning, load
-from unraze.interop.card import CARD, PICTURE, write_card
+from unraze.interop.card import CARD, PICTURE, source_name, write_card
 from unraze.run import Run
 
 __all__ = ["Published", "is_run", "packed", "publish", "require_hub", "write_shared"]
@@ -159,7 +159,7 @@ def _without_places(config: Config) -> Config:
     if source.startswith(IN_MEMORY):
         source = IN_MEMORY + Path(source.removeprefix(IN_MEMORY)).name
     elif source not in NAMES and hub_name(source) is None:
-        source = Path(source).name
+        source = source_name(source)
     changes: dict[str, Any] = {"data.source": source}
     if config.distilled is not None:
         teacher = config.distilled.model_copy(update={"run": Path(config.distilled.run).name})
