@@ -22,13 +22,8 @@ from unraze import __version__, pictures, run as runs
 from unraze.config import Config
 from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
-<<<<<<< HEAD
-from unraze.data.hub import hub_name
-from unraze.data.reading import IMPORTED, IN_MEMORY
-=======
 from unraze.data.hub import hub_name, is_source, short_name
-from unraze.data.reading import IN_MEMORY
->>>>>>> tracking
+from unraze.data.reading import IMPORTED, IN_MEMORY
 from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.kept import newest_first, read_result, write_bytes
@@ -268,15 +263,10 @@ def source_name(source: str) -> str:
     """What the data is called: no folders of somebody's machine."""
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
-<<<<<<< HEAD
     if source.startswith(IMPORTED):
         return f"not known: trained by another program ({source.removeprefix(IMPORTED)})"
-    if (name := hub_name(source)) is not None:
-        return name
-=======
     if is_source(source):
         return short_name(source)
->>>>>>> tracking
     path = Path(source)
     if "*" in path.name:  # says little without the folder
         return f"{path.parent.name}/{path.name}"
