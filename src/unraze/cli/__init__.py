@@ -14,6 +14,7 @@ from types import FrameType
 from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTokensError
 
 from unraze.cli import (  # noqa: F401  (each adds its commands)
+    deploy,
     distill,
     draw,
     evaluate,

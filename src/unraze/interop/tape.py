@@ -201,7 +201,7 @@ class _Recorder(TorchFunctionMode):
         return any(id(x) in self.slots for x in _tensors_in(value))
 
     def _require_known_before(self, func: Callable[..., Any]) -> None:
-        """A property's getter is called `__get__`; whose it is, is the name of what it is bound to."""
+        """A property is asked by its `__get__`, which is bound to what has the property's name."""
         name = getattr(getattr(func, "__self__", None), "__name__", func.__name__)
         if name not in KNOWN_BEFORE:
             raise InputError(
@@ -211,7 +211,8 @@ class _Recorder(TorchFunctionMode):
 
     def _slotted(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self.slots.get(id(value), value)
+            # a copy, for a constant may be a view of a table, which exporters keep whole
+            return self.slots.get(id(value)) or value.clone()
         if isinstance(value, tuple | list):
             return tuple(map(self._slotted, value))
         if isinstance(value, dict):
