@@ -350,7 +350,7 @@ def calls_of(model: Model, settings: SampleConfig) -> int:
     def counted(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         nonlocal made
         made += 1
-        return Prediction(x_t, x_t)
+        return Prediction(x_t, x_t, share=x_t)
 
     denoise = _guided(model, settings, counted, counted) if settings.guidance != 1 else counted
     x, borders = torch.zeros(1, 1), model.config.loss.borders or (0.0,)

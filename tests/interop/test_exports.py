@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from test_tape import model_of
 
 from evaluated import digits_file, small_run
 from test_cli import last_line, refused
 from unraze import files, generate, rng
 from unraze.cli import main
 from unraze.clusters import Clusters
+from unraze.config import preset, updated
 from unraze.data import to_uint8
 from unraze.errors import InputError
-from unraze.interop import exports, graphs
+from unraze.interop import exports, graphs, onnx_files, openvino_files
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,24 @@ def test_half_the_bits(trained: Path, here: Path, capfd: pytest.CaptureFixture[s
     halves = [w for w in weights if w.data_type == onnx.TensorProto.FLOAT16]
     assert sum(np.prod(w.dims) for w in halves) > 5000
     assert told(here / "half" / "sampler.onnx")["dtype"] == "float16"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["annotated", "ddpm", "fused attention"])
+def test_the_parts_of_every_network_have_plain_operators(name: str) -> None:
+    """Linear attention, Ho et al.'s blocks, and pictures too large for the formula of attention."""
+    changes = {
+        "annotated": {"network.dim": 16, "network.groups": 4},
+        "ddpm": {"network.dim": 32},
+        "fused attention": {"network.linear_attention": False, "network.attention": (0,)},
+    }[name]
+    config = updated(preset("ddpm" if name == "ddpm" else "annotated"), changes)
+    model = replace(model_of(config), shape=(1, 32, 32))
+    graph = graphs.network_graph(model)
+    file = onnx_files.network_file(graph)
+    assert {node.domain for node in file.graph.node} == {""}
+    for running in (onnx_files.running, openvino_files.running):
+        graphs.require_equal(graph, running(file.SerializeToString()), name)
 
 
 def test_what_is_too_far_from_the_original_is_not_written(

@@ -125,6 +125,7 @@ def test_every_kind_of_network(changes: dict[str, object]) -> None:
 def test_a_learned_variance() -> None:
     model = model_of(updated(CONFIG, {"loss.variance": "learned"}))
     how = settings(sampler="random", sigma="learned")
+    assert generate.calls_of(model, how) == record(model, how).calls == 5
     assert torch.equal(played(model, how, 3, 0), generate.sample(model, 3, settings=how))
 
 

@@ -190,9 +190,10 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what the exporter says of itself: that torchvision is not there, say."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -201,4 +202,5 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
             yield
     finally:
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
