@@ -4,6 +4,7 @@ They are read from the ONNX files by `Core.read_model`: `openvino.convert_model`
 same front end, but also sends to Intel that it was used.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ KEY = "unraze"
 
 
 def write(onnx_file: bytes, graph: Graph, file: Path) -> None:
-    """Writes FILE.xml and FILE.bin, with what they are in `rt_info`; raises `UnrazeError`."""
+    """Writes FILE.xml and FILE.bin, with what they are in `rt_info`; raises `OSError`."""
     import openvino
 
     model = openvino.Core().read_model(onnx_file)
@@ -28,10 +29,7 @@ def write(onnx_file: bytes, graph: Graph, file: Path) -> None:
     try:
         openvino.save_model(model, str(file), compress_to_fp16=False)
     except RuntimeError as error:
-        raise UnrazeError(
-            f"{file.name}: OpenVINO cannot write it ({_reason(error)}); make room, or choose "
-            "another place"
-        ) from error
+        raise OSError(errno.EIO, f"OpenVINO: {_reason(error)}") from error
 
 
 def running(file: Path | bytes, *, threads: int | None = None, precision: str = "f32") -> Arrays:
