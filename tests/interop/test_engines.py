@@ -13,7 +13,7 @@ from test_cli import refused
 from unraze import generate
 from unraze.cli import main
 from unraze.errors import InputError, UnrazeError
-from unraze.interop import engines, graphs
+from unraze.interop import engines, graphs, onnx_files
 from unraze.interop.engines import fastest, with_engine
 from unraze.pictures import read_recipe
 
@@ -44,6 +44,20 @@ def test_the_pictures_are_those_of_torch(run: Path, engine: engines.Engine) -> N
     assert (drawn - wanted).abs().max() < 1e-3
     assert not np.array_equal(drawn.numpy(), wanted.numpy())  # torch did not compute them
     assert settings.dtype == "float32"
+
+
+def test_images_spread_over_threads_are_in_their_places(run: Path) -> None:
+    """Fewer than threads, as many for each, and not as many."""
+    model = generate.load(run)
+    with_engine(model, "onnx", generate.settings_of(model))
+    assert model.folder is not None
+    (file,) = (model.folder / "engines").glob("*.onnx")
+    computed = onnx_files.spread(file, threads=3)
+    for count in (2, 3, 8, 60):
+        inputs = graphs.network_graph(model, count=count).asked
+        told = {name: inputs[name] for name in ("classes", "previous")}
+        wanted = model.network(inputs["x"], inputs["t"], **told)
+        assert (computed(inputs) - wanted).abs().max() < 1e-5
 
 
 def test_a_picture_of_an_engine_is_made_again(

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +232,7 @@ def test_the_parts_of_every_network_have_plain_operators(name: str) -> None:
         "fused attention": {"network.linear_attention": False, "network.attention": (0,)},
     }[name]
     config = updated(preset("ddpm" if name == "ddpm" else "annotated"), changes)
-    model = replace(model_of(config), shape=(1, 32, 32))
+    model = model_of(config, size=32)
     graph = graphs.network_graph(model)
     file = onnx_files.network_file(graph)
     assert {node.domain for node in file.graph.node} == {""}

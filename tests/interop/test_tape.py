@@ -27,13 +27,13 @@ CONFIG = from_dict(
 )
 
 
-def model_of(config: Config, *, num_classes: int = 0) -> Model:
+def model_of(config: Config, *, num_classes: int = 0, size: int = 4) -> Model:
     """An untrained network in which what begins at zero is drawn too, so that all of it counts."""
     torch.manual_seed(0)
     network = networks.build(
         config.network,
         channels=1,
-        size=(4, 4),
+        size=(size, size),
         num_classes=num_classes,
         self_conditioning=config.loss.self_conditioning,
         learned_variance=config.loss.variance == "learned",
@@ -45,7 +45,7 @@ def model_of(config: Config, *, num_classes: int = 0) -> Model:
         config=config,
         network=network.eval().requires_grad_(False),
         schedule=schedules.from_config(config.schedule),
-        shape=(1, 4, 4),
+        shape=(1, size, size),
         class_names=tuple(map(str, range(num_classes))),
         num_classes=num_classes,
         sigma_data=0.7,

@@ -166,7 +166,7 @@ class _ByEngine(nn.Module):
 
 def _computed(engine: Engine, file: bytes, dtype: Dtype) -> Arrays:
     if engine == "onnx":
-        return onnx_files.running(file)
+        return onnx_files.spread(file)
     return openvino_files.running(file, precision="bf16" if dtype == "bfloat16" else "f32")
 
 

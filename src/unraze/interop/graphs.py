@@ -119,9 +119,9 @@ def module_dtype(dtype: Dtype) -> torch.dtype:
     return found
 
 
-def network_graph(model: Model, dtype: Dtype = "float32") -> Graph:
-    """The network of a run."""
-    asked = _network_inputs(model, CHECKED)
+def network_graph(model: Model, dtype: Dtype = "float32", *, count: int = CHECKED) -> Graph:
+    """The network of a run, to be checked on `count` images."""
+    asked = _network_inputs(model, count)
     with torch.no_grad():
         wanted = _Network(model.network, "float32")(**asked)
     return Graph(

@@ -9,6 +9,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,22 @@ from unraze import __version__
 from unraze.errors import InputError, UnrazeError
 from unraze.interop.graphs import Arrays, Graph, Inputs, Sampler
 
-__all__ = ["OPSET", "exported", "network_file", "quiet", "require", "running", "sampler_file"]
+__all__ = [
+    "OPSET",
+    "exported",
+    "network_file",
+    "quiet",
+    "require",
+    "running",
+    "sampler_file",
+    "spread",
+]
 
 OPSET = 18
 """The version of ONNX's operators: what onnxruntime of 2023, OpenVINO and onnxruntime-web read."""
 DOMAIN, PLACE = "unraze", "network"
+PART = 16
+"""Images that a thread computes at once, at most, so that none waits long for another."""
 
 
 def require(*packages: str, what: str) -> None:
@@ -87,6 +99,32 @@ def running(file: Path | bytes, *, threads: int | None = None) -> Arrays:
         (out,) = session.run(None, feed)
         made: Tensor = torch.from_numpy(out)
         return made
+
+    return run
+
+
+def spread(file: Path | bytes, *, threads: int | None = None) -> Arrays:
+    """As `running`, for a network: its images are spread over the threads.
+
+    Each computes some of them by itself, which on two cores takes three quarters of the time that
+    they take together on all; where there are fewer images than threads they do work together.
+    """
+    threads = threads or torch.get_num_threads()
+    together = running(file, threads=threads)
+    if threads == 1:
+        return together
+    alone, pool = running(file, threads=1), ThreadPoolExecutor(threads)
+
+    def run(inputs: Inputs) -> Tensor:
+        count = len(inputs["x"])
+        if count < threads:
+            return together(inputs)
+        size = min(PART, -(-count // threads))
+        parts = [
+            {name: value[first : first + size] for name, value in inputs.items()}
+            for first in range(0, count, size)
+        ]
+        return torch.cat(list(pool.map(alone, parts)))
 
     return run
 
