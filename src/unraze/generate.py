@@ -49,6 +49,7 @@ __all__ = [
     "calls_of",
     "can_be_guided",
     "changed",
+    "check",
     "class_of",
     "denoiser_of",
     "dtype_of",
@@ -103,7 +104,8 @@ class Model:
     `shape` is (C, H, W); `num_classes` is 0 for an unconditional network; `checkpoint` is the
     SHA-256 of the weights' file, `step` the training step it was saved at, `data` the fingerprint
     of the images it was trained on; `folder` holds the checkpoint, `tuning` what was found for it;
-    `clusters` are what the network is told where they are its classes.
+    `clusters` are what the network is told where they are its classes; `engine` is what computes
+    the network (`unraze.interop.engines`).
     """
 
     config: Config
@@ -120,6 +122,7 @@ class Model:
     folder: Path | None = None
     tuning: Tuning | None = None
     clusters: Clusters | None = None
+    engine: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,7 @@ def calls_of(model: Model, settings: SampleConfig) -> int:
     def counted(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         nonlocal made
         made += 1
-        return Prediction(x_t, x_t)
+        return Prediction(x_t, x_t, share=x_t)
 
     denoise = _guided(model, settings, counted, counted) if settings.guidance != 1 else counted
     x, borders = torch.zeros(1, 1), model.config.loss.borders or (0.0,)
@@ -380,12 +383,21 @@ def _guided(model: Model, settings: SampleConfig, denoise: Denoiser, nothing: De
     return guided(denoise, nothing, settings.guidance, interval=(low * last, high * last))
 
 
-def denoiser_of(model: Model, settings: SampleConfig, labels: Sequence[int | None]) -> Denoiser:
-    """The network with its labels, guidance and clipping, as these settings ask."""
+def denoiser_of(
+    model: Model, settings: SampleConfig, labels: Sequence[int | None] | Tensor
+) -> Denoiser:
+    """The network with its labels, guidance and clipping, as these settings ask.
 
-    def bound(wanted: Sequence[int | None]) -> Denoiser:
+    The labels are numbers, None for none, or an int64 tensor (B,) of them.
+    """
+
+    def bound(wanted: Sequence[int | None] | Tensor) -> Denoiser:
         null = model.num_classes
-        classes = torch.tensor([null if c is None else c for c in wanted], dtype=torch.int64)
+        classes = (
+            wanted
+            if isinstance(wanted, Tensor)
+            else torch.tensor([null if c is None else c for c in wanted], dtype=torch.int64)
+        )
         found = denoiser(
             model.network,
             model.schedule,
@@ -440,15 +452,8 @@ def generate(
             f"n = {n}, batch = {batch}, first = {first}, seed = {seed}: "
             "n and batch are at least 1, first and seed at least 0"
         )
-    if settings.sigma == "learned" and model.config.loss.variance == "fixed":
-        raise InputError(
-            "sigma = learned: this run learned no variance; take beta or beta_tilde, or train one "
-            "with loss.variance = learned"
-        )
-    _require_its_sampler(model, settings)
+    check(model, settings)
     way = plan_of(model, settings)
-    if not model.config.schedule.allow_signal:
-        schedules.check_terminal_signal(way.chain)
     batches = [range(k, min(k + batch, first + n)) for k in range(first, first + n, batch)]
     borders = model.config.loss.borders or (0.0,)
     total, done = way.states * len(batches), 0
@@ -497,8 +502,21 @@ def recipe(
         "batch": [batch.start, len(batch)],
         "threads": torch.get_num_threads(),
         "device": str(_device(model)),
+        "engine": model.engine,
         "settings": settings.model_dump(mode="json") | {"dtype": dtype_of(model, settings)},
     }
+
+
+def check(model: Model, settings: SampleConfig) -> None:
+    """Raises `InputError` for settings that this run or its schedule cannot be sampled with."""
+    if settings.sigma == "learned" and model.config.loss.variance == "fixed":
+        raise InputError(
+            "sigma = learned: this run learned no variance; take beta or beta_tilde, or train one "
+            "with loss.variance = learned"
+        )
+    _require_its_sampler(model, settings)
+    if not model.config.schedule.allow_signal:
+        schedules.check_terminal_signal(plan_of(model, settings).chain)
 
 
 def _require_its_sampler(model: Model, settings: SampleConfig) -> None:

@@ -15,6 +15,7 @@ from cyclopts.exceptions import CycloptsError, RepeatArgumentError, UnusedCliTok
 
 from unraze.cli import (  # noqa: F401  (each adds its commands)
     card,
+    deploy,
     diffusers,
     distill,
     draw,

@@ -98,6 +98,7 @@ class Recipe(BaseModel):
     threads: int
     device: str
     settings: SampleConfig
+    engine: Literal["torch", "onnx", "openvino"] = "torch"
     image: Number | None = None
     drawn: Count | None = None
 
@@ -231,10 +232,16 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
     if recipe.unraze != __version__:
         print(f"note: {picture} is of Unraze {recipe.unraze}, this is {__version__}")
 
+    settings = recipe.settings
+    if recipe.engine != "torch":
+        from unraze.interop import engines
+
+        with _following(picture):
+            model, settings = engines.with_engine(model, recipe.engine, settings)
     first, size = recipe.batch
     order = Order(
         model=model,
-        settings=recipe.settings,
+        settings=settings,
         seed=recipe.seed,
         classes=recipe.classes,
         count=recipe.count,

@@ -9,7 +9,11 @@ __all__ = ["exporting"]
 exporting = App(
     name="export",
     help="Write what a run learned in the format of another program.",
-    help_epilogue="Examples:\n\n  unraze export diffusers RUN --out FOLDER",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze export diffusers RUN --out FOLDER\n"
+        "  unraze export onnx RUN --out FOLDER"
+    ),
     group=EXCHANGE,
     sort_key=2,
 )

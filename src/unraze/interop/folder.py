@@ -15,7 +15,7 @@ __all__ = ["require_free", "whole_folder"]
 def require_free(out: Path) -> None:
     """Raises `InputError` where there is anything of that name."""
     if os.path.lexists(out):
-        raise InputError(f"--out {out}: exists; give another")
+        raise InputError(f"--out {out}: exists; give another, or remove it")
 
 
 @contextmanager
@@ -27,8 +27,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
     require_free(out)
     part = files.temporary(Path(os.path.abspath(out)))
     try:
+        shutil.rmtree(part, ignore_errors=True)  # of a process of this number that was killed
         part.mkdir(parents=True)
         yield part
+        files.flush_folder(part)
         part.rename(out)
         files.flush_folder(part.parent)
     except OSError as error:

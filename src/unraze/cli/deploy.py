@@ -1,0 +1,174 @@
+"""`unraze export onnx|openvino|torch`: a network, and a whole sampler, for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from unraze.cli.app import (
+    OUTPUT,
+    Checkpoint,
+    Guidance,
+    Raw,
+    Sampler,
+    Spacing,
+    Steps,
+    Threads,
+    option_of,
+    told_as_options,
+)
+from unraze.cli.exporting import exporting
+
+if TYPE_CHECKING:
+    from unraze.interop.exports import Format
+
+__all__ = ["to_onnx", "to_openvino", "to_torch"]
+
+RunFolder = Annotated[Path, Parameter(help="The run's folder.")]
+Out = Annotated[
+    Path | None, Parameter(group=OUTPUT, help="A new folder; the format's name in RUN if absent.")
+]
+
+
+def _dtype(words: str) -> Parameter:
+    return Parameter(group=OUTPUT, help=f"What the network computes in{words}.")
+
+
+@exporting.command(
+    name="onnx",
+    usage="Usage: unraze export onnx RUN [OPTIONS]",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze export onnx RUN --out FOLDER\n"
+        "  unraze export onnx RUN --sampler ddim --steps 10 --dtype float16 --out FOLDER\n"
+        "  python FOLDER/sample_onnx.py 64"
+    ),
+)
+def to_onnx(
+    run: RunFolder,
+    /,
+    *,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    guidance: Guidance = None,
+    raw: Raw = False,
+    checkpoint: Checkpoint = None,
+    threads: Threads = None,
+    dtype: Annotated[
+        Literal["float32", "float16"], _dtype("; float16 halves the files, for GPUs and browsers")
+    ] = "float32",
+    out: Out = None,
+) -> int:
+    """Write network.onnx, sampler.onnx (noise in, pictures out) and sample_onnx.py.
+
+    The script draws with the sampler; it needs numpy and onnxruntime, neither torch nor Unraze.
+    Both files are run and compared with the original first.
+    """
+    return _export(
+        "onnx", run, steps, sampler, spacing, guidance, raw, checkpoint, threads, dtype, out
+    )
+
+
+@exporting.command(
+    name="openvino",
+    usage="Usage: unraze export openvino RUN [OPTIONS]",
+    help_epilogue="Example:\n\n  unraze export openvino RUN --steps 10 --out FOLDER",
+)
+def to_openvino(
+    run: RunFolder,
+    /,
+    *,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    guidance: Guidance = None,
+    raw: Raw = False,
+    checkpoint: Checkpoint = None,
+    threads: Threads = None,
+    dtype: Annotated[
+        Literal["float32", "float16"], _dtype("; float16 halves the files")
+    ] = "float32",
+    out: Out = None,
+) -> int:
+    """Write network.xml and sampler.xml (noise in, pictures out), each with its .bin, for OpenVINO.
+
+    Both are run and compared with the original first.
+    """
+    return _export(
+        "openvino", run, steps, sampler, spacing, guidance, raw, checkpoint, threads, dtype, out
+    )
+
+
+@exporting.command(
+    name="torch",
+    usage="Usage: unraze export torch RUN [OPTIONS]",
+    help_epilogue=(
+        "Example:\n\n"
+        "  unraze export torch RUN --steps 10 --out FOLDER\n\n"
+        "In Python, without Unraze:\n\n"
+        "  network = torch.export.load('FOLDER/network.pt2').module()"
+    ),
+)
+def to_torch(
+    run: RunFolder,
+    /,
+    *,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    guidance: Guidance = None,
+    raw: Raw = False,
+    checkpoint: Checkpoint = None,
+    threads: Threads = None,
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], _dtype("")] = "float32",
+    out: Out = None,
+) -> int:
+    """Write network.pt2 and sampler.pt2 (noise in, pictures out), programs of torch.export.
+
+    Both are read again, run and compared with the original first.
+    """
+    return _export(
+        "torch", run, steps, sampler, spacing, guidance, raw, checkpoint, threads, dtype, out
+    )
+
+
+def _export(
+    to: Format,
+    run: Path,
+    steps: int | None,
+    sampler: str | None,
+    spacing: str | None,
+    guidance: float | None,
+    raw: bool,
+    checkpoint: int | Literal["best"] | None,
+    threads: int | None,
+    dtype: Literal["float32", "float16", "bfloat16"],
+    out: Path | None,
+) -> int:
+    from unraze import generate
+    from unraze.cli.drawing import require_place, set_threads
+    from unraze.interop import exports
+    from unraze.interop.folder import require_free
+
+    changes = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
+    given = {key: value for key, value in changes.items() if value is not None}
+    names = {key: option_of(key) for key in (*given, "dtype")}
+    of_config = {f"sample.{key}": option for key, option in names.items()}
+    with told_as_options({"train.threads": "--threads"} | of_config | names):
+        exports.require_packages(to)
+        set_threads(threads)
+        model = generate.load(run, raw=raw, step=checkpoint)
+        settings = generate.asked(model, given)
+        folder = run / to if out is None else out
+        require_free(folder)
+        require_place(folder, f"--out {folder}")
+        made = exports.export(model, to, folder, settings=settings, dtype=dtype)
+    print(f"{settings.sampler}, {dtype}; greatest differences to the original:")
+    for file in made:
+        calls = f" of {file.calls} network calls" if file.calls else ""
+        print(f"  {file.name:<14} {file.difference:.2g}  ({file.size / 1e6:.1f} MB{calls})")
+    print(folder)
+    return 0
