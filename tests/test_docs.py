@@ -4,6 +4,7 @@ import importlib
 import re
 import shlex
 import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from PIL import Image
 
 from unraze.cli import main
 from unraze.evaluate import feature_training
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from diffusers import UNet2DModel
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("README.md")])
@@ -95,6 +100,9 @@ def test_the_commands_of_the_readme_run(
     for i in range(12):
         pixels = generator.integers(0, 256, (40, 50, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    tiny = {"block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    UNet2DModel(**tiny, **blocks, attention_head_dim=8).save_pretrained("FOLDER")
     found = commands(ROOT / "README.md")
     assert {command[0] for command in found} >= {"train", "sample"}
     for command in found:
@@ -107,7 +115,7 @@ def test_the_commands_of_the_readme_run(
         )
         assert main([*line, *less]) == 0, line
     run = Path("runs/00000-digits")
-    names = [run.name, f"{run.name}-distilled", "00001-photos"]
+    names = [run.name, f"{run.name}-distilled", "00001-photos", "00002-imported-folder"]
     assert sorted(p.name for p in Path("runs").iterdir()) == names
     assert len(list(run.glob("samples-*/000*.png"))) == 64
     assert len(list(run.glob("samples-*/film.gif"))) == 1

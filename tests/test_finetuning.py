@@ -46,7 +46,7 @@ def others() -> Images:
 def begun(model: Model, out: Path, images: Images | None = None, **changes: Any) -> Run:
     """A run of a few steps that goes on from a model."""
     more = {key.replace("__", "."): value for key, value in changes.items()}
-    config = finetuning.configuration(updated(preset("fast"), QUICK | more), model)
+    config = updated(finetuning.configuration(preset("fast"), model), QUICK | more)
     return finetuning.create(model, config, others() if images is None else images, out=out)
 
 
@@ -57,6 +57,7 @@ def test_it_begins_with_the_weights_and_what_they_mean(old: Model, tmp_path: Pat
     assert config.schedule == old.config.schedule
     assert config.loss == old.config.loss
     assert config.sample == old.config.sample
+    assert config.train.lr == pytest.approx(preset("fast").train.lr * finetuning.LOWER_RATE)
     assert config.train.optimizer == "muon"  # the preset's
     assert config.train.clusters == 0
     trainee = begin(config, others(), begun_with(run, config))
@@ -116,6 +117,37 @@ def test_classes_go_with_it_where_they_are_the_same(
     assert generate.load(anew.path).class_names == ("top", "bottom")
 
 
+def test_what_is_asked_for_holds(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> None:
+    """Clusters, augmentation and guidance that the old run had not, or had."""
+    rng = np.random.default_rng(0)
+    many = Images.from_arrays(rng.integers(0, 256, (400, 1, 8, 8), dtype=np.uint8))
+    guided = {"train.clusters": 4, "sample.guidance": 3.0, "data.augment": 0.5}
+    for old_keys, new_keys in ((guided, {}), ({}, guided)):
+        old = fit(many, updated(tiny_config, old_keys), out=tmp_path / f"old{len(old_keys)}")
+        asked = {"train.clusters": 0, "data.augment": 0.0, "sample.guidance": 1.0} | new_keys
+        more = {key.replace(".", "__"): value for key, value in asked.items()}
+        run = begun(old, tmp_path / f"new{len(old_keys)}", many, **more)
+        assert list(train(run, many))[-1].phase == "done"
+        config = generate.read_config(run)
+        assert config.train.clusters == asked["train.clusters"]
+        assert config.data.augment == asked["data.augment"]
+        assert config.sample.guidance == asked["sample.guidance"]
+        assert generate.sample(generate.load(run.path), 1).shape == (1, 1, 8, 8)
+
+
+def test_a_guided_run_goes_on_untold(tiny_config: Config, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    many = Images.from_arrays(rng.integers(0, 256, (400, 1, 8, 8), dtype=np.uint8))
+    guided = {"train.clusters": 4, "sample.guidance": 2.0}
+    old = fit(many, updated(tiny_config, guided), out=tmp_path / "old")
+    told = finetuning.configuration(preset("ddpm"), old)
+    assert (told.train.clusters, told.sample.guidance) == (4, 2.0)
+    with pytest.raises(InputError, match=r"give --set sample\.guidance=1"):
+        begun(old, tmp_path / "new", others())
+    run = begun(old, tmp_path / "new", others(), sample__guidance=1.0)
+    assert generate.read_config(run).train.clusters == 0
+
+
 def test_what_cannot_be_gone_on_with(old: Model, tmp_path: Path) -> None:
     wide = Images.from_arrays(np.zeros((9, 1, 8, 16), dtype=np.uint8), source="wide")
     with pytest.raises(InputError, match=r"wide: images of \(1, 8, 16\).*--size 8x8 --channels 1"):
@@ -144,6 +176,10 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     refused = ["train", "digits", "--steps", "3", "--from", old, "--set", "network.blocks=2"]
     assert main(refused) == 2
     assert "--set network.blocks: is that of" in capfd.readouterr().err
+    assert main([*refused[:-2], "--allow-signal"]) == 2
+    assert "--allow-signal: is that of" in capfd.readouterr().err
+    assert main([*refused[:-2], "--config", str(Path(old) / "config.toml")]) == 2
+    assert "give one of them" in capfd.readouterr().err
     assert main(["train", "digits", "--from", str(tmp_path / "none")]) == 2
     assert "there is no such run" in capfd.readouterr().err
 
@@ -170,3 +206,6 @@ def test_a_model_of_diffusers_is_trained_on(
     assert main(["sample", new, "-n", "2", "--steps", "3", "--out", str(tmp_path / "out")]) == 0
     assert main(["export", "diffusers", new, "--out", str(tmp_path / "back")]) == 0
     assert "a stock DDPMPipeline" in capfd.readouterr().out
+    classes = ["--classes", "--out", str(tmp_path / "classes")]
+    assert main(["train", "digits", "--steps", "3", "--from", old, *classes]) == 0
+    assert main(["sample", classes[-1], "-n", "2", "--steps", "3", "--class", "4"]) == 0

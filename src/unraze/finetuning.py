@@ -6,14 +6,15 @@ on is a preset's. The new run keeps the weights that it began with in its own fo
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unraze import checkpoint, run as runs
-from unraze.config import BegunConfig, Config
+from unraze.config import BegunConfig, Config, UNet2DConfig
 from unraze.data import Images
 from unraze.errors import InputError
 from unraze.generate import Model
 from unraze.run import Run
-from unraze.step import TABLES
+from unraze.step import AUGMENTATION, TABLES
 from unraze.train import prepare
 
 __all__ = ["LOWER_RATE", "configuration", "create"]
@@ -24,10 +25,10 @@ LOWER_RATE = 0.1
 
 def configuration(config: Config, model: Model) -> Config:
     """`config` for a run that begins with the weights of `model`, whose network, schedule, loss and
-    way of drawing it takes.
+    way of drawing it takes, its size and its clusters; and a tenth of the learning rate.
 
-    It is told clusters where the model was, and of classes none, unless asked for. Raises
-    `InputError` for a distilled model.
+    Any of these may be changed in what it returns, but for the first three. Raises `InputError` for
+    a distilled model.
     """
     old = model.config
     if old.distilled is not None:
@@ -35,26 +36,27 @@ def configuration(config: Config, model: Model) -> Config:
             f"{model.run}: a distilled network is not trained further; go on from the run that it "
             f"was distilled from: {old.distilled.run}"
         )
-    data = config.data.model_copy(
-        update={
-            "size": config.data.size or model.shape[1:],
-            "channels": config.data.channels or model.shape[0],
-            "augment": config.data.augment or old.data.augment,
-        }
-    )
-    train = config.train
-    if not old.train.clusters:
-        train = train.model_copy(update={"clusters": 0})
-    if model.num_classes and not old.train.label_dropout:  # its network knows no images without
-        train = train.model_copy(update={"label_dropout": 0.0})
-    sections = {
-        "data": data,
+    sections: dict[str, Any] = {
+        "data": config.data.model_copy(
+            update={
+                "size": config.data.size or model.shape[1:],
+                "channels": config.data.channels or model.shape[0],
+            }
+        ),
         "schedule": old.schedule,
         "network": old.network,
         "loss": old.loss,
         "sample": old.sample,
-        "train": train,
+        "train": config.train.model_copy(
+            update={
+                "lr": config.train.lr * LOWER_RATE,
+                "clusters": 0 if config.train.classes else old.train.clusters,
+                "label_dropout": config.train.label_dropout if _knows_nothing(model) else 0.0,
+            }
+        ),
     }
+    if not (old.train.clusters or config.train.classes):
+        sections["sample"] = old.sample.model_copy(update={"guidance": 1.0})
     return config.model_copy(update=sections)
 
 
@@ -73,13 +75,21 @@ def create(
             f"{model.shape}; give --size {h}x{w} --channels {c}, or leave them out"
         )
     same = config.train.classes and model.class_names == images.class_names
-    if model.num_classes and not same and _knows_but_classes(model):
+    if not _knows_nothing(model) and not same:
         raise InputError(
             f"{model.run}: its network knows images of its {model.num_classes} classes alone; give "
             "--classes and images in sub-folders of these names: "
             f"{', '.join(model.class_names[:5])}{' …' if model.num_classes > 5 else ''}"
         )
-    weights = {k: v for k, v in model.network.state_dict().items() if same or k not in TABLES}
+    if not _knows_nothing(model) and config.train.label_dropout:
+        raise InputError(
+            f"train.label_dropout = {config.train.label_dropout:g}: the network of {model.run} has "
+            "no place for images without a class; leave it at 0"
+        )
+    left = set() if same else set(TABLES)
+    if not config.data.augment:  # of images that nothing is done to it says nothing
+        left.add(AUGMENTATION)
+    weights = {k: v for k, v in model.network.state_dict().items() if k not in left}
     begun = BegunConfig(run=str(Path(model.run).resolve()), checkpoint=checkpoint.hash_of(weights))
     config = prepare(config.model_copy(update={"begun": begun}), images)
     run = runs.create(config, out=out, command=command)
@@ -105,6 +115,8 @@ def create(
     return run
 
 
-def _knows_but_classes(model: Model) -> bool:
-    """Whether its network has no row for images without a class."""
-    return model.config.train.classes and not model.config.train.label_dropout
+def _knows_nothing(model: Model) -> bool:
+    """Whether its network has a place for images without a class."""
+    network = model.config.network
+    rows = network.num_class_embeds if isinstance(network, UNet2DConfig) else None
+    return not model.num_classes or rows != model.num_classes

@@ -82,6 +82,8 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
 
 TABLES = ("conditioning.table.weight", "class_embedding.weight")
 """What the tables of classes of the networks are called, of which one has one."""
+AUGMENTATION = "conditioning.augmentation"
+"""What a network knows of changed images by; it begins at zero."""
 
 
 def _table(network: nn.Module) -> nn.Embedding:
@@ -98,7 +100,7 @@ def begin(
     clusters: Clusters | None = None,
 ) -> Trainee:
     """Everything as it is before the first step, with the weights that it begins with if any, as a
-    distilled run with its teacher's; without a table of classes among them, that begins anew.
+    distilled run with its teacher's; a table of classes that is not among them begins anew.
 
     Where these are not given, a distilled run has the teacher that a network without training is,
     which is enough to measure how long a step takes.
@@ -115,7 +117,8 @@ def begin(
             place(table, torch.from_numpy(clusters.centres))
     network = network.to(config.train.device)
     if weights is not None:
-        own = {k: v for k, v in network.state_dict().items() if k in TABLES and k not in weights}
+        anew = {*TABLES, AUGMENTATION} - weights.keys()
+        own = {k: v for k, v in network.state_dict().items() if k in anew}
         network.load_state_dict({**weights, **own})
     teacher = None
     if config.distilled is not None:

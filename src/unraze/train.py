@@ -182,7 +182,8 @@ def _require_own_guidance(config: Config) -> None:
         raise InputError(
             f"sample.guidance = {guidance:g}: guides towards what the network is told, and away "
             f"from what it says untold; train with --classes, or --clusters of at least "
-            f"{clustering.PER_CLUSTER} images each, and with train.label_dropout > 0"
+            f"{clustering.PER_CLUSTER} images each, and with train.label_dropout > 0, or give "
+            "--set sample.guidance=1"
         )
 
 

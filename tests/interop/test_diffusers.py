@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -266,28 +268,114 @@ def test_a_run_draws_as_their_scheduler_does(
     ("scheduler", "says"),
     [
         (EulerDiscreteScheduler(), "_class_name = EulerDiscreteScheduler: Unraze follows"),
-        (DDIMScheduler(set_alpha_to_one=False), "set_alpha_to_one = False"),
+        (DDIMScheduler(set_alpha_to_one=False), "set_alpha_to_one = "),
         (DDIMScheduler(timestep_spacing="linspace"), "timestep_spacing = linspace"),
         (DDIMScheduler(clip_sample_range=2.0), r"clip_sample_range = 2\.0"),
-        (DDIMScheduler(thresholding=True, sample_max_value=3.0), r"sample_max_value = 3\.0"),
-        (DDPMScheduler(variance_type="learned"), "variance_type = learned"),
+        (DDIMScheduler(thresholding=True, sample_max_value=3.0), "thresholding = true"),
+        (DDIMScheduler(1010, steps_offset=25), "steps_offset = 25"),
+        (DDPMScheduler(thresholding=True, sample_max_value=3.0), "sample_max_value = 3"),
+        (DDPMScheduler(variance_type="learned"), "variance_type = "),
+        (DDPMScheduler(steps_offset=1), "steps_offset = 1"),
         (DDPMScheduler(rescale_betas_zero_snr=True), "epsilon with ᾱ_T = 0"),
         (DDPMScheduler(variance_type="learned_range"), "emits no variance"),
         (DPMSolverMultistepScheduler(solver_order=3), "solver_order = 3"),
-        (DPMSolverMultistepScheduler(use_karras_sigmas=True), "use_karras_sigmas = True"),
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True), "use_karras_sigmas = "),
         (DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"), "final_sigmas_type"),
         (DPMSolverMultistepScheduler(lambda_min_clipped=-5.1), "lambda_min_clipped"),
-        (UniPCMultistepScheduler(solver_type="bh1"), "solver_type = bh1"),
+        (DPMSolverMultistepScheduler(variance_type="learned_range"), "variance_type"),
+        (DPMSolverMultistepScheduler(steps_offset=50, timestep_spacing="leading"), "steps_offset"),
+        (UniPCMultistepScheduler(solver_type="bh1"), "solver_type = "),
+        (UniPCMultistepScheduler(solver_order=4), "solver_order = 4"),
     ],
 )
 def test_a_setting_that_cannot_be_followed_is_an_error(
     tmp_path: Path, scheduler: Any, says: str
 ) -> None:
     folder = piped(tmp_path / "pipe", scheduler)
-    with pytest.raises(InputError, match=f"scheduler_config.json: .*{says}|{says}"):
+    with pytest.raises(InputError, match=rf"scheduler_config\.json: .*{says}"):
         theirs.read(folder)
     if "ᾱ_T" not in says:
         assert theirs.read(folder, scheduler=False).config.sample.sampler == "ddim"
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(100, steps_offset=1, timestep_spacing="trailing"),
+        DPMSolverMultistepScheduler.from_config(DDPMScheduler(variance_type="fixed_large").config),
+        DPMSolverMultistepScheduler.from_config(DDPMScheduler(clip_sample_range=2.0).config),
+    ],
+    ids=["an offset of another spacing", "a variance of another", "a range of another"],
+)
+def test_what_a_scheduler_leaves_aside_is_no_error(tmp_path: Path, scheduler: Any) -> None:
+    theirs.read(piped(tmp_path / "pipe", scheduler))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("num_train_timesteps", v) for v in (0, 1.5, "x", None, 10**9)),
+        *(("beta_end", v) for v in (None, "x", -1, 10**400, [1])),
+        *(("trained_betas", v) for v in ([0.1], 3, ["x"], [10**400] * 1000, [math.nan] * 1000)),
+        *(("prediction_type", v) for v in (["epsilon"], None, "flow")),
+        *(("steps_offset", v) for v in (None, "x", [1], 0.7, -20)),
+        *(("thresholding", v) for v in (None, 3)),
+        *(("set_alpha_to_one", v) for v in (None, 0)),
+        *(("timestep_spacing", v) for v in (None, "even")),
+        ("a_new_switch", True),
+    ],
+)
+def test_a_scheduler_of_wrong_values_is_one_line(
+    tmp_path: Path, key: str, value: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = piped(tmp_path / "pipe", DDIMScheduler())
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert main(["import", "diffusers", str(folder), "--out", str(tmp_path / "run")]) == 2
+    said = capfd.readouterr().err
+    assert f"scheduler_config.json: {'there is no key ' if key == 'a_new_switch' else ''}" in said
+    assert key in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("sample_size", v) for v in ("32", True, [8.5, 8.5], 8.0, [8], [8, 8, 8], [8, None])),
+        *(("sample_size", v) for v in ({}, 0, 10**9)),
+        *(("in_channels", v) for v in (None, [1], 1.9)),
+        *(("block_out_channels", v) for v in ([8, 10**12], [8], 8, None)),
+        ("layers_per_block", 1_000_000),
+        ("attn_norm_num_groups", 7),
+        ("norm_num_groups", 7),
+    ],
+)
+def test_a_network_of_wrong_values_is_one_line(
+    tmp_path: Path, key: str, value: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = piped(tmp_path / "pipe", DDIMScheduler())
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert main(["import", "diffusers", str(folder), "--out", str(tmp_path / "run")]) == 2
+    said = capfd.readouterr().err
+    assert key in said
+    assert "unet/" in said
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folder = piped(tmp_path / "pipe", DDIMScheduler())
+    file = folder / "unet" / theirs.WEIGHTS
+    tensors = safetensors.torch.load_file(file)
+    tensors["conv_out.bias"][1] = math.nan
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"conv_out\.bias holds values that are not finite"):
+        theirs.read(folder)
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    piped(tmp_path / "pipe", DDIMScheduler()).rename(folder)
+    assert made(folder, tmp_path / "run").config.data.source == "imported:caf\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -637,6 +725,84 @@ def test_there_and_back_again_is_the_same_to_the_byte(tmp_path: Path, name: str)
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 300.0, 1000.0])
     torch.testing.assert_close(back.network(x, t), model.network(x, t), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(),
+        DDIMScheduler(steps_offset=1, clip_sample=False),
+        DDIMScheduler(timestep_spacing="trailing"),
+        DPMSolverMultistepScheduler(),
+        DPMSolverMultistepScheduler(timestep_spacing="trailing", thresholding=True),
+    ],
+    ids=["ddim", "offset", "trailing", "dpm-solver++", "dpm-solver++, thresholds"],
+)
+def test_a_pipeline_that_was_read_draws_the_same_once_it_is_written(
+    tmp_path: Path, scheduler: Any
+) -> None:
+    folder = piped(tmp_path / "pipe", scheduler)
+    written = write(made(folder, tmp_path / "run"), tmp_path / "out")
+    assert written.notes == ()
+    drawn = []
+    for place in (folder, tmp_path / "out"):
+        pipe = loaded(place)
+        pipe.scheduler = type(scheduler).from_pretrained(place / "scheduler")
+        random = torch.Generator().manual_seed(3)
+        drawn.append(
+            DDPMPipeline(pipe.unet, pipe.scheduler)(
+                2, random, num_inference_steps=written.steps, output_type="np"
+            ).images
+        )
+    assert drawn[0] == pytest.approx(drawn[1], abs=1e-5)
+
+
+NOTES: dict[str, tuple[dict[str, Any], str, int]] = {
+    "steps that do not go round": ({"sample.steps": 30}, "30 steps lie where theirs can't", 25),
+    "a few steps of many": ({"schedule.steps": 97, "sample.steps": 9}, "9 steps lie", 97),
+    "karras": ({"sample.spacing": "karras", "sample.steps": 20}, "20 steps lie", 20),
+    "new noise": ({"sample.eta": 1.0, "sample.steps": 20}, "call it with eta=1", 20),
+    "thresholds": (
+        {"sample.clip": "dynamic", "sample.steps": 20},
+        "use_clipped_model_output=True",
+        20,
+    ),
+    "another sampler": ({"sample.sampler": "adams", "sample.steps": 20}, "draws by adams", 50),
+    "noise at the end": (
+        {"sample.sampler": "random", "sample.steps": 100, "sample.final_noise": True},
+        "no noise in the last step",
+        100,
+    ),
+    "fewer random steps": (
+        {"sample.sampler": "random", "sample.steps": 20},
+        "in all 100 steps, the run in 20",
+        100,
+    ),
+    "a learned variance": (
+        {"loss.variance": "learned", "sample.steps": 20},
+        "draws by DDPM in all 100 steps, where the run draws by ddim in 20",
+        100,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_what_is_drawn_otherwise_is_said(tmp_path: Path, name: str) -> None:
+    changes, says, steps = NOTES[name]
+    given = {"schedule.kind": "linear", "schedule.steps": 100} | changes
+    written = write(trained(NETWORKS["ho et al."], given), tmp_path / "out")
+    assert says in " ".join(written.notes)
+    assert written.steps == steps
+    pipe = loaded(tmp_path / "out")
+    assert pipe(1, num_inference_steps=steps, output_type="np").images.shape == (1, 8, 8, 1)
+
+
+def test_what_is_tuned_is_what_is_exported(tmp_path: Path) -> None:
+    model = trained(NETWORKS["ho et al."], {"schedule.kind": "linear", "schedule.steps": 100})
+    found = generate.changed(model.config.sample, {"sampler": "ddim", "steps": 10})
+    tuning = generate.Tuning(checkpoint="", default=10, settings={10: found})
+    assert write(replace(model, tuning=tuning), tmp_path / "out").steps == 10
 
 
 def test_what_diffusers_wrote_is_written_as_it_was(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_table_of_our_own_has_a_row_for_no_class() -> None:
     ("changes", "says"),
     [
         ({"norm_num_groups": 3}, "norm_num_groups = 3 does not divide a width of 8"),
+        ({"attn_norm_num_groups": 3}, "attn_norm_num_groups = 3 does not divide a width of 16"),
         ({"attention_head_dim": 32}, "attention_head_dim = 32: is more than the 16 channels"),
     ],
 )

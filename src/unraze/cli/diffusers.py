@@ -23,7 +23,8 @@ __all__ = ["from_diffusers", "to_diffusers"]
         "  unraze import diffusers ddpm-cifar10-32\n"
         "  unraze import diffusers FOLDER --own-sampler --out runs/theirs\n\n"
         "Then, as with any run:\n\n"
-        "  unraze sample runs/00000-ddpm-cifar10-32 -n 64"
+        "  unraze sample runs/00000-imported-ddpm-cifar10-32 -n 64\n"
+        "  unraze train IMAGES --from RUN"
     ),
 )
 def from_diffusers(
@@ -62,8 +63,9 @@ def from_diffusers(
     """Make a run of a model that diffusers saved: a UNet2DModel of pixels, as safetensors.
 
     Its weights are taken as they are; its scheduler becomes the run's schedule and sampler, and a
-    setting that Unraze cannot follow is an error. The run draws as any other does; trained on it
-    cannot be, for which images it learned from is not said. Its folder is the last line printed.
+    setting that Unraze cannot follow is an error. The run draws as any other does; which images it
+    learned from is not said, so these are named where it is evaluated or trained on. Its folder is
+    the last line printed.
     """
     from unraze import run as runs
     from unraze.interop.from_diffusers import read
@@ -127,6 +129,15 @@ def to_diffusers(
     title: Annotated[
         str | None, Parameter(group=OUTPUT, help="The model's name; the run's folder's if absent.")
     ] = None,
+    preview: Annotated[
+        bool,
+        Parameter(
+            group=OUTPUT,
+            negative="",
+            show_default=False,
+            help="Show the newest preview of the training in the card, not fresh samples.",
+        ),
+    ] = False,
     checkpoint: Checkpoint = None,
     raw: Raw = False,
 ) -> int:
@@ -136,15 +147,16 @@ def to_diffusers(
     pipeline. With the others, and with classes or clusters, goes the network's code, which
     diffusers runs where it is told trust_remote_code=True. The folder is the last line printed.
     """
-    from unraze import generate
+    from unraze import generate, run as runs
     from unraze.cli.drawing import require_place
-    from unraze.interop import to_diffusers as interop
+    from unraze.interop import card as cards, to_diffusers as interop
     from unraze.interop.folder import require_free
 
     require_free(out)
     require_place(out, f"--out {out}")
     model = generate.load(run, raw=raw, step=checkpoint)
-    written = interop.write(model, out, licence=licence, title=title)
+    newest = cards.newest_preview(runs.find(run)) if preview else None
+    written = interop.write(model, out, licence=licence, title=title, preview=newest)
     if written.stock:
         print(f"a stock {written.pipeline}: {written.pipeline}.from_pretrained('{out}')")
     else:

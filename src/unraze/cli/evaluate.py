@@ -168,7 +168,7 @@ def evaluate(
     misplaced = only_images if of_run else only_runs
     wrong = [name for name, value in misplaced.items() if value is not None]
     if wrong:
-        what = "a run, which knows its own images" if of_run else "no run, and these are for runs"
+        what = "a run, and these are for images" if of_run else "no run, and these are for runs"
         raise InputError(f"{target}: is {what}; leave {' and '.join(wrong)} out")
     parts = tuple(p for p in PARTS if p not in skip and (of_run or p not in NEED_A_NETWORK))
     if not parts:

@@ -243,15 +243,13 @@ def train(
     }
     given = {key: value for key, value in changes.items() if value is not None}
     with told_as_options(_options(given)):
-        wanted = _configuration(preset, config, given, set_)
+        model = None if from_ is None else _begun_with(from_, config, given, set_)
+        wanted = _configuration(preset, config, given, set_, model)
         if not wanted.data.source:
             raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
 
-        from unraze import finetuning, generate, run as runs, train as training
+        from unraze import finetuning, run as runs, train as training
 
-        model = None if from_ is None else generate.load(from_)
-        if model is not None:
-            wanted = _on_from(model, wanted, given, set_)
         _refuse_early(wanted, out)
         images = read_images(wanted)
         command = ["unraze", *sys.argv[1:]]
@@ -305,20 +303,20 @@ def _require_tracker(track: str | None, run: Run | None = None) -> None:
         require_tensorboard(f"{run.path / FOLDER}: this run is tracked")
 
 
-def _on_from(
-    model: Model, wanted: Config, given: Collection[str], settings: tuple[str, ...]
-) -> Config:
-    """The configuration with what is the model's; refuses to set these otherwise."""
-    from unraze import finetuning
-    from unraze.config import updated
+def _begun_with(
+    run: Path, file: Path | None, given: Collection[str], settings: tuple[str, ...]
+) -> Model:
+    """The model to go on from; refuses what would make its weights mean something else."""
+    from unraze import generate
 
-    keys = [*given, *(key for key, _ in map(_setting, settings))]
-    for key in keys:
+    if file is not None:
+        raise InputError(f"--config {file} and --from {run}: give one of them, and --set the rest")
+    said = {key: option_of(key) for key in given}
+    said |= {key: f"--set {key}" for key, _ in map(_setting, settings)}
+    for key, option in said.items():
         if key.split(".")[0] in ("network", "schedule", "loss"):
-            raise InputError(f"--set {key}: is that of {model.run} with --from; leave it out")
-    if "train.lr" not in keys:
-        wanted = updated(wanted, {"train.lr": wanted.train.lr * finetuning.LOWER_RATE})
-    return finetuning.configuration(wanted, model)
+            raise InputError(f"{option}: is that of {run} with --from; leave it out")
+    return generate.load(run)
 
 
 def _options(keys: Iterable[str]) -> dict[str, str]:
@@ -357,8 +355,13 @@ def _source(data: str | None) -> str | None:
 
 
 def _configuration(
-    preset: str | None, file: Path | None, options: dict[str, Any], settings: tuple[str, ...]
+    preset: str | None,
+    file: Path | None,
+    options: dict[str, Any],
+    settings: tuple[str, ...],
+    model: Model | None,
 ) -> Config:
+    """A preset or a file's, or what goes on from a model; with all that is asked for."""
     from unraze import config as configs
 
     if preset is not None and file is not None:
@@ -366,6 +369,10 @@ def _configuration(
     begun = (
         configs.from_toml(file) if file else configs.preset("fast" if preset is None else preset)
     )
+    if model is not None:
+        from unraze import finetuning
+
+        begun = finetuning.configuration(begun, model)
     changes = settings_given(settings, options)
     if "preset" in changes:
         raise InputError(f"--set preset: only names it; give --preset {changes['preset']} instead")

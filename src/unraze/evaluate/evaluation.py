@@ -7,7 +7,7 @@ evaluation called again takes what is there and makes the rest; another one take
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -57,6 +57,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 FEWEST = {"figures": 7, "memorisation": 1, "levels": 2, "bound": 2, "flow": 2}
 """The fewest images, real ones and samples, without which a part cannot be measured at all."""
+UNKNOWN = (
+    "Which images this model was trained on is not known: copies were looked for among the "
+    "training part of those named, and likelihoods flatter it where it was trained on the rest."
+)
 FEWEST_OF_A_CLASS = 20
 """Fewer images of a class than this, real or generated, have no figure of their own."""
 
@@ -200,7 +204,10 @@ def evaluate_run(
         samples, labels, real, reference, spaces, parts, places, seconds
     )
     yield from _of_network(model, reference, parts, places, measured, seconds)
-    return _whole(subject, reference, measured, seconds), samples
+    result = _whole(subject, reference, measured, seconds)
+    if not model.data:
+        result = replace(result, remarks=(*result.remarks, UNKNOWN))
+    return result, samples
 
 
 def evaluate_images(

@@ -44,16 +44,10 @@ def of_run(model: Model) -> Reference:
     if not model.data:
         raise CheckpointError(
             f"{model.run}: was made of weights that another program trained, on images that it "
-            "does not say; say what it is to be held against: --against IMAGES"
+            "does not say; say what it is to be held against: unraze eval RUN --against IMAGES"
         )
     data = model.config.data
     training = load(data, split="train")
-    if not model.data:
-        raise CheckpointError(
-            f"{model.run}: was made of weights that another program trained, so which images were "
-            "held out from it is not known; draw samples with `unraze sample` and evaluate these, "
-            "`unraze eval FOLDER --against IMAGES`"
-        )
     if model.data != training.fingerprint:
         raise CheckpointError(
             f"{model.run}: the images of {training.source} are not those it was trained on (their "

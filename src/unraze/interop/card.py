@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from unraze import __version__, pictures, run as runs
-from unraze.config import Config
+from unraze.config import Config, SampleConfig
 from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
 from unraze.data.hub import hub_name, is_source, short_name
@@ -28,7 +28,7 @@ from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.kept import newest_first, read_result, write_bytes
 from unraze.evaluate.report import count, likelihoods, noted, number, percent, summary
-from unraze.generate import Model, calls_of, load, recipe, sample, settings_of
+from unraze.generate import Model, calls_of, load, quick, recipe, sample, settings_of
 
 __all__ = [
     "CARD",
@@ -44,6 +44,8 @@ CARD, PICTURE = "README.md", "samples.png"
 """The names of a card and of the picture beside it; beside another name it is called like that."""
 DRAWN = 36
 """How many images the picture shows."""
+MOST_CALLS, DDIM_CALLS = 100, 50
+"""Network calls an image that it is drawn in at most, and those of DDIM where more would be due."""
 WITH_CLASSES = 20
 """The names of more classes than this are not listed."""
 LICENCE = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -163,6 +165,8 @@ def write_card(
     require_replaceable(folder / file)
     picture = _picture_of(file)
     caption = f"{counted(DRAWN, 'sample')} of seed 0, as they came: nothing is picked out."
+    if preview is None and _drawn_by(model) != settings_of(model):
+        caption = caption.replace(" of seed 0", f" of seed 0, by DDIM in {DDIM_CALLS} steps")
     if preview is not None:
         caption = f"A preview of step {_step_of(preview)} of the training: weights as trained on "
         caption += "the left, averaged on the right."
@@ -243,10 +247,12 @@ def _data(model: Model, evaluation: Evaluation | None) -> Data:
     """Counts from the evaluation, or else from the images themselves, where they still are."""
     data = model.config.data
     source = source_name(data.source)
+    if data.source.startswith(IMPORTED):  # what it was held against is not what it was trained on
+        return Data(source, None, "not known")
     if evaluation is not None:
         against = evaluation.against
         return Data(source, against.training, f"{counted(against.real, 'image')}")
-    if data.source.startswith((IN_MEMORY, IMPORTED)):
+    if data.source.startswith(IN_MEMORY):
         return Data(source, None, "not known")
     try:
         images = load_images_of(data)
@@ -323,9 +329,15 @@ def _seconds(run: runs.Run, model: Model) -> float | None:
     return sum(model.config.train.batch / pace for pace in paces) if paces else None
 
 
+def _drawn_by(model: Model) -> SampleConfig:
+    """As it is drawn from by default, or where that is dear, by DDIM."""
+    settings = settings_of(model)
+    return settings if calls_of(model, settings) <= MOST_CALLS else quick(model.config, DDIM_CALLS)
+
+
 def _draw(model: Model, path: Path) -> None:
     """Draws the picture; its recipe is that of `unraze sample`, but for the run's folder."""
-    settings = settings_of(model)
+    settings = _drawn_by(model)
     x = sample(model, DRAWN, seed=0, settings=settings, batch=DRAWN)
     made = recipe(model, settings, seed=0, classes=None, batch=range(DRAWN))
     made |= {"kind": "grid", "drawn": DRAWN, "run": _name(Path(model.run))}

@@ -28,13 +28,20 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from unraze import augment, files, schedule as schedules
-from unraze.config import UNet2DConfig, UNetConfig
+from unraze.config import SampleConfig, UNet2DConfig, UNetConfig
 from unraze.denoiser import edm_input_scale
 from unraze.errors import InputError
-from unraze.generate import Model, can_be_guided, changed
+from unraze.generate import Model, can_be_guided, plan_of, settings_of
 from unraze.interop import card as cards
+from unraze.interop.diffusers_schedulers import (
+    NO_BOUND,
+    PREDICTIONS,
+    betas,
+    spacing_of,
+    times_of_levels,
+)
 from unraze.interop.folder import require_free, whole_folder
-from unraze.interop.from_diffusers import NO_BOUND, PREDICTIONS, WEIGHTS, betas_of
+from unraze.interop.from_diffusers import WEIGHTS
 from unraze.schedule import Schedule
 
 __all__ = ["Written", "stock_network", "write"]
@@ -56,6 +63,18 @@ class Written:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Scheduler:
+    """A scheduler's class and file, the steps of a call, the stock pipeline that it is of, and what
+    it does otherwise than the run's sampler."""
+
+    name: str
+    values: dict[str, Any]
+    steps: int
+    pipeline: str
+    notes: tuple[str, ...]
+
+
 def write(
     model: Model,
     out: Path,
@@ -63,9 +82,11 @@ def write(
     licence: str | None = None,
     title: str | None = None,
     with_card: bool = True,
+    preview: Path | None = None,
 ) -> Written:
     """Writes a pipeline folder of the model's weights, schedule and, where there is one like it,
-    sampler; `with_card`, the model card of its run too, with this licence and title.
+    sampler; `with_card`, the model card of its run too, with this licence and title, and with fresh
+    samples, or `preview` for a picture.
 
     Raises `InputError` where `out` exists, or for a model that diffusers has no way to draw from;
     `UnrazeError` where it cannot be written. Nothing is left then.
@@ -76,13 +97,14 @@ def write(
             f"{model.run}: a distilled network jumps along the flow, which no scheduler of "
             f"diffusers does; export the run that it was made of: {model.config.distilled.run}"
         )
-    guided = model.config.sample.guidance != 1 and can_be_guided(model)
+    settings = settings_of(model)
+    guided = settings.guidance != 1 and can_be_guided(model)
     found = None if model.num_classes else stock_network(model)
-    scheduler, class_name, notes = _scheduler(model, stock=found is not None)
-    parts: dict[str, bytes] = {"scheduler/scheduler_config.json": _json_bytes(scheduler)}
+    scheduler = _scheduler(model, settings, stock=found is not None)
+    parts: dict[str, bytes] = {"scheduler/scheduler_config.json": _json_bytes(scheduler.values)}
     if found is not None:
         network, weights = found
-        pipeline = class_name.replace("Scheduler", "Pipeline")
+        pipeline = scheduler.pipeline
         index: dict[str, Any] = {
             "_class_name": pipeline,
             "unet": ["diffusers", "UNet2DModel"],
@@ -91,26 +113,26 @@ def write(
     else:
         weights = {f"network.{k}": v for k, v in model.network.state_dict().items()}
         pipeline = "UnrazePipeline"
-        sample = model.config.sample
         index = {
             "_class_name": ["pipeline", pipeline],
             "unet": ["unraze_unet", "UnrazeUNet"],
-            "steps": _steps(model, class_name),
-            "guidance": sample.guidance if guided else 1.0,
-            "guidance_from": sample.guidance_interval[0],
-            "guidance_to": sample.guidance_interval[1],
+            "steps": scheduler.steps,
+            "guidance": settings.guidance if guided else 1.0,
+            "guidance_from": settings.guidance_interval[0],
+            "guidance_to": settings.guidance_interval[1],
+            "keeps_noise": settings.clip == "x0-only",
             "shares": None if model.clusters is None else model.clusters.shares.tolist(),
         }
         unet = {"_class_name": "UnrazeUNet", **_own_values(model)}
         carried = resources.files("unraze.interop.carried")
         parts["pipeline.py"] = (carried / "pipeline.py").read_bytes()
         parts["unet/unraze_unet.py"] = _code(model).encode()
-    index |= {"scheduler": ["diffusers", class_name], "_diffusers_version": FORMAT}
+    index |= {"scheduler": ["diffusers", scheduler.name], "_diffusers_version": FORMAT}
     parts["model_index.json"] = _json_bytes(index)
     parts["unet/config.json"] = _json_bytes(unet | {"_diffusers_version": FORMAT})
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     parts[f"unet/{WEIGHTS}"] = safetensors.torch.save(plain, metadata={"format": "pt"})
-    steps = _steps(model, class_name)
+    stock = found is not None
     with whole_folder(out) as folder:
         for name, data in parts.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -122,19 +144,20 @@ def write(
                 title=title,
                 licence=licence,
                 library_name="diffusers",
-                usage=_usage(out.name, steps, stock=found is not None, notes=notes),
+                usage=_usage(out.name, scheduler, stock=stock),
+                preview=preview,
             )
-    return Written(out, found is not None, pipeline, steps, tuple(notes))
+    return Written(out, stock, pipeline, scheduler.steps, scheduler.notes)
 
 
-def _usage(name: str, steps: int, *, stock: bool, notes: Sequence[str]) -> str:
+def _usage(name: str, scheduler: _Scheduler, *, stock: bool) -> str:
     """How it is loaded, in Markdown."""
     trust = "" if stock else ", trust_remote_code=True"
     said = f"""```python
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained({name!r}{trust})  # the path of this folder
-pipe(batch_size=4, num_inference_steps={steps}).images[0].save("one.png")
+pipe(batch_size=4, num_inference_steps={scheduler.steps}).images[0].save("one.png")
 ```
 """
     if not stock:
@@ -143,7 +166,7 @@ pipe(batch_size=4, num_inference_steps={steps}).images[0].save("one.png")
             "folder, `pipeline.py` and `unet/unraze_unet.py`. It is run only with "
             "`trust_remote_code=True`: read it first. It needs torch and diffusers, not Unraze.\n"
         )
-    for note in notes:
+    for note in scheduler.notes:
         said += f"\nNote: {note}.\n"
     return said
 
@@ -345,61 +368,98 @@ SAID = {
 """What the exported network predicts, of each parametrisation."""
 
 
-def _scheduler(model: Model, *, stock: bool) -> tuple[dict[str, Any], str, list[str]]:
-    """The scheduler's file, its class, and what it does otherwise than the run's sampler."""
-    sample, schedule = model.config.sample, model.schedule
-    if stock and model.config.loss.variance == "learned" and sample.sampler != "random":
-        # their DDIM does not know what to do with the other half of the output
-        changes = {"sampler": "random", "sigma": "learned", "steps": schedule.steps}
-        sample = changed(sample, changes | {"spacing": "time"})
+def _scheduler(model: Model, settings: SampleConfig, *, stock: bool) -> _Scheduler:
+    """The one that draws as `settings` do, or else DDIM."""
+    total, times = model.schedule.steps, plan_of(model, settings).chain.times.tolist()
+    learned = model.config.loss.variance == "learned"
     notes: list[str] = []
-    values: dict[str, Any] = {
-        "_diffusers_version": FORMAT,
-        "num_train_timesteps": schedule.steps,
-        "prediction_type": SAID[model.config.loss.parametrisation],
-        "clip_sample": sample.clip in ("clip", "x0-only"),
-        "clip_sample_range": 1.0,
-        "thresholding": sample.clip == "dynamic",
-        "dynamic_thresholding_ratio": sample.dynamic_quantile,
-        "sample_max_value": NO_BOUND if sample.clip == "dynamic" else 1.0,
-        "steps_offset": 0,
-        # both ends are kept, as Unraze's own spacings do
-        "timestep_spacing": "trailing",
-        "rescale_betas_zero_snr": False,
-        **_betas(schedule),
-    }
-    if sample.sampler == "random":
+    if settings.sampler == "random" or (stock and learned):
         variances = {"beta": "fixed_large", "beta_tilde": "fixed_small", "learned": "learned_range"}
-        values["variance_type"] = variances[sample.sigma]
-        name = "DDPMScheduler"
-        if sample.steps < schedule.steps:
+        own = settings.sampler == "random"
+        values: dict[str, Any] = {"timestep_spacing": "leading"}
+        values["variance_type"] = variances[settings.sigma if own else "learned"]
+        if not own:
             notes.append(
-                "with fewer steps than T diffusers adds noise in the last one too, and then "
-                f"{sample.steps} are not what the run's {sample.steps} are: draw in "
-                f"{schedule.steps}, or by DDIM"
+                "their DDIM does not know a network that learned its variance: it draws by DDPM "
+                f"in all {total} steps, where the run draws by {settings.sampler} in "
+                f"{settings.steps}"
             )
-    else:
-        values["set_alpha_to_one"] = True
-        name = "DDIMScheduler"
-        if stock and sample.clip == "clip":
+        elif settings.steps < total:
+            notes.append(f"it draws in all {total} steps, the run in {settings.steps} of them")
+        if own and settings.final_noise:
+            notes.append("it adds no noise in the last step, which the run does")
+        return _made("DDPMScheduler", "DDPMPipeline", values, total, model, settings, notes)
+    sde = settings.sampler == "dpmpp_2m_sde" and settings.eta in (None, 1.0)
+    signal = float(model.schedule.alpha_bar[-1]) > 0  # their σ = β̄/ᾱ is a number then
+    if (settings.sampler == "dpmpp_2m" or sde) and signal:
+        for spacing in ("linspace", "leading", "trailing"):
+            values = {"timestep_spacing": spacing, "steps_offset": 0}
+            if times_of_levels(spacing, 0, settings.steps, total) == times:
+                values["algorithm_type"] = "sde-dpmsolver++" if sde else "dpmsolver++"
+                values["solver_order"] = 2
+                name = "DPMSolverMultistepScheduler"
+                steps = settings.steps
+                return _made(name, "DDPMPipeline", values, steps, model, settings, notes)
+    if settings.sampler != "ddim":
+        notes.append(
+            f"the run draws by {settings.sampler} in {settings.steps} steps, which their pipelines "
+            "of pixels do not: this one draws by DDIM"
+        )
+    found = spacing_of(times, total) if settings.sampler == "ddim" else None
+    steps = settings.steps
+    if found is None:
+        most = settings.steps if settings.sampler == "ddim" else FALLBACK_STEPS
+        steps = _divisor(total, most)
+        if settings.sampler == "ddim":
             notes.append(
-                "Unraze takes the noise from the clipped x̂₀: for the same pictures, call it with "
-                "use_clipped_model_output=True"
+                f"the run's {settings.steps} steps lie where theirs can't: it draws in {steps}"
             )
-        if sample.sampler != "ddim":
-            notes.append(
-                f"diffusers has no sampler as the run's ({sample.sampler}): it draws by DDIM, in "
-                f"{FALLBACK_STEPS} steps"
-            )
-    values["_class_name"] = name
-    return values, name, notes
+    spacing, offset = found or ("trailing", 0)
+    values = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": True}
+    if stock and settings.clip in ("clip", "dynamic"):
+        notes.append(
+            "Unraze takes the noise from the clipped x̂₀: for the same pictures, call it with "
+            "use_clipped_model_output=True"
+        )
+    if settings.sampler == "ddim" and settings.eta:
+        notes.append(f"the run draws with η = {settings.eta:g}: call it with eta={settings.eta:g}")
+    return _made("DDIMScheduler", "DDIMPipeline", values, steps, model, settings, notes)
 
 
-def _steps(model: Model, class_name: str) -> int:
-    sample = model.config.sample
-    own = sample.sampler in ("random", "ddim")
-    steps = sample.steps if own else min(FALLBACK_STEPS, model.schedule.steps)
-    return model.schedule.steps if class_name == "DDPMScheduler" else steps
+def _made(
+    name: str,
+    pipeline: str,
+    values: dict[str, Any],
+    steps: int,
+    model: Model,
+    settings: SampleConfig,
+    notes: Sequence[str],
+) -> _Scheduler:
+    """With what all of them say."""
+    clips = settings.clip in ("clip", "x0-only")
+    # those of several steps know only thresholds; with a bound of 1 they clip
+    multistep = name == "DPMSolverMultistepScheduler"
+    every: dict[str, Any] = {
+        "_class_name": name,
+        "_diffusers_version": FORMAT,
+        "num_train_timesteps": model.schedule.steps,
+        "prediction_type": SAID[model.config.loss.parametrisation],
+        "thresholding": settings.clip == "dynamic" or (multistep and clips),
+        "dynamic_thresholding_ratio": settings.dynamic_quantile,
+        "sample_max_value": NO_BOUND if settings.clip == "dynamic" else 1.0,
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
+        **_betas(model.schedule),
+    }
+    if not multistep:
+        every |= {"clip_sample": clips, "clip_sample_range": 1.0}
+    return _Scheduler(name, every | values, steps, pipeline, tuple(notes))
+
+
+def _divisor(total: int, most: int) -> int:
+    """The most steps, up to `most`, that theirs divide T into evenly; all where these are few."""
+    found = max(n for n in range(1, min(most, total) + 1) if total % n == 0)
+    return found if found >= min(most, total) / 3 else total
 
 
 def _betas(schedule: Schedule) -> dict[str, Any]:
@@ -409,8 +469,7 @@ def _betas(schedule: Schedule) -> dict[str, Any]:
         {"beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4, "beta_end": 0.02},
     )
     for keys in formulas:
-        said = {"num_train_timesteps": schedule.steps, **keys}
-        theirs = schedules.from_variances(betas_of(said, Path(".")))
+        theirs = schedules.from_variances(betas(keys["beta_schedule"], schedule.steps))
         if torch.allclose(theirs.alpha_bar, schedule.alpha_bar, rtol=1e-12, atol=0):
             return {**keys, "trained_betas": None}
     return {**formulas[0], "trained_betas": schedule.beta[1:].square().tolist()}

@@ -73,6 +73,8 @@ class UNet2D(nn.Module):
         )
         rows = config.num_class_embeds or num_classes + 1
         self.class_embedding = nn.Embedding(rows, width) if num_classes else None
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
 
         skips, now = [widths[0]], widths[0]
         self.down_blocks = nn.ModuleList()
@@ -135,9 +137,9 @@ class UNet2D(nn.Module):
                 raise ValueError("classes= given to a network built without classes")
             return emb
         if classes is None:
+            if self.class_embedding.num_embeddings == self.num_classes:
+                raise InputError("this network knows no images without a class; give one")
             classes = torch.full(t.shape, self.num_classes, device=t.device, dtype=torch.long)
-        if bool((classes >= self.class_embedding.num_embeddings).any()):
-            raise InputError("this network knows no images without a class; give one")
         emb = emb + self.class_embedding(classes)
         return emb
 
@@ -281,7 +283,11 @@ class _Attention(nn.Module):
             )
         self.heads, self.scale = channels // head_dim, scale
         inner = self.heads * head_dim
-        self.group_norm = None if groups is None else _norm(groups, channels, config.norm_eps)
+        self.group_norm = None
+        if groups is not None:
+            of_the_middle = groups == config.attn_norm_num_groups != config.norm_num_groups
+            key = "attn_norm_num_groups" if of_the_middle else "norm_num_groups"
+            self.group_norm = _norm(groups, channels, config.norm_eps, key=key)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, inner) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
 
@@ -320,10 +326,10 @@ def _twice(h: Tensor) -> Tensor:
     return F.interpolate(h, scale_factor=2.0, mode="nearest")
 
 
-def _norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
+def _norm(groups: int, channels: int, eps: float, *, key: str = "norm_num_groups") -> nn.GroupNorm:
     if channels % groups:
         raise InputError(
-            f"network.norm_num_groups = {groups} does not divide a width of {channels} channels: "
+            f"network.{key} = {groups} does not divide a width of {channels} channels: "
             f"take a divisor of every width, such as {math.gcd(groups, channels)}"
         )
     return nn.GroupNorm(groups, channels, eps=eps)

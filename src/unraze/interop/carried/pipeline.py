@@ -15,6 +15,8 @@ class UnrazePipeline(DiffusionPipeline):
     Arguments:
         steps: of the scheduler, where a call does not say.
         guidance, guidance_from, guidance_to: how far towards the class, and in which part of t/T.
+        keeps_noise: whether the noise stays as it was said where x_0 is clipped; else it is what is
+            left of x_t beside the clipped x_0.
         shares: how often each cluster is drawn where a call names no classes; absent: classes in
             turn.
     """
@@ -27,6 +29,7 @@ class UnrazePipeline(DiffusionPipeline):
         guidance: float = 1.0,
         guidance_from: float = 0.0,
         guidance_to: float = 1.0,
+        keeps_noise: bool = False,
         shares: list[float] | None = None,
     ) -> None:
         super().__init__()
@@ -36,6 +39,7 @@ class UnrazePipeline(DiffusionPipeline):
             guidance=guidance,
             guidance_from=guidance_from,
             guidance_to=guidance_to,
+            keeps_noise=keeps_noise,
             shares=shares,
         )
 
@@ -59,8 +63,8 @@ class UnrazePipeline(DiffusionPipeline):
         scheduler.set_timesteps(num_inference_steps or self.config.steps)
         scale = self.config.guidance if guidance_scale is None else guidance_scale
         takes = inspect.signature(scheduler.step).parameters
-        # ε̄ is what is left of x_t beside the clipped x_0
-        own = {"eta": eta, "use_clipped_model_output": True, "generator": generator}
+        own = {"eta": eta, "generator": generator}
+        own["use_clipped_model_output"] = not self.config.keeps_noise
         own = {key: value for key, value in own.items() if key in takes}
         previous = None
         keeps = str(scheduler.config.get("variance_type")).startswith("learned")
