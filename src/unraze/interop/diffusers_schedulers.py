@@ -371,9 +371,7 @@ def spacing_of(times: Sequence[float], total: int) -> tuple[Spacing, int] | None
     there is none."""
     steps = len(times) - 1
     ratio, offset = total // steps, int(times[1]) - 1
-    leading = [0, *(1 + offset + k * ratio for k in range(steps))]
-    if list(times) == leading and offset < ratio and steps < total:
-        return "leading", offset
     if total % steps == 0 and list(times) == [k * ratio for k in range(steps + 1)]:
         return "trailing", 0
-    return None
+    leading = [0, *(1 + offset + k * ratio for k in range(steps))]
+    return ("leading", offset) if list(times) == leading and offset < ratio else None
