@@ -1,7 +1,8 @@
-"""`unraze export onnx|openvino|torch`: a network, and a whole sampler, for other runtimes."""
+"""`unraze export onnx|openvino|torch|web`: a network and its sampler, for other runtimes."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,11 +21,12 @@ from unraze.cli.app import (
     told_as_options,
 )
 from unraze.cli.exporting import exporting
+from unraze.errors import InputError
 
 if TYPE_CHECKING:
     from unraze.interop.exports import Format
 
-__all__ = ["to_onnx", "to_openvino", "to_torch"]
+__all__ = ["to_onnx", "to_openvino", "to_torch", "to_web"]
 
 RunFolder = Annotated[Path, Parameter(help="The run's folder.")]
 Out = Annotated[
@@ -133,6 +135,92 @@ def to_torch(
     return _export(
         "torch", run, steps, sampler, spacing, guidance, raw, checkpoint, threads, dtype, out
     )
+
+
+@exporting.command(
+    name="web",
+    usage="Usage: unraze export web RUN [OPTIONS]",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze export web RUN --serve\n"
+        "  unraze export web RUN --out FOLDER --title Clothing\n\n"
+        "FOLDER goes to any static host as it is."
+    ),
+)
+def to_web(
+    run: RunFolder,
+    /,
+    *,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    guidance: Guidance = None,
+    raw: Raw = False,
+    checkpoint: Checkpoint = None,
+    title: Annotated[
+        str | None, Parameter(group=OUTPUT, help="The page's; the run's folder's name if absent.")
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        Parameter(
+            group=OUTPUT,
+            help="The folder of the npm package onnxruntime-web; if absent, npm fetches it once.",
+        ),
+    ] = None,
+    serve: Annotated[
+        bool,
+        Parameter(
+            group=OUTPUT,
+            negative="",
+            show_default=False,
+            help="Show the page on this machine at once, until Ctrl-C.",
+        ),
+    ] = False,
+    port: Annotated[
+        int, Parameter(group=OUTPUT, help="Of --serve; one that is free if absent.")
+    ] = 0,
+    out: Out = None,
+) -> int:
+    """Write a page that draws in the browser, without a server: choose, and watch it form.
+
+    The network is computed by onnxruntime-web; the samplers around it are plain JavaScript.
+    """
+    from unraze import generate
+    from unraze.cli.drawing import require_place
+    from unraze.interop import web
+    from unraze.interop.folder import require_free
+
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port {port}: give 1 to 65535")
+    changes = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
+    given = {key: value for key, value in changes.items() if value is not None}
+    names = {key: option_of(key) for key in given}
+    with told_as_options({f"sample.{key}": option for key, option in names.items()} | names):
+        model = generate.load(run, raw=raw, step=checkpoint)
+        settings = generate.asked(model, given)
+        generate.check(model, settings)
+        folder = run / "web" if out is None else out
+        require_free(folder)
+        require_place(folder, f"--out {folder}")
+        found, notes = web.export(
+            model,
+            folder,
+            settings=settings,
+            runtime=web.runtime_in(runtime),
+            title=run.resolve().name if title is None else title,
+        )
+    print(f"network.onnx: {found.size / 1e6:.1f} MB, {found.difference:.2g} from the original")
+    for note in notes:
+        print(f"note: {note}")
+    if not serve:
+        print(f"to look at it: unraze export web RUN --serve, or python -m http.server -d {folder}")
+    print(folder, flush=True)
+    if serve:
+        with web.served(folder, port) as server:
+            print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+    return 0
 
 
 def _export(

@@ -27,7 +27,7 @@ from unraze.interop import graphs, onnx_files, openvino_files
 from unraze.interop.folder import whole_folder
 from unraze.interop.graphs import Arrays, Dtype, Graph
 
-__all__ = ["DTYPES", "Checked", "Format", "export", "require_packages"]
+__all__ = ["DTYPES", "Checked", "Format", "checked", "export", "require_packages"]
 
 Format = Literal["onnx", "openvino", "torch"]
 
@@ -94,7 +94,7 @@ def _onnx(both: tuple[Graph, Graph], folder: Path) -> list[Checked]:
     for graph, model in zip(both, _onnx_models(both), strict=True):
         file = folder / f"{graph.kind}.onnx"
         files.write_and_flush(file, model.SerializeToString())
-        made.append(_checked(graph, onnx_files.running(file), [file]))
+        made.append(checked(graph, onnx_files.running(file), [file]))
     script = resources.files("unraze.interop").joinpath(SCRIPT).read_bytes()
     files.write_and_flush(folder / SCRIPT, script)
     return made
@@ -106,7 +106,7 @@ def _openvino(both: tuple[Graph, Graph], folder: Path) -> list[Checked]:
         file = folder / f"{graph.kind}.xml"
         openvino_files.write(model.SerializeToString(), graph, file)
         computed = openvino_files.running(file)
-        made.append(_checked(graph, computed, [file, file.with_suffix(".bin")]))
+        made.append(checked(graph, computed, [file, file.with_suffix(".bin")]))
     return made
 
 
@@ -119,7 +119,7 @@ def _torch(both: tuple[Graph, Graph], folder: Path) -> list[Checked]:
         with onnx_files.quiet():
             torch.export.save(onnx_files.exported(graph), buffer, extra_files=about)
         files.write_and_flush(file, buffer.getbuffer())
-        made.append(_checked(graph, _running_program(file), [file]))
+        made.append(checked(graph, _running_program(file), [file]))
     return made
 
 
@@ -139,7 +139,9 @@ def _running_program(file: Path) -> Arrays:
     return run
 
 
-def _checked(graph: Graph, computed: Arrays, parts: list[Path]) -> Checked:
+def checked(graph: Graph, computed: Arrays, parts: list[Path]) -> Checked:
+    """What the files `parts` of a graph are, of which `computed` runs the first; raises
+    `UnrazeError` where that differs from the original by more than it may."""
     far = graphs.require_equal(graph, computed, parts[0].name)
     size = sum(part.stat().st_size for part in parts)
     return Checked(parts[0].name, size, far, graph.about.get("network_calls"))
