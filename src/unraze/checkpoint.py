@@ -38,6 +38,7 @@ __all__ = [
     "require_dtypes",
     "require_fit",
     "save",
+    "save_weights",
     "set_aside",
     "write_atomically",
 ]
@@ -156,6 +157,27 @@ def save(
         if old != periodic:
             shutil.rmtree(old)
     return final
+
+
+def save_weights(
+    folder: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    about: dict[str, Any],
+    data: str,
+    config: dict[str, Any],
+) -> Path:
+    """Writes a checkpoint of weights alone, with no training behind them to be gone on with.
+
+    `about` are the network's images and classes, `data` the fingerprint of what it was trained on,
+    where that is known. Raises as `save` does.
+    """
+    state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0}
+    state |= {"rolled_back": False, "periodic": False}
+    state |= {"model": about, "data": data, "config": config}
+    return save(folder, step, model=model, ema=ema, optim={}, state=state, keep=1)
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:

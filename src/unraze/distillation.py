@@ -139,24 +139,21 @@ def create(
     if model.clusters is not None:
         clusters.write(run.clusters, model.clusters)
     weights = model.network.state_dict()
-    state = {
-        "updates": 0,
-        "bad": 0,
-        "lr_factor": 1.0,
-        "rolled_back": False,
-        "periodic": False,
-        "model": {
-            "shape": list(model.shape),
-            "class_names": list(model.class_names),
-            "num_classes": model.num_classes,
-            "sigma_data": model.sigma_data,
-            "clusters": None if model.clusters is None else model.clusters.hash,
-        },
-        "data": model.data,
-        "config": config.model_dump(mode="json"),
+    about = {
+        "shape": list(model.shape),
+        "class_names": list(model.class_names),
+        "num_classes": model.num_classes,
+        "sigma_data": model.sigma_data,
+        "clusters": None if model.clusters is None else model.clusters.hash,
     }
-    checkpoint.save(
-        run.teacher, model.step, model=weights, ema=weights, optim={}, state=state, keep=1
+    checkpoint.save_weights(
+        run.teacher,
+        model.step,
+        model=weights,
+        ema=weights,
+        about=about,
+        data=model.data,
+        config=config.model_dump(mode="json"),
     )
     return run
 

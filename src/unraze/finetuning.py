@@ -93,24 +93,21 @@ def create(
     begun = BegunConfig(run=str(Path(model.run).resolve()), checkpoint=checkpoint.hash_of(weights))
     config = prepare(config.model_copy(update={"begun": begun}), images)
     run = runs.create(config, out=out, command=command)
-    state = {
-        "updates": 0,
-        "bad": 0,
-        "lr_factor": 1.0,
-        "rolled_back": False,
-        "periodic": False,
-        "model": {
-            "shape": list(model.shape),
-            "class_names": list(model.class_names) if same else [],
-            "num_classes": model.num_classes if same else 0,
-            "sigma_data": model.sigma_data,
-            "clusters": None,
-        },
-        "data": model.data,
-        "config": model.config.model_dump(mode="json"),
+    about = {
+        "shape": list(model.shape),
+        "class_names": list(model.class_names) if same else [],
+        "num_classes": model.num_classes if same else 0,
+        "sigma_data": model.sigma_data,
+        "clusters": None,
     }
-    checkpoint.save(
-        run.start, model.step, model=weights, ema=weights, optim={}, state=state, keep=1
+    checkpoint.save_weights(
+        run.start,
+        model.step,
+        model=weights,
+        ema=weights,
+        about=about,
+        data=model.data,
+        config=model.config.model_dump(mode="json"),
     )
     return run
 

@@ -117,7 +117,7 @@ def keep(run: Path, result: Evaluation, name: str = "step-00000030-00000000.json
 class TestFrontMatter:
     def test_the_hub_reads_it(self, trained: Path) -> None:
         read = ModelCard(card(trained, licence="CC-BY-4.0", tags=("mine", "ddpm")))
-        assert read.data.library_name == "unraze"
+        assert read.data.to_dict()["library_name"] == "unraze"
         assert read.data.pipeline_tag == "unconditional-image-generation"
         assert read.data.license == "cc-by-4.0"
         assert read.data.tags.count("ddpm") == 1
@@ -132,7 +132,7 @@ class TestFrontMatter:
 
     def test_another_library_says_how_itself(self, trained: Path) -> None:
         text = card(trained, library_name="diffusers", usage="```python\npipe = load()\n```\n")
-        assert ModelCard(text).data.library_name == "diffusers"
+        assert ModelCard(text).data.to_dict()["library_name"] == "diffusers"
         assert Page(text).of("pre") == ["pipe = load()"]
 
     def test_a_data_set_with_a_name_there(self, run: Path) -> None:

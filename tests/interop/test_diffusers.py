@@ -860,7 +860,7 @@ def test_a_run_is_exported_with_its_card(
     assert "trust_remote_code=True" in said
     assert said.splitlines()[-1] == str(out)
     words = (out / "README.md").read_text()
-    assert ModelCard(words).data.library_name == "diffusers"
+    assert ModelCard(words).data.to_dict()["library_name"] == "diffusers"
     assert "trust_remote_code=True" in words
     assert (out / "samples.png").is_file()
     pipe = loaded(out)

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,14 +70,20 @@ def create_run(
     part = files.temporary(Path(os.path.abspath(final)))
     try:
         run = runs.create(config, out=part, command=command)
-        checkpoint.save(
+        checkpoint.save_weights(
             run.checkpoints,
             step,
             model=dict(network_state),
             ema=dict(ema_state),
-            optim={},
-            state=_state(config, shape, class_names, num_classes, sigma_data),
-            keep=1,
+            about={
+                "shape": list(shape),
+                "class_names": list(class_names),
+                "num_classes": num_classes,
+                "sigma_data": sigma_data,
+                "clusters": None,
+            },
+            data="",
+            config=config.model_dump(mode="json"),
         )
         runs.log(run, f"made of the weights of {config.data.source}, step {step}")
         part.rename(final)
@@ -90,31 +95,6 @@ def create_run(
         if numbered is not None and not any(numbered.iterdir()):
             numbered.rmdir()
     return Run(final)
-
-
-def _state(
-    config: Config,
-    shape: tuple[int, int, int],
-    class_names: Sequence[str],
-    num_classes: int,
-    sigma_data: float,
-) -> dict[str, Any]:
-    return {
-        "updates": 0,
-        "bad": 0,
-        "lr_factor": 1.0,
-        "rolled_back": False,
-        "periodic": False,
-        "model": {
-            "shape": list(shape),
-            "class_names": list(class_names),
-            "num_classes": num_classes,
-            "sigma_data": sigma_data,
-            "clusters": None,
-        },
-        "data": "",
-        "config": config.model_dump(mode="json"),
-    }
 
 
 def _require_its_weights(
