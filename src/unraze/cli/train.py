@@ -42,16 +42,18 @@ if TYPE_CHECKING:
     from unraze.config import Config
     from unraze.data import Images
     from unraze.generate import Model
+    from unraze.interop.tracking import Name
     from unraze.run import Run
 
 __all__ = ["follow", "read_images", "resume", "settings_given", "train"]
 
 Track = Annotated[
-    Literal["tensorboard"] | None,
+    Literal["tensorboard", "trackio"] | None,
     Parameter(
         group=OUTPUT,
-        help="Write the figures and previews for TensorBoard too, into the run's folder; needs "
-        "unraze[tensorboard]. Once begun it goes on, also in `unraze resume`.",
+        help="Write the figures and previews for TensorBoard too, into the run's folder, or for "
+        "trackio, into its data base on this machine; needs unraze[tensorboard] or "
+        "unraze[trackio]. Once begun it goes on, also in `unraze resume`.",
     ),
 ]
 
@@ -216,7 +218,7 @@ def train(
     budgets = [name for name, value in budget.items() if value is not None]
     if len(budgets) > 1:
         raise InputError(f"{' and '.join(budgets)}: give one of them")
-    _require_tracker(track)
+    _require_trackers(track)
     changes = {
         "data.source": _source(data),
         "data.size": parse_size(size),
@@ -279,7 +281,7 @@ def resume(
 
     found = runs.find(run)
     config = runs.read_config(found)
-    _require_tracker(track, found)
+    _require_trackers(track, found)
     try:
         images = read_images(config)
     except DataError as error:
@@ -291,16 +293,17 @@ def resume(
     return follow(found, images, track=track)
 
 
-def _require_tracker(track: str | None, run: Run | None = None) -> None:
+def _require_trackers(track: Name | None, run: Run | None = None) -> None:
     """Raises `InputError` where a track is asked for, or a run has one, that cannot be written."""
     if track is None and run is None:
         return  # nor is torch loaded for nothing
-    from unraze.interop.tracking import FOLDER, is_tracked, require_tensorboard
+    from unraze.interop.tracking import require_tracker, tracks
 
     if track is not None:
-        require_tensorboard(f"--track {track}")
-    elif run is not None and is_tracked(run):
-        require_tensorboard(f"{run.path / FOLDER}: this run is tracked")
+        require_tracker(track, f"--track {track}")
+    if run is not None:
+        for tracker in tracks(run):
+            require_tracker(tracker, f"{run.path}: this run is tracked")
 
 
 def _begun_with(
@@ -426,7 +429,7 @@ def read_images(config: Config) -> Images:
     return images
 
 
-def follow(run: Run, images: Images, *, track: str | None = None) -> int:
+def follow(run: Run, images: Images, *, track: Name | None = None) -> int:
     """Trains a run to its end or until it is asked to stop, shows how, and says what is next.
 
     It is tracked where that is asked for, or was before.
@@ -435,16 +438,16 @@ def follow(run: Run, images: Images, *, track: str | None = None) -> int:
 
     from unraze import train as training
     from unraze.cli.show import follow_training
-    from unraze.interop.tracking import FOLDER, is_tracked, tracked
+    from unraze.interop.tracking import shown_by, tracked, tracks
 
     with _asked_to_stop() as stop:
         reports = training.train(run, images, stop=stop)
-        if track is not None or is_tracked(run):
-            reports = tracked(reports, run)
+        for tracker in sorted({*tracks(run), *([] if track is None else [track])}):
+            reports = tracked(reports, run, tracker)
         last = follow_training(reports, Console())
     path = shlex.quote(str(run.path))
-    if is_tracked(run):
-        print(f"its figures: tensorboard --logdir {shlex.quote(str(run.path / FOLDER))}")
+    for tracker in tracks(run):
+        print(f"its figures: {shown_by(run, tracker)}")
     if last.phase == "stopped":
         print(f"go on with: unraze resume {path}")
     else:
