@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -24,6 +25,8 @@ from unraze.cli.exporting import exporting
 from unraze.errors import InputError
 
 if TYPE_CHECKING:
+    from unraze.config import SampleConfig
+    from unraze.generate import Model
     from unraze.interop.exports import Format
 
 __all__ = ["to_onnx", "to_openvino", "to_torch", "to_web"]
@@ -32,6 +35,28 @@ RunFolder = Annotated[Path, Parameter(help="The run's folder.")]
 Out = Annotated[
     Path | None, Parameter(group=OUTPUT, help="A new folder; the format's name in RUN if absent.")
 ]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Way:
+    """What is exported of a run: its weights, and how they draw."""
+
+    steps: Steps = None
+    sampler: Sampler = None
+    spacing: Spacing = None
+    guidance: Guidance = None
+    raw: Raw = False
+    checkpoint: Checkpoint = None
+
+    def given(self) -> dict[str, Any]:
+        """The keys of `sample` that were given."""
+        keys = ("sampler", "steps", "spacing", "guidance")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+
+WAY = Way()
+"""The run's own."""
 
 
 def _dtype(words: str) -> Parameter:
@@ -52,12 +77,7 @@ def to_onnx(
     run: RunFolder,
     /,
     *,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    spacing: Spacing = None,
-    guidance: Guidance = None,
-    raw: Raw = False,
-    checkpoint: Checkpoint = None,
+    way: Way = WAY,
     threads: Threads = None,
     dtype: Annotated[
         Literal["float32", "float16"], _dtype("; float16 halves the files, for GPUs and browsers")
@@ -69,9 +89,7 @@ def to_onnx(
     The script draws with the sampler; it needs numpy and onnxruntime, neither torch nor Unraze.
     Both files are run and compared with the original first.
     """
-    return _export(
-        "onnx", run, steps, sampler, spacing, guidance, raw, checkpoint, threads, dtype, out
-    )
+    return _export("onnx", run, way, threads, dtype, out)
 
 
 @exporting.command(
@@ -83,12 +101,7 @@ def to_openvino(
     run: RunFolder,
     /,
     *,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    spacing: Spacing = None,
-    guidance: Guidance = None,
-    raw: Raw = False,
-    checkpoint: Checkpoint = None,
+    way: Way = WAY,
     threads: Threads = None,
     dtype: Annotated[
         Literal["float32", "float16"], _dtype("; float16 halves the files")
@@ -99,9 +112,7 @@ def to_openvino(
 
     Both are run and compared with the original first.
     """
-    return _export(
-        "openvino", run, steps, sampler, spacing, guidance, raw, checkpoint, threads, dtype, out
-    )
+    return _export("openvino", run, way, threads, dtype, out)
 
 
 @exporting.command(
@@ -118,12 +129,7 @@ def to_torch(
     run: RunFolder,
     /,
     *,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    spacing: Spacing = None,
-    guidance: Guidance = None,
-    raw: Raw = False,
-    checkpoint: Checkpoint = None,
+    way: Way = WAY,
     threads: Threads = None,
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], _dtype("")] = "float32",
     out: Out = None,
@@ -132,9 +138,7 @@ def to_torch(
 
     Both are read again, run and compared with the original first.
     """
-    return _export(
-        "torch", run, steps, sampler, spacing, guidance, raw, checkpoint, threads, dtype, out
-    )
+    return _export("torch", run, way, threads, dtype, out)
 
 
 @exporting.command(
@@ -151,12 +155,7 @@ def to_web(
     run: RunFolder,
     /,
     *,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    spacing: Spacing = None,
-    guidance: Guidance = None,
-    raw: Raw = False,
-    checkpoint: Checkpoint = None,
+    way: Way = WAY,
     title: Annotated[
         str | None, Parameter(group=OUTPUT, help="The page's; the run's folder's name if absent.")
     ] = None,
@@ -186,22 +185,14 @@ def to_web(
     The network is computed by onnxruntime-web; the samplers around it are plain JavaScript.
     """
     from unraze import generate
-    from unraze.cli.drawing import require_place
     from unraze.interop import web
-    from unraze.interop.folder import require_free
 
     if not 0 <= port < 2**16:
         raise InputError(f"--port {port}: give 1 to 65535")
-    changes = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
-    given = {key: value for key, value in changes.items() if value is not None}
-    names = {key: option_of(key) for key in given}
-    with told_as_options({f"sample.{key}": option for key, option in names.items()} | names):
-        model = generate.load(run, raw=raw, step=checkpoint)
-        settings = generate.asked(model, given)
+    folder = run / "web" if out is None else out
+    with _told_as_options(way):
+        model, settings = _asked(run, way, folder)
         generate.check(model, settings)
-        folder = run / "web" if out is None else out
-        require_free(folder)
-        require_place(folder, f"--out {folder}")
         found, notes = web.export(
             model,
             folder,
@@ -226,33 +217,19 @@ def to_web(
 def _export(
     to: Format,
     run: Path,
-    steps: int | None,
-    sampler: str | None,
-    spacing: str | None,
-    guidance: float | None,
-    raw: bool,
-    checkpoint: int | Literal["best"] | None,
+    way: Way,
     threads: int | None,
     dtype: Literal["float32", "float16", "bfloat16"],
     out: Path | None,
 ) -> int:
-    from unraze import generate
-    from unraze.cli.drawing import require_place, set_threads
+    from unraze.cli.drawing import set_threads
     from unraze.interop import exports
-    from unraze.interop.folder import require_free
 
-    changes = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
-    given = {key: value for key, value in changes.items() if value is not None}
-    names = {key: option_of(key) for key in (*given, "dtype")}
-    of_config = {f"sample.{key}": option for key, option in names.items()}
-    with told_as_options({"train.threads": "--threads"} | of_config | names):
+    folder = run / to if out is None else out
+    with _told_as_options(way):
         exports.require_packages(to)
         set_threads(threads)
-        model = generate.load(run, raw=raw, step=checkpoint)
-        settings = generate.asked(model, given)
-        folder = run / to if out is None else out
-        require_free(folder)
-        require_place(folder, f"--out {folder}")
+        model, settings = _asked(run, way, folder)
         made = exports.export(model, to, folder, settings=settings, dtype=dtype)
     print(f"{settings.sampler}, {dtype}; greatest differences to the original:")
     for file in made:
@@ -260,3 +237,23 @@ def _export(
         print(f"  {file.name:<14} {file.difference:.2g}  ({file.size / 1e6:.1f} MB{calls})")
     print(folder)
     return 0
+
+
+def _told_as_options(way: Way) -> AbstractContextManager[None]:
+    """Errors within name the options of these keys."""
+    names = {key: option_of(key) for key in (*way.given(), "dtype")}
+    of_config = {f"sample.{key}": option for key, option in names.items()}
+    return told_as_options({"train.threads": "--threads"} | of_config | names)
+
+
+def _asked(run: Path, way: Way, folder: Path) -> tuple[Model, SampleConfig]:
+    """The model and how it draws, once it is known that the folder can be made."""
+    from unraze import generate
+    from unraze.cli.drawing import require_place
+    from unraze.interop.folder import require_free
+
+    model = generate.load(run, raw=way.raw, step=way.checkpoint)
+    settings = generate.asked(model, way.given())
+    require_free(folder)
+    require_place(folder, f"--out {folder}")
+    return model, settings
