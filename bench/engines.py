@@ -11,9 +11,10 @@ first       seconds from a loaded run to the first picture: engine, compilation 
 memory      the most that the process held, in MiB
 file        MB that are read to compute with: the averaged weights, or the network's ONNX file
 
-float32 is held against float32. What computes in bfloat16 stands apart: torch's own, as runs that
-were trained in it are sampled, and OpenVINO's. A way that takes longer than --patience seconds in a
-round, as torch.compile may, is left out, and it is said.
+torch.compile compiles for each batch anew, before that is timed: of a batch that it is to take as
+any, it makes much slower code. float32 is held against float32. What computes in bfloat16 stands
+apart: torch's own, as runs that were trained in it are sampled, and OpenVINO's. A way that takes
+longer than --patience seconds in a round, as torch.compile may, is left out, and it is said.
 
 Engines are held against torch before they are timed, as `unraze sample --engine` does it. Each
 round of each way is a cell below --out; the same command goes on where it was.
@@ -21,7 +22,6 @@ round of each way is a cell below --out; the same command goes on where it was.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +33,7 @@ from typing import Any
 
 import kept
 import torch
+from machine import peak
 
 from unraze.config import SampleConfig
 from unraze.generate import Model, changed, load, sample, settings_of
@@ -66,7 +67,7 @@ def ready(way: Way, model: Model) -> tuple[Model, SampleConfig]:
     """The run with its network computed that way."""
     settings = changed(settings_of(model), {"dtype": way.dtype})
     if way.compiled:
-        return replace(model, network=torch.compile(model.network)), settings
+        return replace(model, network=torch.compile(model.network, dynamic=False)), settings
     return with_engine(model, way.engine, settings)
 
 
@@ -86,9 +87,7 @@ def alone(way: Way, run: Path, batches: list[int]) -> dict[str, Any]:
             sample(computed, batch, seed=seed, settings=settings, batch=batch)
             seconds.append(time.perf_counter() - began)
         rates[str(batch)] = batch / statistics.median(seconds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
-    return {"first": first, "rates": rates, "peak": peak, "file": file_size(way, model)}
+    return {"first": first, "rates": rates, "peak": peak(), "file": file_size(way, model)}
 
 
 def file_size(way: Way, model: Model) -> int:
@@ -155,10 +154,10 @@ def told(found: dict[str, list[dict[str, Any]]]) -> list[str]:
         first = statistics.median(cell["first"] for cell in cells)
         sooner = statistics.median(cell["first"] for cell in torch_cells) / first
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
-        peak = statistics.median(cell["peak"] for cell in cells) / 2**20
+        held = statistics.median(cell["peak"] for cell in cells) / 2**20
         lines.append(
             f"{name:<18} {rate:>9.1f} {batch:>6} {ratio:>22} {first:>8.2f} {sooner:>9.2f} "
-            f"{peak:>6.0f} {cells[0]['file'] / 1e6:>6.1f}"
+            f"{held:>6.0f} {cells[0]['file'] / 1e6:>6.1f}"
         )
     for batch in torch_cells[0]["rates"]:
         parts = []

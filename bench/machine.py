@@ -1,6 +1,8 @@
 """What a measurement was made on and with."""
 
 import platform
+import resource
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 
 from unraze import __version__
 
-__all__ = ["machine", "versions"]
+__all__ = ["machine", "peak", "versions"]
 
 PACKAGES = ("torch", "numpy", "scipy", "diffusers", "azula")
 
@@ -35,3 +37,13 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = ""
     return found
+
+
+def peak() -> int:
+    """Bytes that this process had in memory at most."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage begins with the peak of the process that made this one
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -4,10 +4,10 @@ Each is trained the way its own documents do; what those leave open is the same 
 warm-up of 100 steps and a cosine down to zero at the end of the time, gradients clipped at 1, the
 moving average of the weights that is then sampled from, float32 or bfloat16 (autocast), whichever
 makes its steps faster here. The time is that of training alone. Each has several of its own
-samplers.
+samplers, among them the one of its examples.
 
 diffusers  `UNet2DModel` of (32, 64, 128) channels with attention at the lowest resolution, noise
-           prediction on its `DDPMScheduler` (1,000 linear steps)
+           prediction on its `DDPMScheduler` (1,000 linear steps); all its samplers clip x̂_0
 azula      `UNet` of (32, 64, 128) channels, two blocks each, as `KarrasDenoiser` on its
            `VPSchedule`, times uniform, with its own loss
 """
@@ -59,11 +59,12 @@ def diffusers(shape: tuple[int, int, int]) -> Peer:
     network = diffusers_unet(shape)
     training = DDPMScheduler(1000)
     schedulers = {
+        "DDPM": DDPMScheduler(1000, timestep_spacing="trailing"),
         "DDIM": DDIMScheduler(1000, timestep_spacing="trailing"),
         "DPM++ 2M SDE Karras": DPMSolverMultistepScheduler(
-            1000, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True
+            1000, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True, thresholding=True
         ),
-        "UniPC": UniPCMultistepScheduler(1000, timestep_spacing="trailing"),
+        "UniPC": UniPCMultistepScheduler(1000, timestep_spacing="trailing", thresholding=True),
     }
 
     def loss(x0: Tensor) -> Tensor:

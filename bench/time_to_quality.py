@@ -113,7 +113,7 @@ def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Arra
             model, options.calls, lambda k: changed(model.config.sample, {"steps": k})
         )
         drawn = to_uint8(sample(model, options.samples, seed=cell.seed, settings=settings))
-        how, dtype = settings.sampler, model.config.train.dtype
+        how, dtype, scores = settings.sampler, model.config.train.dtype, {}
     else:
         draws, steps, dtype = peers.train(
             cell.name,
@@ -125,12 +125,21 @@ def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Arra
         )
         seconds, images = time.perf_counter() - began, steps * options.batch
         few = min(CHOSEN_BY, options.samples)
-        how = min(
-            draws, key=lambda name: _by_validation(draws[name](few, options.calls, cell.seed), of)
-        )
+        scores = {
+            name: _by_validation(draw(few, options.calls, cell.seed), of)
+            for name, draw in draws.items()
+        }
+        how = min(scores, key=lambda name: scores[name])
         drawn = draws[how](options.samples, options.calls, cell.seed)
-    about = {"seconds": round(seconds, 1), "steps": steps, "images": images}
-    return drawn, about | {"sampler": how, "dtype": dtype}
+    about = {
+        "seconds": round(seconds, 1),
+        "steps": steps,
+        "images": images,
+        "sampler": how,
+        "samplers": scores,
+        "dtype": dtype,
+    }
+    return drawn, about
 
 
 def _by_validation(drawn: Array, of: Material) -> float:

@@ -26,7 +26,6 @@ Each case is kept as a file below --out, and the same command goes on where it w
 import argparse
 import json
 import re
-import resource
 import signal
 import statistics
 import subprocess
@@ -42,6 +41,7 @@ from typing import Any
 import kept
 import numpy as np
 import torch
+from machine import peak
 from peer_networks import diffusers_unet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -218,16 +218,6 @@ def roofline() -> tuple[float, float]:
     with torch.no_grad():
         product_speed = speed_of(lambda: a @ a, 2 * 1024**3)
         return product_speed, speed_of(lambda: convolution(x), 2 * 128 * 14 * 14 * 64 * 64 * 9)
-
-
-def peak() -> int:
-    """Bytes that this process had in memory at most."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage begins with the peak of the process that made this one
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def alone(name: str, case: Case) -> None:
