@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from evaluated import digits_file, few_steps
 from test_cli import TINY, last_line, refused, snapshot
 from unraze import checkpoint
 from unraze.cli import main
-from unraze.run import find, read_config
+from unraze.run import Run, find, read_config, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,32 @@ def test_a_run_is_distilled_sampled_and_continued(
     assert config.loss.borders == (0.0, 20.0)
     assert (config.loss.teacher_guidance, config.loss.teacher_steps) == (2.0, 3)
     assert (config.train.steps, config.train.batch, config.train.lr) == (2, 4, 0.01)
+
+
+def test_interrupted_and_continued_it_is_the_same_run(run: Path) -> None:
+    """A real process and a real SIGINT: to the byte what an uninterrupted one makes."""
+    budget = ["--steps", "200", "--set", "train.checkpoint_every=50"]
+    command = [sys.executable, "-m", "unraze", "distill", str(run), *budget, "--out", "new"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    new = Run(Path("new"))
+    while len(read_rows(new.stats)) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: unraze resume new" in out
+    assert "saving, then stopping" in err
+    assert len(read_rows(new.stats)) < 200
+    assert main(["resume", "new"]) == 0
+
+    assert main(["distill", str(run), *budget, "--out", "whole"]) == 0
+    for name in ("ema", "model"):
+        one, other = (
+            next(Path(folder, "checkpoints").glob(f"*200/{name}.safetensors")).read_bytes()
+            for folder in ("new", "whole")
+        )
+        assert one == other
 
 
 def test_the_parts_that_ask_for_a_mean_are_left_out_of_an_evaluation(
