@@ -13,7 +13,7 @@ from unraze import __version__
 
 __all__ = ["machine", "peak", "versions"]
 
-PACKAGES = ("torch", "numpy", "scipy", "diffusers", "azula")
+PACKAGES = ("torch", "numpy", "scipy", "diffusers", "azula", "denoising-diffusion-pytorch")
 
 
 def machine() -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""diffusers' network as it is measured everywhere here; imports nothing of Unraze."""
+"""The peers' networks as they are measured everywhere here; imports nothing of Unraze."""
 
+import sys
 from typing import Any
+from unittest.mock import MagicMock, patch
 
-__all__ = ["diffusers_unet"]
+__all__ = ["WIDTHS", "diffusers_unet", "lucidrains_diffusion"]
 
 WIDTHS = (32, 64, 128)
 
@@ -26,3 +28,18 @@ def diffusers_unet(shape: tuple[int, int, int]) -> Any:
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
     )
+
+
+def lucidrains_diffusion(shape: tuple[int, int, int]) -> Any:
+    """denoising-diffusion-pytorch's `GaussianDiffusion` of its `Unet`, with its defaults.
+
+    What the package imports for its trainer alone, which is not used, has no part in it.
+    """
+    of_its_trainer = ("torchvision", "accelerate", "ema_pytorch")
+    with patch.dict(sys.modules, {name: MagicMock() for name in of_its_trainer}):
+        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    channels, height, width = shape
+    multipliers = tuple(each // WIDTHS[0] for each in WIDTHS)
+    network = Unet(dim=WIDTHS[0], dim_mults=multipliers, channels=channels)
+    return GaussianDiffusion(network, image_size=(height, width))

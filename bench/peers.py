@@ -8,6 +8,8 @@ samplers, among them the one of its examples.
 
 diffusers  `UNet2DModel` of (32, 64, 128) channels with attention at the lowest resolution, noise
            prediction on its `DDPMScheduler` (1,000 linear steps); all its samplers clip x̂_0
+lucidrains denoising-diffusion-pytorch's `Unet` of (32, 64, 128) channels in its `GaussianDiffusion`
+           (1,000 sigmoid steps, v prediction with its weights), drawn by its DDIM, η 0 or 1
 azula      `UNet` of (32, 64, 128) channels, two blocks each, as `KarrasDenoiser` on its
            `VPSchedule`, times uniform, with its own loss
 """
@@ -19,10 +21,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from peer_networks import WIDTHS, diffusers_unet
+from peer_networks import WIDTHS, diffusers_unet, lucidrains_diffusion
 from torch import Tensor, nn
 
 from unraze import ema
@@ -84,6 +87,25 @@ def diffusers(shape: tuple[int, int, int]) -> Peer:
     return Peer(network, loss, {name: partial(sample, one) for name, one in schedulers.items()})
 
 
+def lucidrains(shape: tuple[int, int, int]) -> Peer:
+    """denoising-diffusion-pytorch, whose images are from 0 to 1 outside."""
+    diffusion = lucidrains_diffusion(shape)
+
+    def loss(x0: Tensor) -> Tensor:
+        out: Tensor = diffusion((x0 + 1) / 2)
+        return out
+
+    def sample(eta: float, x: Tensor, calls: int) -> Tensor:
+        diffusion.sampling_timesteps, diffusion.ddim_sampling_eta = calls, eta
+        module = "denoising_diffusion_pytorch.denoising_diffusion_pytorch"
+        begins_with_x = patch("torch.randn", lambda *_, **__: x)
+        with begins_with_x, patch(f"{module}.tqdm", lambda pairs, **_: pairs):
+            drawn: Tensor = diffusion.ddim_sample(tuple(x.shape))
+        return 2 * drawn - 1
+
+    return Peer(diffusion, loss, {f"DDIM, η = {eta:g}": partial(sample, eta) for eta in (0.0, 1.0)})
+
+
 class _Modulated(nn.Module):
     """azula's UNet with its sinusoidal encoding of the time, as its tutorials put them together."""
 
@@ -126,6 +148,7 @@ def azula(shape: tuple[int, int, int]) -> Peer:
 
 PEERS: dict[str, Callable[[tuple[int, int, int]], Peer]] = {
     "diffusers": diffusers,
+    "lucidrains": lucidrains,
     "azula": azula,
 }
 

@@ -1,6 +1,6 @@
 """Quality by training time: `fast` and the peers' own networks, trained for the same minutes.
 
-    python bench/time_to_quality.py [--minutes 5,10] [--peers diffusers,azula] [--seeds 3]
+    python bench/time_to_quality.py [--minutes 5,10] [--peers azula,diffusers] [--seeds 3]
     python bench/time_to_quality.py --long 60
     python bench/time_to_quality.py --data FOLDER --size 32 --minutes 10
 
@@ -23,7 +23,8 @@ images.
 Other images than Fashion-MNIST are held out by a fifth, half of which rates are chosen by and half
 is measured on; where these are too few for a Fréchet distance, KID is what is compared.
 
-azula needs torchvision for parts that are not used here: `pip install --no-deps azula einops`.
+azula and denoising-diffusion-pytorch (lucidrains) ask for torchvision, which is not used here:
+`pip install --no-deps azula==0.11.1 denoising-diffusion-pytorch==2.3.4 einops`.
 """
 
 import argparse
