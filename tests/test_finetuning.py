@@ -163,6 +163,39 @@ def test_what_cannot_be_gone_on_with(old: Model, tmp_path: Path) -> None:
         list(train(run, others()))
 
 
+def test_whether_it_may_have_seen_what_is_held_out_is_kept(
+    old: Model, tiny_images: Images, tmp_path: Path
+) -> None:
+    def again(model: Model, name: str, images: Images) -> Model:
+        run = begun(model, tmp_path / name, images)
+        assert list(train(run, images))[-1].phase == "done"
+        return generate.load(run.path)
+
+    def is_unseen(model: Model) -> bool:
+        assert model.config.begun is not None
+        return model.config.begun.unseen
+
+    same = again(old, "same", tiny_images)
+    assert is_unseen(same)
+    assert is_unseen(again(same, "same-again", tiny_images))
+    other = again(old, "other", others())
+    assert not is_unseen(other)
+    assert not is_unseen(again(other, "other-again", others()))  # what it began with saw more
+
+
+def test_guidance_towards_classes_goes_with_them(tmp_path: Path) -> None:
+    small = [f"--set=network.{key}" for key in ("fold=1", "widths=[8,8]", "groups=2", "heads=2")]
+    old = ["train", "digits", "--classes", "--steps", "2", "--out", str(tmp_path / "old"), *small]
+    assert main([*old, "--set", "sample.guidance=2.25"]) == 0
+    for name, options, guidance in (("told", ["--classes"], 2.25), ("untold", [], 1.0)):
+        out = tmp_path / name
+        new = ["train", "digits", "--steps", "2", "--from", str(tmp_path / "old"), *options]
+        assert main([*new, "--out", str(out)]) == 0
+        config = generate.read_config(Run(out))
+        assert config.train.classes == bool(options)
+        assert config.sample.guidance == guidance
+
+
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = [f"--set=network.{key}" for key in ("fold=1", "widths=[8,8]", "groups=2", "heads=2")]
     old, new = str(tmp_path / "old"), str(tmp_path / "new")

@@ -576,6 +576,10 @@ class BegunConfig(_Section):
 
     run: str = Field(description="the run whose weights they were")
     checkpoint: str = Field(description="the SHA-256 of these weights")
+    unseen: bool = Field(
+        False,
+        description="whether the weights are known never to have seen what this run holds out",
+    )
 
 
 class Config(_Section):

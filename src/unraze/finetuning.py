@@ -90,7 +90,11 @@ def create(
     if not config.data.augment:  # of images that nothing is done to it says nothing
         left.add(AUGMENTATION)
     weights = {k: v for k, v in model.network.state_dict().items() if k not in left}
-    begun = BegunConfig(run=str(Path(model.run).resolve()), checkpoint=checkpoint.hash_of(weights))
+    begun = BegunConfig(
+        run=str(Path(model.run).resolve()),
+        checkpoint=checkpoint.hash_of(weights),
+        unseen=_held_out_the_same(model, images),
+    )
     config = prepare(config.model_copy(update={"begun": begun}), images)
     run = runs.create(config, out=out, command=command)
     about = {
@@ -110,6 +114,13 @@ def create(
         config=model.config.model_dump(mode="json"),
     )
     return run
+
+
+def _held_out_the_same(model: Model, images: Images) -> bool:
+    """Whether the model saw none of what is held out of these images: it was trained on the same
+    ones, and so was what it began with itself."""
+    before = model.config.begun
+    return model.data == images.fingerprint and (before is None or before.unseen)
 
 
 def _knows_nothing(model: Model) -> bool:

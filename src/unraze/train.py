@@ -525,6 +525,11 @@ def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
     moments = (
         optim.state_shapes(trainee.network, trainee.config.train) if saved.state["updates"] else {}
     )
+    if moments and not saved.optim:
+        raise CheckpointError(
+            f"{saved.path}: is without the optimiser's state, as a run is that was published, so "
+            "it cannot be resumed; go on from its weights: unraze train IMAGES --from RUN"
+        )
     checkpoint.require_fit(moments, saved.optim, saved.path / "optim.safetensors")
     checkpoint.fill(trainee.network, saved.model, saved.path / "model.safetensors")
     for name, value in trainee.average.items():

@@ -267,7 +267,9 @@ class TestColumns:
             (",column=image,column=image", "column is given twice"),
             (",stream=1", "stream = '1'; give yes or no"),
             (",take=few", "take = 'few'; give a number"),
-            (",colum=image", "there is no such file or folder"),
+            (",take=0", "take = '0'; give a number of rows, at least 1"),
+            (",colum=image", "colum is no key of such a source; they are split, column"),
+            (",config=other", "config = other: a file, or what save_to_disk wrote, has no"),
         ],
     )
     def test_refused(self, saved: Path, options: str, says: str) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from evaluated import HELD_OUT, Small
 from unraze import generate
+from unraze.config import BegunConfig
 from unraze.data import Images, to_uint8
 from unraze.errors import DataError, InputError, UnrazeError
 from unraze.evaluate import evaluation as evaluations, forecast, likelihood, metrics, samples
@@ -376,6 +377,19 @@ def test_training_images_that_are_all_the_same_are_refused(reference: Reference)
     with pytest.raises(DataError, match=r"1 distinct image"):
         require_enough("-n 50", 50, replace(reference, training=same), PARTS)
     require_enough("-n 50", 50, replace(reference, training=same), ("figures",))
+
+
+def test_what_a_begun_run_may_have_seen_is_said(
+    model: Model, reference: Reference, ready: Small, tmp_path: Path
+) -> None:
+    begun = BegunConfig(run="before", checkpoint="0" * 64)
+    for number, (origin, says) in enumerate(
+        [(None, False), (begun, True), (begun.model_copy(update={"unseen": True}), False)]
+    ):
+        one = replace(model, config=model.config.model_copy(update={"begun": origin}))
+        stages = running(tmp_path / str(number), one, reference, ready, parts=["figures"])
+        _, found = stages_of(stages)
+        assert (evaluations.MAY_HAVE_SEEN in found.remarks) == says
 
 
 def test_weights_that_are_ruined_are_said(

@@ -313,8 +313,18 @@ class TestWriting:
         Image.new("L", (3, 3)).save(run / PICTURE)
         before = (run / PICTURE).read_bytes()
         assert main(["card", str(run)]) == 2
-        assert "samples.png: is there already, and no picture of unraze" in capsys.readouterr().err
+        assert "samples.png: is there already, and of no card" in capsys.readouterr().err
         assert (run / PICTURE).read_bytes() == before
+
+    def test_nor_is_one_that_was_drawn_taken_for_the_card_s(self, run: Path, capsys: Any) -> None:
+        assert main(["sample", str(run), "-n", "4", "--out", str(run / "mine")]) == 0
+        before = (run / "mine" / "grid.png").read_bytes()
+        assert main(["card", str(run), "--out", str(run / "mine" / "grid.md")]) == 2
+        assert "grid.png: is there already, and of no card" in capsys.readouterr().err
+        assert main(["card", str(run), "--out", str(run / "mine" / "card.png")]) == 2
+        assert "card.png: a card is Markdown" in capsys.readouterr().err
+        assert (run / "mine" / "grid.png").read_bytes() == before
+        assert not (run / "mine" / "card.png").exists()
 
     @pytest.mark.parametrize(
         ("options", "says"),

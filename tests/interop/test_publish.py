@@ -23,8 +23,10 @@ from huggingface_hub import ModelCard
 from evaluated import digits_file, small_run
 from unraze import checkpoint, generate
 from unraze.cli import main
-from unraze.config import SampleConfig
+from unraze.config import SampleConfig, updated
+from unraze.data.reading import IMPORTED
 from unraze.generate import Tuning, keep_tuning, load
+from unraze.interop.made import create_run
 from unraze.interop.publish import write_shared
 
 TOKEN = "hf_of_a_test"
@@ -95,6 +97,13 @@ class Answer(BaseHTTPRequestHandler):
             case ["POST", "api", "validate-yaml"]:
                 ModelCard(json.loads(body)["content"])
                 self.say({"errors": [], "warnings": []})
+            case ["GET", "api", "models", _, _, "tree", *_]:
+                self.say(
+                    [
+                        {"type": "file", "path": p, "size": len(data), "oid": "0" * 40}
+                        for p, data in hub.files.items()
+                    ]
+                )
             case ["GET", "api", "models", owner, name, *_]:
                 private = hub.repositories[f"{owner}/{name}"]
                 self.say({"id": f"{owner}/{name}", "private": private, "sha": "0" * 40, "tags": []})
@@ -122,6 +131,8 @@ class Answer(BaseHTTPRequestHandler):
                     value = told["value"]
                     if told["key"] == "header":
                         hub.commits.append(value["summary"])
+                    elif told["key"] == "deletedFile":
+                        del hub.files[value["path"]]
                     elif told["key"] == "file":
                         hub.files[value["path"]] = base64.b64decode(value["content"])
                     else:
@@ -152,13 +163,24 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("publish")
-    return small_run(folder / "my-run", digits_file(folder / "digits.npz"))
+    data = digits_file(folder / "digits.npz")
+    return small_run(folder / "my-run", data, {"train.checkpoint_every": 10})
 
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, tmp_path / "my-run")
     return tmp_path / "my-run"
+
+
+CARD_OF_A_FOLDER = "---\nlicense: mit\nlibrary_name: diffusers\ntags:\n- ddpm\n---\n# x\n"
+
+
+def holds_no_path(folder: Path, place: Path) -> None:
+    """Asserts that no file of the folder names a place of this machine."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert str(place).encode() not in file.read_bytes(), file
 
 
 def received(hub: Hub, folder: Path) -> Path:
@@ -211,6 +233,38 @@ class TestRun:
         assert hub.files["README.md"].endswith(b"# Mine\n")
         assert "samples.png" not in hub.files
 
+    def test_a_card_of_other_weights_is_refused(self, hub: Hub, run: Path, capsys: Any) -> None:
+        assert main(["card", str(run)]) == 0
+        steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").iterdir())
+        assert len(steps) > 1
+        older = ["--checkpoint", str(steps[0])]
+        assert main(["publish", str(run), "me/digits", *older]) == 2
+        error = capsys.readouterr().err
+        assert "README.md: is the card of other weights" in error
+        assert load(run).checkpoint[:16] in error
+        assert hub.files == {}
+        assert main(["card", str(run), *older]) == 0
+        assert main(["publish", str(run), "me/digits", *older]) == 0
+
+    def test_another_checkpoint_takes_the_place_of_the_one_before(
+        self, hub: Hub, run: Path, tmp_path: Path
+    ) -> None:
+        steps = sorted(int(p.name[5:]) for p in (run / "checkpoints").iterdir())
+        assert len(steps) > 1
+        hub.files["notes.txt"] = b"somebody's"
+        for step in (steps[-1], steps[0]):
+            assert main(["publish", str(run), "me/digits", "--checkpoint", str(step)]) == 0
+        assert load(received(hub, tmp_path / "there")).step == steps[0]
+        assert "notes.txt" in hub.files
+
+    def test_what_arrives_is_not_resumed_but_gone_on_from(
+        self, run: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        write_shared(load(run), tmp_path / "shared")
+        (tmp_path / "shared" / "config.toml").write_text((run / "config.toml").read_text())
+        assert main(["resume", str(tmp_path / "shared")]) != 0
+        assert "is without the optimiser's state" in capsys.readouterr().err
+
     def test_a_licence_beside_a_card_is_refused(self, hub: Hub, run: Path, capsys: Any) -> None:
         assert main(["card", str(run)]) == 0
         assert main(["publish", str(run), "me/digits", "--licence", "mit"]) == 2
@@ -231,10 +285,43 @@ class TestRun:
         assert config.distilled is not None
         assert config.distilled.run == "my-run"
 
+    def test_one_that_was_begun_with_another_names_it_without_the_path(
+        self, run: Path, tmp_path: Path
+    ) -> None:
+        source = load(run).config.data.source
+        out = tmp_path / "begun"
+        assert main(["train", source, "--from", str(run), "--steps", "2", "--out", str(out)]) == 0
+        write_shared(load(out), tmp_path / "shared")
+        config = load(tmp_path / "shared").config
+        assert config.begun is not None
+        assert config.begun.run == "my-run"
+        holds_no_path(tmp_path / "shared", tmp_path)
+
+    def test_an_imported_one_stays_imported(self, run: Path, tmp_path: Path, capsys: Any) -> None:
+        model = load(run)
+        config = updated(model.config, {"data.source": str(tmp_path / "far" / "model-5.pt")})
+        weights = model.network.state_dict()
+        made = create_run(
+            config,
+            weights,
+            weights,
+            shape=model.shape,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+            out=tmp_path / "imported",
+        )
+        write_shared(load(made.path), tmp_path / "shared")
+        shared = load(tmp_path / "shared")
+        assert shared.config.data.source == f"{IMPORTED}model-5.pt"
+        card = (tmp_path / "shared" / "README.md").read_text()
+        assert "trained by another program (model-5.pt)" in card
+        assert "not known: the images are not at hand" in card
+        holds_no_path(tmp_path / "shared", tmp_path)
+
 
 class TestFolder:
     def test_all_of_it_but_what_is_hidden(self, hub: Hub, tmp_path: Path, capsys: Any) -> None:
-        files = {"README.md": "---\nlicense: mit\n---\n# x\n", "unet/config.json": "{}"}
+        files = {"README.md": CARD_OF_A_FOLDER, "unet/config.json": "{}"}
         for name, text in {**files, ".secret": "x", "unet/.y": "x", ".z.part": "x"}.items():
             (tmp_path / "made" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "made" / name).write_text(text)
@@ -244,15 +331,20 @@ class TestFolder:
         assert names == sorted(files)
         assert address == f"{hub.address}/me/made"
 
-    def test_without_a_card_is_refused(self, hub: Hub, tmp_path: Path, capsys: Any) -> None:
+    @pytest.mark.parametrize("readme", [None, "# My project\n", "---\nlicense: mit\n---\n# x\n"])
+    def test_without_a_card_is_refused(
+        self, hub: Hub, tmp_path: Path, capsys: Any, readme: str | None
+    ) -> None:
+        if readme is not None:
+            (tmp_path / "README.md").write_text(readme)
         assert main(["publish", str(tmp_path), "me/made"]) == 2
-        assert "neither a run nor a model's folder with its card" in capsys.readouterr().err
+        assert "neither a run nor a model's folder with a card" in capsys.readouterr().err
         assert hub.repositories == {}
         assert main(["publish", str(tmp_path), "me/made", "--checkpoint", "best"]) == 2
         assert "--checkpoint: is for a run" in capsys.readouterr().err
 
     def test_into_a_repository_that_is_there(self, hub: Hub, tmp_path: Path, capsys: Any) -> None:
-        (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+        (tmp_path / "README.md").write_text(CARD_OF_A_FOLDER)
         hub.repositories["me/made"] = False
         assert main(["publish", str(tmp_path), "me/made", "--private"]) == 2
         assert "is there already, and public" in capsys.readouterr().err

@@ -282,6 +282,20 @@ class TestCommand:
         assert "TRACKIO_SERVER_URL = http://127.0.0.1:9" in capsys.readouterr().err
         assert not Path("runs").exists()
 
+    def test_a_data_base_that_is_none_is_told_of(self) -> None:
+        """Of which trackio itself only warns, in a thread."""
+        folder = Path("data base").resolve()
+        folder.mkdir()
+        (folder / f"{PROJECT}.db").write_bytes(b"no data base, but a text\n" * 200)
+        command = [sys.executable, "-m", "unraze", "train", "digits", "--steps", "3", *TINY]
+        command += ["--track", "trackio", "--out", "run"]
+        environment = {**os.environ, "TRACKIO_DIR": str(folder)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert len(runs.read_rows(Run(Path("run")).stats)) == 3
+        assert "trackio: its track cannot be written" in done.stdout
+        assert "training goes on without the track" in done.stdout.replace("\n", " ")
+
     def test_where_the_package_is_missing(
         self, monkeypatch: pytest.MonkeyPatch, capsys: Any, tracker: Name
     ) -> None:

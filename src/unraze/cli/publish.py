@@ -23,7 +23,10 @@ __all__ = ["publish"]
 )
 def publish(
     folder: Annotated[
-        Path, Parameter(help="A run, or a folder that `unraze export` wrote, which has a card.")
+        Path,
+        Parameter(
+            help="A run, or a model's folder with its card, as `unraze export diffusers` writes it."
+        ),
     ],
     name: Annotated[str, Parameter(help="The repository, OWNER/NAME; made where there is none.")],
     /,
@@ -52,6 +55,7 @@ def publish(
     the optimiser's state, and no path of this machine. Of another folder goes all but hidden files.
     """
     from unraze.interop import publish as publishing
+    from unraze.interop.card import is_card
 
     publishing.require_hub(name)
     if publishing.is_run(folder):
@@ -61,15 +65,15 @@ def publish(
             told_as_options({"licence": "--licence"}),
             publishing.packed(generate.load(folder, step=checkpoint), licence=licence) as made,
         ):
-            done = publishing.publish(made, name, private=private)
+            done = publishing.publish(made, name, private=private, in_place_of=publishing.OF_A_RUN)
     else:
         given = {"--licence": licence, "--checkpoint": checkpoint}
         if extra := [option for option, value in given.items() if value is not None]:
             raise InputError(f"{extra[0]}: is for a run, and {folder} is none; leave it out")
-        if not (folder / "README.md").is_file():
+        if not is_card(folder / "README.md"):
             raise InputError(
-                f"{folder}: is neither a run nor a model's folder with its card, README.md; give "
-                "a run, or what `unraze export` wrote"
+                f"{folder}: is neither a run nor a model's folder with a card, a README.md that "
+                "names the library_name; give a run, or what `unraze export diffusers` wrote"
             )
         done = publishing.publish(folder, name, private=private)
     print("\n".join(done.files))

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 __all__ = ["follow", "read_images", "resume", "settings_given", "train"]
 
+TOLD = "train.classes"
+"""What it depends on, of a run that goes on from another, how that is taken over."""
+
 Track = Annotated[
     Literal["tensorboard", "trackio"] | None,
     Parameter(
@@ -372,15 +375,16 @@ def _configuration(
     begun = (
         configs.from_toml(file) if file else configs.preset("fast" if preset is None else preset)
     )
-    if model is not None:
-        from unraze import finetuning
-
-        begun = finetuning.configuration(begun, model)
     changes = settings_given(settings, options)
     if "preset" in changes:
         raise InputError(f"--set preset: only names it; give --preset {changes['preset']} instead")
     # what an option of its own sets is named by `told_as_options`, so the rest is of --set
     where = "--set" if changes else "option"
+    if model is not None:
+        from unraze import finetuning
+
+        told = {key: value for key, value in (changes | options).items() if key == TOLD}
+        begun = finetuning.configuration(configs.updated(begun, told, where=where), model)
     return configs.updated(begun, changes | options, where=where)
 
 

@@ -45,14 +45,14 @@ KEYS = ("split", "column", "label", "config", "stream", "take")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SECONDS = 5.0
 """How long the hub may take to answer at all."""
-OPTION = re.compile(rf",({'|'.join(KEYS)})=([^,]*)$")
+OPTION = re.compile(r",([a-z]+)=([^,]*)$")
 
 Own = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a source asks for; `take` is 0 for all rows, None is what the data set decides."""
+    """What a source asks for; None is what the data set decides, of `take` all rows."""
 
     source: str
     name: str
@@ -61,7 +61,7 @@ class Wanted:
     label: str | None = None
     config: str | None = None
     stream: bool = False
-    take: int = 0
+    take: int | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -119,7 +119,7 @@ def read(source: str, split: Own = "train") -> Pictures:
     names_of_classes = getattr(rows.features.get(label), "names", None) if label else None
     rows = rows.select_columns([column] + ([label] if label else []))
     rows = _undecoded(rows, column)
-    if wanted.take:
+    if wanted.take is not None:
         rows = rows.take(wanted.take)
     if wanted.stream:
         encoded, told, stamp = _spooled(wanted, rows, column, label)
@@ -156,19 +156,25 @@ def _wanted(source: str) -> Wanted:
 def _parsed(source: str) -> Wanted:
     name = source[len(PREFIX) :]
     options: dict[str, str] = {}
-    while found := OPTION.search(name):
+    while (found := OPTION.search(name)) and not os.path.exists(Path(name).expanduser()):
+        if found[1] not in KEYS:
+            raise DataError(
+                f"{shown(source)}: {found[1]} is no key of such a source; they are "
+                f"{', '.join(KEYS)}"
+            )
         if found[1] in options:
             raise DataError(f"{shown(source)}: {found[1]} is given twice; give one value")
         options[found[1]] = found[2]
         name = name[: found.start()]
     if not name:
         raise DataError(f"{shown(source)}: names no data set; give hf:OWNER/NAME or hf:FOLDER")
-    stream, take = options.pop("stream", "no"), options.pop("take", "0")
+    stream, take = options.pop("stream", "no"), options.pop("take", None)
     if stream not in ("yes", "no"):
         raise DataError(f"{shown(source)}: stream = {stream!r}; give yes or no")
-    if not re.fullmatch(r"[0-9]{1,9}", take):
-        raise DataError(f"{shown(source)}: take = {take!r}; give a number of rows")
-    return Wanted(source, name, stream=stream == "yes", take=int(take), **options)
+    if take is not None and not re.fullmatch(r"0*[1-9][0-9]{0,8}", take):
+        raise DataError(f"{shown(source)}: take = {take!r}; give a number of rows, at least 1")
+    rows = None if take is None else int(take)
+    return Wanted(source, name, stream=stream == "yes", take=rows, **options)
 
 
 def _library(wanted: Wanted) -> Any:
@@ -189,19 +195,31 @@ def _splits(wanted: Wanted) -> dict[str, Any]:
     try:
         if folder is None:
             found = _from_hub(wanted.name, wanted.config, wanted.stream)
+        elif wanted.config is not None and (folder.is_file() or _is_saved(folder)):
+            raise DataError(
+                f"{shown(wanted.source)}: config = {wanted.config}: a file, or what save_to_disk "
+                "wrote, has no configurations; leave it out"
+            )
         elif folder.is_file():
             found = datasets.load_dataset(
                 "parquet", data_files={"train": str(folder)}, streaming=wanted.stream
             )
-        elif (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        elif _is_saved(folder):
             found = datasets.load_from_disk(str(folder))
             if wanted.stream:
                 found = _streamed(found)
         else:
             found = datasets.load_dataset(str(folder), wanted.config, streaming=wanted.stream)
+    except DataError:
+        raise
     except Exception as error:  # what loading raises is not a closed set
         raise DataError(_cannot_load(wanted, error)) from error
     return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether save_to_disk wrote it."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
 def is_reachable() -> bool:

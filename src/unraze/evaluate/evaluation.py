@@ -61,6 +61,10 @@ UNKNOWN = (
     "Which images this model was trained on is not known: copies were looked for among the "
     "training part of those named, and likelihoods flatter it where it was trained on the rest."
 )
+MAY_HAVE_SEEN = (
+    "The weights that this run began with may have been trained on the images that it holds out, "
+    "which flatters every figure, and on others, among which no copies were looked for."
+)
 FEWEST_OF_A_CLASS = 20
 """Fewer images of a class than this, real or generated, have no figure of their own."""
 
@@ -205,8 +209,11 @@ def evaluate_run(
     )
     yield from _of_network(model, reference, parts, places, measured, seconds)
     result = _whole(subject, reference, measured, seconds)
+    begun = model.config.begun
     if not model.data:
         result = replace(result, remarks=(*result.remarks, UNKNOWN))
+    elif begun is not None and not begun.unseen:
+        result = replace(result, remarks=(*result.remarks, MAY_HAVE_SEEN))
     return result, samples
 
 

@@ -34,7 +34,9 @@ __all__ = [
     "CARD",
     "PICTURE",
     "card",
+    "is_card",
     "newest_preview",
+    "require_card_of",
     "require_replaceable",
     "source_name",
     "write_card",
@@ -51,6 +53,10 @@ WITH_CLASSES = 20
 LICENCE = re.compile(r"[a-z0-9][a-z0-9._-]*")
 HUB_NAMES = {"fashion-mnist": "zalando-datasets/fashion_mnist"}
 """What the data sets that are known by name are called where a card's `datasets` are looked up."""
+WEIGHTS = re.compile(r"^\| Weights \(SHA-256\) \| `([0-9a-f]{16})` \|$", re.MULTILINE)
+"""Where a card says which weights it is of."""
+FRONT = re.compile(r"---\n(?:(?!---$).*\n)*?library_name:.*\n(?:(?!---$).*\n)*?---$", re.MULTILINE)
+"""What every card begins with: YAML that names a library."""
 MARK = re.compile(r"<!-- made by unraze ([0-9a-f]{16}) -->\n\Z")
 OF_A_MACHINE = ("unraze", "python", "torch", "numpy", "processor", "threads")
 """What of `env.json` belongs in a card."""
@@ -201,27 +207,43 @@ def newest_preview(run: runs.Run) -> Path:
 
 def require_replaceable(file: Path) -> None:
     """Raises `InputError` where a file that is there is no card, or one that was edited, or where
-    the picture beside it is not one of unraze."""
+    there is a picture beside it of the name that the card's gets, which is not that card's."""
     picture = file.parent / _picture_of(file.name)
-    if picture.exists():
+    if picture == file:
+        raise InputError(f"{file}: a card is Markdown; give a name that ends in .md")
+    if file.exists():
         try:
-            pictures.read_recipe(picture)
-        except InputError as error:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            text = ""
+        found = MARK.search(text)
+        if found is None or found[1] != _mark(text[: found.start() - 1]):
             raise InputError(
-                f"{picture}: is there already, and no picture of unraze; move it away, or give "
-                "another --out"
-            ) from error
-    if not file.exists():
-        return
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        text = ""
-    found = MARK.search(text)
-    if found is None or found[1] != _mark(text[: found.start() - 1]):
+                f"{file}: is there already, and was edited or is no card of unraze; move it away, "
+                "or give another --out"
+            )
+    elif picture.exists():
         raise InputError(
-            f"{file}: is there already, and was edited or is no card of unraze; move it away, or "
-            "give another --out"
+            f"{picture}: is there already, and of no card; move it away, or give another --out"
+        )
+
+
+def is_card(file: Path) -> bool:
+    """Whether a file is a model card: one that names the library which loads the model."""
+    try:
+        return FRONT.match(file.read_text(encoding="utf-8")) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def require_card_of(file: Path, model: Model) -> None:
+    """Raises `InputError` where a card says that it is of other weights; one that names none is
+    somebody's own."""
+    found = WEIGHTS.search(file.read_text(encoding="utf-8"))
+    if found is not None and found[1] != model.checkpoint[:16]:
+        raise InputError(
+            f"{file}: is the card of other weights, {found[1]}; those of step {model.step} are "
+            f"{model.checkpoint[:16]}: write it anew with `unraze card`, or move it away"
         )
 
 
@@ -247,7 +269,7 @@ def _data(model: Model, evaluation: Evaluation | None) -> Data:
     """Counts from the evaluation, or else from the images themselves, where they still are."""
     data = model.config.data
     source = source_name(data.source)
-    if data.source.startswith(IMPORTED):  # what it was held against is not what it was trained on
+    if not model.data:  # what it was held against is not what it was trained on
         return Data(source, None, "not known")
     if evaluation is not None:
         against = evaluation.against
@@ -270,7 +292,7 @@ def source_name(source: str) -> str:
     if source.startswith(IN_MEMORY):
         return f"images given from Python ({shown(Path(source.removeprefix(IN_MEMORY)).name)})"
     if source.startswith(IMPORTED):
-        return f"not known: trained by another program ({source.removeprefix(IMPORTED)})"
+        return f"not known: trained by another program ({Path(source.removeprefix(IMPORTED)).name})"
     if is_source(source):
         return short_name(source)
     path = Path(source)

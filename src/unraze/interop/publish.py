@@ -8,7 +8,7 @@ the data's name in place of its path, the clusters, the tuning, the card with it
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,17 @@ from unraze import checkpoint, clusters, run as runs
 from unraze.config import Config, updated
 from unraze.data import NAMES
 from unraze.data.hub import hub_name, is_reachable
-from unraze.data.reading import IN_MEMORY
+from unraze.data.reading import IMPORTED, IN_MEMORY
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.generate import Model, keep_tuning, load
-from unraze.interop.card import CARD, PICTURE, source_name, write_card
+from unraze.interop.card import CARD, PICTURE, require_card_of, source_name, write_card
 from unraze.run import Run
 
-__all__ = ["Published", "is_run", "packed", "publish", "require_hub", "write_shared"]
+__all__ = ["OF_A_RUN", "Published", "is_run", "packed", "publish", "require_hub", "write_shared"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+OF_A_RUN = ("checkpoints/*", "clusters.safetensors")
+"""What of a run that was published before does not stay beside another."""
 HIDDEN = [".*", "**/.*", "*.part", "**/*.part"]
 """What of a folder is never uploaded: what its system hides, and what is half-written."""
 
@@ -69,12 +71,20 @@ def require_hub(name: str) -> None:
         )
 
 
-def publish(folder: Path, name: str, *, private: bool = False, message: str = "") -> Published:
+def publish(
+    folder: Path,
+    name: str,
+    *,
+    private: bool = False,
+    message: str = "",
+    in_place_of: Sequence[str] = (),
+) -> Published:
     """Uploads all of a folder but what is hidden into the repository OWNER/NAME, made where it is
     not there yet.
 
-    With `private`, nothing is uploaded to a repository that is there and that others can see.
-    Raises as `require_hub` does, and `UnrazeError` with what the hub says where it refuses.
+    What is there under the patterns of `in_place_of`, and not in the folder, goes. With `private`,
+    nothing is uploaded to a repository that is there and that others can see. Raises as
+    `require_hub` does, and `UnrazeError` with what the hub says where it refuses.
     """
     require_hub(name)
     from huggingface_hub import HfApi
@@ -92,6 +102,7 @@ def publish(folder: Path, name: str, *, private: bool = False, message: str = ""
             folder_path=str(folder),
             commit_message=message or "Upload by unraze publish",
             ignore_patterns=list(HIDDEN),
+            delete_patterns=list(in_place_of) or None,
         )
     files = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
@@ -113,7 +124,8 @@ def write_shared(model: Model, folder: Path, *, licence: str | None = None) -> N
     """Writes a run that another machine can draw from, with its card, into a new folder.
 
     The card is that of the run where it has one, else it is written. Raises `InputError` for a
-    licence where there is a card, `CheckpointError` where the model is of no checkpoint.
+    licence where there is a card and for a card of other weights, `CheckpointError` where the model
+    is of no checkpoint.
     """
     run = runs.find(Path(model.run))
     if model.folder is None:
@@ -124,6 +136,8 @@ def write_shared(model: Model, folder: Path, *, licence: str | None = None) -> N
             f"licence = {licence!r}: {own} is there already and says its own; leave it out, or "
             "write the card anew with `unraze card`"
         )
+    if own.is_file():
+        require_card_of(own, model)
     saved = checkpoint.read(model.folder)
     config = _without_places(model.config)
     shared = Run(folder)
@@ -156,14 +170,17 @@ def write_shared(model: Model, folder: Path, *, licence: str | None = None) -> N
 def _without_places(config: Config) -> Config:
     """The configuration with names in place of paths of this machine."""
     source = config.data.source
-    if source.startswith(IN_MEMORY):
-        source = IN_MEMORY + Path(source.removeprefix(IN_MEMORY)).name
+    if prefix := next((p for p in (IN_MEMORY, IMPORTED) if source.startswith(p)), None):
+        source = prefix + Path(source.removeprefix(prefix)).name
     elif source not in NAMES and hub_name(source) is None:
         source = source_name(source)
     changes: dict[str, Any] = {"data.source": source}
     if config.distilled is not None:
         teacher = config.distilled.model_copy(update={"run": Path(config.distilled.run).name})
         config = config.model_copy(update={"distilled": teacher})
+    if config.begun is not None:
+        start = config.begun.model_copy(update={"run": Path(config.begun.run).name})
+        config = config.model_copy(update={"begun": start})
     return updated(config, changes)
 
 

@@ -135,7 +135,9 @@ class _Track:
             for row in runs.read_rows(self.run.quality):
                 if row["step"] == report.step:
                     self._quality(row)
-        if report.phase in ("saved", "done", "stopped"):
+        if report.phase in ("done", "stopped"):
+            self.close()
+        elif report.phase == "saved":
             self.tracker.flush()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ is another, gets a track of its own.
 
 import json
 import os
+import sqlite3
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from io import StringIO
@@ -36,6 +37,7 @@ class Trackio:
     def __init__(self, run: Run) -> None:
         self.of = run
         self.run: Any = None
+        self.logged = 0
 
     @staticmethod
     def require() -> None:
@@ -68,10 +70,11 @@ class Trackio:
         import trackio
 
         self._forget()
+        self.logged = 0
         with redirect_stdout(StringIO()):  # where it says what the command line says at the end
             self.run = trackio.init(
                 project=PROJECT,
-                name=self.of.path.name,
+                name=self.of.path.resolve().name,
                 config=runs.read_config(self.of).model_dump(mode="json"),
                 embed=False,
                 auto_log_cpu=False,
@@ -81,28 +84,39 @@ class Trackio:
         try:
             write_whole(self.of.path / FILE, (json.dumps(said, indent=1) + "\n").encode())
         except OSError:
-            self.close()
+            trackio.finish()
             raise
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Adds the values of a step."""
         self.run.log(dict(values), step=step)
+        self.logged += 1
 
     def picture(self, name: str, pixels: np.ndarray[Any, Any], step: int) -> None:
         """Adds a picture, uint8 (H, W, 3)."""
         import trackio
 
         self.run.log({name: trackio.Image(pixels)}, step=step)
+        self.logged += 1
 
     def flush(self) -> None:
         """Nothing: what is logged is in the data base half a second later."""
 
     def close(self) -> None:
-        """Waits until all of it is in the data base."""
+        """Waits until all of it is in the data base. Raises `OSError` where it is not, of which
+        trackio itself only warns."""
         import trackio
+        from trackio.sqlite_storage import SQLiteStorage
+        from trackio.utils import TRACKIO_DIR
 
         with redirect_stdout(StringIO()):
             trackio.finish()
+        try:
+            kept = SQLiteStorage.get_log_count(PROJECT, self.run.name, run_id=self.run.id)
+        except sqlite3.Error as error:
+            raise OSError(None, f"{TRACKIO_DIR}: {error}") from error
+        if kept != self.logged:
+            raise OSError(None, f"{TRACKIO_DIR}: has {kept} of {self.logged} entries")
 
     def _path(self) -> str:
         return str(self.of.path.resolve())
@@ -119,9 +133,10 @@ class Trackio:
         if path != self._path():
             return
         try:
-            known = trackio.Api().runs(PROJECT)
+            for run in trackio.Api().runs(PROJECT):
+                if run.id == number and not run.delete():
+                    raise OSError(None, f"trackio does not give up the run {run.name}")
         except ValueError:  # another data base than before
             return
-        for run in known:
-            if run.id == number and not run.delete():
-                raise OSError(None, f"trackio does not give up the run {run.name}")
+        except sqlite3.Error as error:
+            raise OSError(None, f"trackio: {error}") from error
