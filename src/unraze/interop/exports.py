@@ -116,11 +116,21 @@ def _torch(both: tuple[Graph, Graph], folder: Path) -> list[Checked]:
         file = folder / f"{graph.kind}.pt2"
         buffer = io.BytesIO()
         about = {"unraze.json": json.dumps(graph.about)}
+        program = onnx_files.exported(graph)
+        _forget_sources(program)
         with onnx_files.quiet():
-            torch.export.save(onnx_files.exported(graph), buffer, extra_files=about)
+            torch.export.save(program, buffer, extra_files=about)
         files.write_and_flush(file, buffer.getbuffer())
         made.append(checked(graph, _running_program(file), [file]))
     return made
+
+
+def _forget_sources(program: torch.export.ExportedProgram) -> None:
+    """Takes from the nodes where in whose source they came from: paths of the machine."""
+    for part in program.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def _onnx_models(both: tuple[Graph, Graph]) -> tuple[Any, Any]:

@@ -6,12 +6,14 @@ same front end, but also sends to Intel that it was used.
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unraze import files
 from unraze.errors import UnrazeError
 from unraze.interop.graphs import Arrays, Graph, Inputs
 
@@ -21,7 +23,12 @@ KEY = "unraze"
 
 
 def write(onnx_file: bytes, graph: Graph, file: Path) -> None:
-    """Writes FILE.xml and FILE.bin, with what they are in `rt_info`; raises `OSError`."""
+    """Writes FILE.xml and FILE.bin, with what they are in `rt_info`, and waits until the disk has
+    them; raises `OSError`.
+
+    OpenVINO writes them itself and does not say why it could not. So what it was made of is written
+    beside them then, which tells.
+    """
     import openvino
 
     model = openvino.Core().read_model(onnx_file)
@@ -29,7 +36,11 @@ def write(onnx_file: bytes, graph: Graph, file: Path) -> None:
     try:
         openvino.save_model(model, str(file), compress_to_fp16=False)
     except RuntimeError as error:
+        files.write_and_flush(file.with_suffix(".onnx"), onnx_file)
         raise OSError(errno.EIO, f"OpenVINO: {_reason(error)}") from error
+    for part in (file, file.with_suffix(".bin")):
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def running(file: Path | bytes, *, threads: int | None = None, precision: str = "f32") -> Arrays:
