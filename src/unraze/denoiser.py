@@ -221,7 +221,7 @@ def raw_output(
 def guided(
     conditional: Denoiser,
     unconditional: Denoiser,
-    scale: float,
+    scale: float | Tensor,
     *,
     interval: tuple[float, float] = (0.0, float("inf")),
 ) -> Denoiser:
@@ -229,6 +229,7 @@ def guided(
 
     w = 1 is the conditional denoiser itself, w = 0 the unconditional one. It acts while
     interval[0] ≤ t ≤ interval[1] (training time); outside, the conditional one alone is called.
+    Of a `scale` that is a tensor () no value is looked at: both are called, whatever it is.
     Source: Ho & Salimans 2022, arXiv:2207.12598, eq. 6 (their w is ours less 1); the interval:
     Kynkäänniemi et al. 2024, arXiv:2404.07724.
     """
@@ -236,10 +237,12 @@ def guided(
     def denoise(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         with_class = conditional(x_t, t, previous=previous)
         acts = (interval[0] <= t) & (t <= interval[1])
-        if scale == 1 or not bool(acts.any()):
+        none = not isinstance(scale, Tensor) and scale == 1
+        if none or not bool(acts.any()):
             return with_class
         without = unconditional(x_t, t, previous=previous)
-        w = like(torch.where(acts, torch.tensor(scale, dtype=torch.float64), 1.0), x_t)
+        there = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64)
+        w = like(torch.where(acts, there, 1.0), x_t)
         return Prediction(
             torch.lerp(without.x0, with_class.x0, w),
             torch.lerp(without.eps, with_class.eps, w),

@@ -357,7 +357,9 @@ def calls_of(model: Model, settings: SampleConfig) -> int:
         made += 1
         return Prediction(x_t, x_t, share=x_t)
 
-    denoise = _guided(model, settings, counted, counted) if settings.guidance != 1 else counted
+    denoise: Denoiser = counted
+    if settings.guidance != 1:
+        denoise = _guided(model, settings, counted, counted, settings.guidance)
     x, borders = torch.zeros(1, 1), model.config.loss.borders or (0.0,)
     way = plan_of(model, settings)
     for _ in walk(denoise, x, way.chain, settings, lambda _: x, borders=borders):
@@ -377,18 +379,29 @@ def within(model: Model, calls: int, of_steps: Callable[[int], SampleConfig]) ->
     raise InputError(f"calls = {calls}: one step takes more; give more, or guidance = 1")
 
 
-def _guided(model: Model, settings: SampleConfig, denoise: Denoiser, nothing: Denoiser) -> Denoiser:
+def _guided(
+    model: Model,
+    settings: SampleConfig,
+    denoise: Denoiser,
+    nothing: Denoiser,
+    scale: float | Tensor,
+) -> Denoiser:
     last = float(model.schedule.times[-1])
     low, high = settings.guidance_interval
-    return guided(denoise, nothing, settings.guidance, interval=(low * last, high * last))
+    return guided(denoise, nothing, scale, interval=(low * last, high * last))
 
 
 def denoiser_of(
-    model: Model, settings: SampleConfig, labels: Sequence[int | None] | Tensor
+    model: Model,
+    settings: SampleConfig,
+    labels: Sequence[int | None] | Tensor,
+    *,
+    guidance: Tensor | None = None,
 ) -> Denoiser:
     """The network with its labels, guidance and clipping, as these settings ask.
 
-    The labels are numbers, None for none, or an int64 tensor (B,) of them.
+    The labels are numbers, None for none, or an int64 tensor (B,) of them. Where the settings guide
+    (guidance ≠ 1), a tensor `guidance` () takes the place of their scale.
     """
 
     def bound(wanted: Sequence[int | None] | Tensor) -> Denoiser:
@@ -416,7 +429,8 @@ def denoiser_of(
                 "there is nothing to guide towards"
             )
         _require_unlabelled(model, f"guidance = {settings.guidance:g}")
-        denoise = _guided(model, settings, denoise, bound([None] * len(labels)))
+        scale = settings.guidance if guidance is None else guidance
+        denoise = _guided(model, settings, denoise, bound([None] * len(labels)), scale)
     match settings.clip:
         case "none":
             return denoise

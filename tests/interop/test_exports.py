@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_the_sampler_is_a_function_of_its_inputs_for_any_number(
         feed = {
             "start": rng.normal(7, "start", numbers, 0, model.shape).numpy(),
             "classes": np.array([generate.class_of(model, None, k, 7) for k in numbers]),
+            "guidance": np.array(1.5, dtype=np.float32),
             "noise": np.stack(walks),
         }
         run = session(as_onnx / "sampler.onnx")
@@ -92,8 +94,14 @@ def test_the_sampler_is_a_function_of_its_inputs_for_any_number(
         wanted = generate.sample(model, count, seed=7, settings=how).numpy()
         assert np.abs(images - wanted).max() < 1e-4
         assert np.array_equal(images, run.run(["images"], feed)[0])
-    feed["classes"] = (feed["classes"] + 1) % model.num_classes
-    assert np.abs(run.run(["images"], feed)[0] - images).max() > 1e-3
+    other = feed | {"classes": (feed["classes"] + 1) % model.num_classes}
+    assert np.abs(run.run(["images"], other)[0] - images).max() > 1e-3
+    for scale in (1.0, 4.0):
+        (guided,) = run.run(["images"], feed | {"guidance": np.array(scale, dtype=np.float32)})
+        changed = how.model_copy(update={"guidance": scale})
+        wanted = generate.sample(model, count, seed=7, settings=changed).numpy()
+        assert np.abs(guided - wanted).max() < 1e-4
+        assert np.abs(guided - images).max() > 1e-3
 
 
 def test_the_network_is_that_of_the_run(trained: Path, as_onnx: Path) -> None:
@@ -119,6 +127,8 @@ def test_the_files_say_what_they_are(trained: Path, as_onnx: Path) -> None:
         assert about["opset"] == 18
     assert network["alpha_bar"] == model.schedule.alpha_bar.tolist()
     assert sampler["settings"]["guidance_interval"] == [0.2, 0.8]
+    assert sampler["guidance"] == 1.5
+    assert "guidance" not in network
     assert sampler["network_calls"] == generate.calls_of(model, generate.settings_of(model))
 
 
@@ -133,6 +143,7 @@ def test_plain_operators_of_one_version_and_weights_that_are_shared(as_onnx: Pat
             input.name: [d.dim_param for d in input.type.tensor_type.shape.dim if d.dim_param]
             for input in file.graph.input
         }
+        assert batches.pop("guidance", []) == []
         assert all(len(free) == 1 for free in batches.values()), batches
     sizes = [
         sum(np.prod(weight.dims) for weight in file.graph.initializer)
@@ -144,31 +155,89 @@ def test_plain_operators_of_one_version_and_weights_that_are_shared(as_onnx: Pat
 def test_the_script_draws_without_torch_and_unraze(
     trained: Path, as_onnx: Path, here: Path
 ) -> None:
-    """In a Python that sees numpy and onnxruntime alone."""
-    packages = here / "packages"
-    packages.mkdir()
+    model = generate.load(trained)
+    ran = script(as_onnx, here, "20", "3", "out")
+    assert (ran.returncode, ran.stdout) == (0, "20 pictures: out\n"), ran.stderr
+    wanted = to_uint8(generate.sample(model, 20, seed=3, batch=16))[:, 0]
+    assert np.abs(pictures(here / "out") - wanted.astype(int)).max() <= 1
+
+    ran = script(as_onnx, here, "3", "4", "third", "--class", "2", "--guidance", "3.5")
+    assert ran.returncode == 0, ran.stderr
+    how = generate.settings_of(model).model_copy(update={"guidance": 3.5})
+    wanted = to_uint8(generate.sample(model, 3, seed=4, classes=2, settings=how))[:, 0]
+    assert np.abs(pictures(here / "third") - wanted.astype(int)).max() <= 1
+
+
+def script(folder: Path, here: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs sample_onnx.py of a folder in a Python that sees numpy and onnxruntime alone."""
+    packages = here.parent / f"{here.name}-packages"
+    packages.mkdir(exist_ok=True)
     for package in (np, onnxruntime):
         place = Path(package.__file__).parent
         for found in (place, place.with_name(f"{place.name}.libs")):
-            if found.exists():
+            if found.exists() and not (packages / found.name).exists():
                 (packages / found.name).symlink_to(found)
-    script = as_onnx / "sample_onnx.py"
     code = (
         f"import sys, runpy; sys.path.append({str(packages)!r})\n"
         "for name in ('torch', 'unraze', 'PIL'):\n"
         "    try: __import__(name)\n"
         "    except ImportError: pass\n"
         "    else: raise SystemExit(name + ' is there')\n"
-        f"sys.argv = ['sample_onnx.py', '20', '3', 'out']\n"
-        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        f"sys.argv = ['sample_onnx.py', *{words!r}]\n"
+        f"runpy.run_path({str(folder / 'sample_onnx.py')!r}, run_name='__main__')\n"
     )
     command = [sys.executable, "-I", "-S", "-c", code]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    drawn = [np.asarray(Image.open(here / "out" / f"{k:05d}.png")) for k in range(20)]
-    wanted = to_uint8(generate.sample(generate.load(trained), 20, seed=3, batch=16))[:, 0]
-    assert np.abs(np.stack(drawn).astype(int) - wanted.astype(int)).max() <= 1
-    assert len(list((here / "out").iterdir())) == 20
+    return subprocess.run(command, capture_output=True, text=True, cwd=here)
+
+
+def pictures(folder: Path) -> np.ndarray:
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{k:05d}.png" for k in range(len(files))]
+    return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+
+
+def test_words_that_the_script_cannot_take_are_said(as_onnx: Path, here: Path) -> None:
+    there = here / "there"
+    there.mkdir()
+    (there / "00001.png").write_bytes(b"mine")
+    (here / "file").write_text("")
+    for words, why in (
+        (["many"], "many: give a whole number of at least 1"),
+        (["0"], "0: give a whole number of at least 1"),
+        (["1.5"], "1.5: give a whole number"),
+        (["4", "-1"], "-1: give a whole number of at least 0"),
+        (["4", "0", "out", "more"], "more"),
+        (["4", "0", "there"], "there: has pictures; give another folder, or remove them"),
+        (["4", "0", "file"], "file: cannot be made"),
+        (["--class", "4"], "4: give 0 to 3"),
+        (["--class", "shoe"], "shoe: give 0 to 3"),
+        (["--guidance", "nan"], "nan: give a number of at least 0"),
+        (["--guidance=-1"], "-1: give a number of at least 0"),
+    ):
+        ran = script(as_onnx, here, *words)
+        usage, error = ran.stderr.splitlines()
+        assert (ran.returncode, ran.stdout) == (2, ""), words
+        assert usage == "usage: sample_onnx.py [COUNT] [SEED] [FOLDER] [OPTIONS]"
+        assert why in error
+    assert sorted(path.name for path in here.iterdir()) == ["file", "there"]
+    assert (there / "00001.png").read_bytes() == b"mine"
+    assert list(there.iterdir()) == [there / "00001.png"]
+
+
+def test_the_script_knows_classes_by_name(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], here: Path
+) -> None:
+    from unraze.interop import sample_onnx
+
+    named = {"num_classes": 3, "class_names": ["cat", "2", "dog"]}
+    for word, number in (("dog", 2), ("0", 0), ("2", 1)):  # a name goes before a number
+        monkeypatch.setattr(sys, "argv", ["sample_onnx.py", "--class", word])
+        assert sample_onnx.asked(named).label == number
+    for about, option in (({"num_classes": 0}, "--class=1"), (named, "--guidance=2")):
+        monkeypatch.setattr(sys, "argv", ["sample_onnx.py", option])
+        with pytest.raises(SystemExit, match="2"):
+            sample_onnx.asked(about)
+        assert f"unrecognized arguments: {option}" in capfd.readouterr().err
 
 
 def test_classes_of_the_run_are_drawn_in_turn_by_the_script() -> None:
@@ -249,21 +318,71 @@ def test_what_is_too_far_from_the_original_is_not_written(
     refused(capfd, argv, "network.pt2", "differs from the original", "not taken", status=1)
 
 
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
 def test_a_full_disk_leaves_nothing(
-    trained: Path, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    here: Path,
+    to: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written = list[Path]()
+    """Of OpenVINO, which writes by itself, to a device that is always full."""
+    import openvino
+
+    written, save = list[Path](), openvino.save_model
 
     def full(path: Path, data: bytes) -> None:
         path.write_bytes(bytes(data[: len(data) // 2]))
         written.append(path)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def save_to_full(model: openvino.Model, path: str, **options: bool) -> None:
+        for suffix in (".xml", ".bin"):
+            Path(path).with_suffix(suffix).symlink_to("/dev/full")
+        save(model, path, **options)
+
     monkeypatch.setattr(files, "write_and_flush", full)
+    monkeypatch.setattr(openvino, "save_model", save_to_full)
     options = ["--sampler", "ddim", "--steps", "1", "--guidance", "1", "--out", "made"]
-    argv = ["export", "torch", str(trained), *options]
-    refused(capfd, argv, "made", "the disk is full", status=1)
-    assert [path.name for path in written] == ["network.pt2"]
+    argv = ["export", to, str(trained), *options]
+    refused(capfd, argv, "made", "the disk is full; free some space", status=1)
+    assert [path.stem for path in written] == ["network"]
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(
+    trained: Path, here: Path, to: exports.Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, fsync = set[int](), os.fsync
+
+    def seen(handle: int) -> None:
+        assert not (here / "made").exists()
+        flushed.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    model = generate.load(trained)
+    how = generate.asked(model, {"sampler": "ddim", "steps": 1, "guidance": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", seen)
+        patch.setattr(files, "flush_folder", lambda path: None)
+        exports.export(model, to, here / "made", settings=how)
+    assert {file.stat().st_ino for file in (here / "made").iterdir()} <= flushed
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
+def test_no_file_says_where_it_was_made(trained: Path, here: Path, to: exports.Format) -> None:
+    model = generate.load(trained)
+    how = generate.asked(model, {"sampler": "ddim", "steps": 2})
+    exports.export(model, to, here / "made", settings=how)
+    places = [torch.__file__, exports.__file__, __file__, sys.prefix, str(here), str(trained)]
+    roots = [str(Path(place).parent).encode() for place in places]
+    for file in (here / "made").iterdir():
+        texts = {file.name: file.read_bytes()}
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                texts |= {name: archive.read(name) for name in archive.namelist()}
+        for name, text in texts.items():
+            assert [root for root in (*roots, b"site-packages") if root in text] == [], name
 
 
 def test_what_will_not_do_is_said(

@@ -56,7 +56,9 @@ def settings(**changes: object) -> SampleConfig:
     return SampleConfig.model_validate({"steps": 5, **changes})
 
 
-def played(model: Model, how: SampleConfig, count: int, seed: int) -> Tensor:
+def played(
+    model: Model, how: SampleConfig, count: int, seed: int, guidance: Tensor | None = None
+) -> Tensor:
     """As `unraze.generate.sample` draws them."""
     tape = record(model, how)
     numbers = range(count)
@@ -74,7 +76,7 @@ def played(model: Model, how: SampleConfig, count: int, seed: int) -> Tensor:
         return out
 
     with torch.no_grad():
-        return play(tape, network, start, classes, noise)
+        return play(tape, network, start, classes=classes, guidance=guidance, noise=noise)
 
 
 SAMPLERS = [
@@ -133,7 +135,25 @@ def test_guidance_costs_two_calls_within_its_interval_alone() -> None:
     model = model_of(updated(CONFIG, {"train.label_dropout": 0.1}), num_classes=3)
     how = settings(sampler="ddim", guidance=2.0, guidance_interval=(0.3, 0.7), steps=10)
     assert record(model, how).calls == generate.calls_of(model, how) == 15
-    assert torch.equal(played(model, how, 4, 1), generate.sample(model, 4, seed=1, settings=how))
+    wanted = generate.sample(model, 4, seed=1, settings=how)
+    assert torch.equal(played(model, how, 4, 1, torch.tensor(2.0)), wanted)
+
+
+def test_guidance_is_an_input_where_the_settings_guide() -> None:
+    model = model_of(updated(CONFIG, {"train.label_dropout": 0.1}), num_classes=3)
+    how = settings(sampler="heun", guidance=2.0, guidance_interval=(0.3, 0.7), steps=9)
+    drawn = {}
+    for scale in (2.0, 0.0, 0.3, 3.25):
+        drawn[scale] = played(model, how, 4, 1, torch.tensor(scale))
+        other = how.model_copy(update={"guidance": scale})
+        assert torch.equal(drawn[scale], generate.sample(model, 4, seed=1, settings=other))
+        assert scale == 2.0 or not torch.equal(drawn[scale], drawn[2.0])
+    none = generate.sample(model, 4, seed=1, settings=how.model_copy(update={"guidance": 1.0}))
+    # what guides by 1 is mixed with the rest, and comes out of that as it was
+    assert torch.equal(played(model, how, 4, 1, torch.tensor(1.0)), none)
+    assert record(model, how).guidance is not None
+    for changes in ({"guidance": 1.0}, {"guidance": 2.0, "guidance_interval": (0.001, 0.002)}):
+        assert record(model, settings(sampler="ddim", **changes)).guidance is None
 
 
 def test_the_class_is_an_input() -> None:
@@ -146,7 +166,7 @@ def test_the_class_is_an_input() -> None:
         out: Tensor = model.network(x, t, classes=classes)
         return out
 
-    one, other = play(tape, network, start, torch.tensor([0, 2]), None)
+    one, other = play(tape, network, start, classes=torch.tensor([0, 2]))
     assert not torch.equal(one, other)
 
 

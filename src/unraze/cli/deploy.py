@@ -70,7 +70,8 @@ def _dtype(words: str) -> Parameter:
         "Examples:\n\n"
         "  unraze export onnx RUN --out FOLDER\n"
         "  unraze export onnx RUN --sampler ddim --steps 10 --dtype float16 --out FOLDER\n"
-        "  python FOLDER/sample_onnx.py 64"
+        "  python FOLDER/sample_onnx.py 64\n\n"
+        "A sampler that guides takes the guidance as an input."
     ),
 )
 def to_onnx(

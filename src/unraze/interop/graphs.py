@@ -1,10 +1,12 @@
 """What is exported of a run: its network, and its whole sampler, as modules that exporters follow.
 
     network   x (B, C, H, W), t (B,), classes (B,), previous (B, C, H, W) -> raw output
-    sampler   start (B, C, H, W), classes (B,), noise (steps, B, C, H, W) -> images in [-1, 1]
+    sampler   start (B, C, H, W), classes (B,), guidance (), noise (steps, B, C, H, W)
+              -> images in [-1, 1]
 
-`classes` int64 where the network has classes, `previous` where it is self-conditioned, `noise`
-where the sampler draws some; all else float32, whatever the network computes in. B is free.
+`classes` int64 where the network has classes, `previous` where it is self-conditioned, `guidance`
+where the settings guide, `noise` where the sampler draws some; all else float32, whatever the
+network computes in. B is free.
 """
 
 import copy
@@ -62,7 +64,8 @@ class Graph:
     """A module to export, with inputs to follow it with, others to check it on, and what it is.
 
     `example` are inputs for two images; `asked` are other inputs and `wanted` what the original
-    says to them; `batch` says which dimension of each input is B.
+    says to them, `further` are more such pairs; `batch` says which dimension of an input is B, if
+    one is.
     """
 
     kind: Literal["network", "sampler"]
@@ -74,6 +77,7 @@ class Graph:
     output: str
     about: dict[str, Any]
     dtype: Dtype
+    further: tuple[tuple[Inputs, Tensor], ...] = ()
 
 
 class _Network(nn.Module):
@@ -108,9 +112,13 @@ class Sampler(nn.Module):
         self.tape, self.network, self.raw_channels = tape, network, raw_channels
 
     def forward(
-        self, start: Tensor, classes: Tensor | None = None, noise: Tensor | None = None
+        self,
+        start: Tensor,
+        classes: Tensor | None = None,
+        guidance: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        return play(self.tape, self.network, start, classes, noise)
+        return play(self.tape, self.network, start, classes=classes, guidance=guidance, noise=noise)
 
 
 def module_dtype(dtype: Dtype) -> torch.dtype:
@@ -153,7 +161,7 @@ def sampler_graph(
         )
     tape = record(model, settings)
     exact = settings.model_copy(update={"dtype": "float32"})
-    asked = _sampler_inputs(model, tape, CHECKED)
+    asked = _sampler_inputs(model, tape, CHECKED, exact.guidance)
     wanted = generate.sample(model, CHECKED, seed=0, settings=exact)
     chain = generate.plan_of(model, settings).chain
     about = _about(model, dtype) | {
@@ -164,28 +172,38 @@ def sampler_graph(
         "times": _plain(chain.times),
         "alpha_bar": _plain(chain.alpha_bar),
     }
+    further: tuple[tuple[Inputs, Tensor], ...] = ()
+    if tape.guidance is not None:
+        about["guidance"] = exact.guidance
+        less = exact.model_copy(update={"guidance": (exact.guidance + 1) / 2})
+        inputs = _sampler_inputs(model, tape, CHECKED, less.guidance)
+        further = ((inputs, generate.sample(model, CHECKED, seed=0, settings=less)),)
     return Graph(
         kind="sampler",
         module=Sampler(tape, network.module, network.wanted.shape[1]).eval(),
-        example=_sampler_inputs(model, tape, 2),
+        example=_sampler_inputs(model, tape, 2, exact.guidance),
         asked=asked,
         wanted=wanted,
-        batch={name: 1 if name == "noise" else 0 for name in asked},
+        batch={name: 1 if name == "noise" else 0 for name in asked if name != "guidance"},
         output="images",
         about=about,
         dtype=dtype,
+        further=further,
     )
 
 
 def difference(graph: Graph, computed: Arrays) -> tuple[float, float]:
     """The greatest difference to the original, and what it is to be held against."""
-    given = computed(graph.asked)
-    if given.shape != graph.wanted.shape:
-        raise UnrazeError(
-            f"the exported {graph.kind} gives {tuple(given.shape)} where the original gives "
-            f"{tuple(graph.wanted.shape)}"
-        )
-    far = float((given.float() - graph.wanted).abs().max())
+    far = 0.0
+    for asked, wanted in ((graph.asked, graph.wanted), *graph.further):
+        given = computed(asked)
+        if given.shape != wanted.shape:
+            raise UnrazeError(
+                f"the exported {graph.kind} gives {tuple(given.shape)} where the original gives "
+                f"{tuple(wanted.shape)}"
+            )
+        differs = (given.float() - wanted).abs().max()
+        far = float(torch.maximum(differs, torch.tensor(far)))  # not a number stays that
     scale = max(1.0, float(graph.wanted.abs().max())) if graph.kind == "network" else 1.0
     return far, scale
 
@@ -214,13 +232,15 @@ def _network_inputs(model: Model, count: int) -> Inputs:
     return out
 
 
-def _sampler_inputs(model: Model, tape: Tape, count: int) -> Inputs:
+def _sampler_inputs(model: Model, tape: Tape, count: int, guidance: float) -> Inputs:
     """Those of images 0, 1, … of seed 0, as `unraze.generate.sample` draws them."""
     numbers = range(count)
     out = {"start": rng.normal(0, "start", numbers, 0, model.shape)}
     if tape.classes is not None:
         classes = [generate.class_of(model, None, k, 0) for k in numbers]
         out["classes"] = torch.tensor(classes, dtype=torch.int64)
+    if tape.guidance is not None:
+        out["guidance"] = torch.tensor(guidance, dtype=torch.float32)
     if tape.noise:
         steps = [rng.normal(0, "walk", numbers, step, model.shape) for step in tape.noise_steps]
         out["noise"] = torch.stack(steps)

@@ -55,7 +55,9 @@ def require(*packages: str, what: str) -> None:
 def exported(graph: Graph) -> torch.export.ExportedProgram:
     """The module as torch.export sees it, for any number of images."""
     batch = torch.export.Dim("batch", min=1, max=2**20)
-    shapes = {name: {place: batch} for name, place in graph.batch.items()}
+    shapes = {
+        name: {graph.batch[name]: batch} if name in graph.batch else None for name in graph.example
+    }
     with quiet(), torch.no_grad():
         return torch.export.export(graph.module, (), graph.example, dynamic_shapes=shapes)
 

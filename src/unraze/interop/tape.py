@@ -54,6 +54,7 @@ class Call:
 class Tape:
     """What a sampler does with its inputs, and where these and the result are.
 
+    `guidance` is there where the settings guide, and do so at one of the steps.
     `noise_steps` are the steps whose noise it asks for, as `unraze.samplers.Noise` numbers them, in
     that order; `calls` how often it calls the network; `shape` is (C, H, W).
     """
@@ -61,6 +62,7 @@ class Tape:
     lines: tuple[Call, ...]
     start: Slot
     classes: Slot | None
+    guidance: Slot | None
     noise: tuple[Slot, ...]
     noise_steps: tuple[int, ...]
     images: Slot
@@ -80,6 +82,8 @@ def record(model: Model, settings: SampleConfig) -> Tape:
     x = rng.normal(0, "tape", range(1), 0, model.shape)
     labels = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
     start, classes = recorder.enter(x), None if labels is None else recorder.enter(labels)
+    scale = torch.tensor(settings.guidance, dtype=torch.float32)
+    guidance = recorder.enter(scale)
     noise_steps: list[int] = []
     noises: list[Slot] = []
 
@@ -92,7 +96,9 @@ def record(model: Model, settings: SampleConfig) -> Tape:
     followed = replace(model, network=_Followed(model.network))
     borders = model.config.loss.borders or (0.0,)
     with torch.no_grad(), recorder:
-        denoise = denoiser_of(followed, settings, [None] if labels is None else labels)
+        denoise = denoiser_of(
+            followed, settings, [None] if labels is None else labels, guidance=scale
+        )
         chain = plan_of(model, settings).chain
         for step in walk(denoise, x, chain, settings, noise, borders=borders):
             x = step.x
@@ -101,6 +107,7 @@ def record(model: Model, settings: SampleConfig) -> Tape:
         lines=tuple(recorder.lines),
         start=start,
         classes=classes,
+        guidance=guidance if _used(guidance, recorder.lines) else None,
         noise=tuple(noises),
         noise_steps=tuple(noise_steps),
         images=recorder.slots[id(images)],
@@ -110,15 +117,24 @@ def record(model: Model, settings: SampleConfig) -> Tape:
 
 
 def play(
-    tape: Tape, network: Network, start: Tensor, classes: Tensor | None, noise: Tensor | None
+    tape: Tape,
+    network: Network,
+    start: Tensor,
+    *,
+    classes: Tensor | None = None,
+    guidance: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """Images (B, C, H, W) from start (B, C, H, W), classes (B,) and noise (steps, B, C, H, W).
+    """Images (B, C, H, W) from start (B, C, H, W), classes (B,), guidance () and noise
+    (steps, B, C, H, W).
 
-    `classes` and `noise` are None where the tape has none of them.
+    `classes`, `guidance` and `noise` are None where the tape has none of them.
     """
     made: dict[int, Any] = {tape.start.number: start}
     if tape.classes is not None:
         made[tape.classes.number] = classes
+    if tape.guidance is not None:
+        made[tape.guidance.number] = guidance
     for number, slot in enumerate(tape.noise):
         assert noise is not None
         made[slot.number] = noise[number]
@@ -224,6 +240,17 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             return self.enter(value)
         return tuple(map(self._entered, value))
+
+
+def _used(slot: Slot, lines: Sequence[Call]) -> bool:
+    """Whether a line takes what is there."""
+
+    def takes(value: Any) -> bool:
+        if isinstance(value, tuple):
+            return any(map(takes, value))
+        return any(map(takes, value.values())) if isinstance(value, Mapping) else value is slot
+
+    return any(takes(line.args) or takes(line.kwargs) for line in lines)
 
 
 def _tensors_in(value: Any) -> list[Tensor]:
