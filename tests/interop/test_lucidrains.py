@@ -401,7 +401,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a folder": (lambda path: path.mkdir(), "is a folder"),
     "empty": (lambda path: path.write_bytes(b""), "is not a file of torch.save"),
     "another pickle": (
-        lambda path: path.write_bytes(pickle.dumps({"step": 1}, protocol=2)),
+        lambda path: path.write_bytes(pickle.dumps({"step": 1})),
         "is not a file of torch.save",
     ),
     "text": (lambda path: path.write_text("weights"), "is not a file of torch.save"),
