@@ -1,6 +1,8 @@
 """An engine computes the network: pictures are torch's up to rounding, and made again exactly."""
 
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +109,74 @@ def test_auto_leaves_out_what_is_not_there_or_not_equal(
     missing, differs = found.left_out
     assert missing == "openvino: openvino not installed"
     assert "differs from the original" in differs
+
+
+def test_auto_does_not_need_to_remember(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a copy whose folder of engines is none, and in one that keeps files but no choices."""
+    for name, kept in (("nothing", ()), ("no choices", ("onnx", "openvino"))):
+        copy = tmp_path / name
+        shutil.copytree(run, copy)
+        (checkpoint,) = (copy / "checkpoints").iterdir()
+        shutil.rmtree(checkpoint / "engines", ignore_errors=True)
+        if kept:
+            (checkpoint / "engines" / "choices.json").mkdir(parents=True)
+        else:
+            (checkpoint / "engines").write_text("")
+        out = ["--out", str(tmp_path / f"{name} drawn")]
+        for _ in range(2):
+            assert main(["sample", str(copy), "-n", "2", "--engine", "auto", *out]) == 0
+            said = capfd.readouterr().out
+            assert "engine to be measured again next time: " in said
+            assert "choices.json: cannot be written" in said
+            assert "images a second a call: torch " in said
+            left_out = [line for line in said.splitlines() if "left out: " in line]
+            assert len(left_out) == (0 if kept else 2)
+
+
+def test_auto_leaves_out_a_file_that_was_damaged_since(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    seconds = {"torch": 2.0, "onnx": 1.0, "openvino": 3.0}
+    monkeypatch.setattr(engines, "_seconds", lambda model, how, batch: seconds[model.engine])
+    command = ["sample", str(copy), "-n", "3", "--engine", "auto", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    model = generate.load(copy)
+    assert model.folder is not None
+    (file,) = (model.folder / "engines").glob(f"{model.checkpoint[:12]}-*.onnx")
+    whole, before = file.read_bytes(), file.stat()
+    file.write_bytes(bytes(len(whole)))
+    for same_time in (True, False):  # as a disk loses bits, and as a copy breaks off
+        if same_time:
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        else:
+            file.write_bytes(whole[: len(whole) // 2])
+        capfd.readouterr()
+        assert main(command) == 0
+        said = capfd.readouterr().out
+        assert "engine torch (images a second a call: torch " in said
+        assert "engine left out: onnx: " in said
+        assert "engine left out: openvino: " in said
+        assert f"remove it and it is made anew: {file}" in said
+    file.unlink()
+    assert main(command) == 0
+    assert "engine onnx (images a second" in capfd.readouterr().out
+    assert main(command) == 0
+    assert "engine onnx (as measured before)" in capfd.readouterr().out
+
+
+def test_auto_is_torch_at_once_off_the_processor(run: Path) -> None:
+    model = generate.load(run)
+    model.network.to("meta")
+    found = fastest(model, generate.settings_of(model), batch=2)
+    assert (found.engine, found.model, found.rates) == ("torch", model, {})
+    assert found.left_out == (
+        "onnx: computes on the processor",
+        "openvino: computes on the processor",
+    )
 
 
 def test_an_engine_that_is_not_installed(

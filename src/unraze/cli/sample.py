@@ -337,11 +337,12 @@ def _with_engine(
         for reason in found.left_out:
             print(f"engine left out: {reason}")
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in found.rates.items())
-        said = "as measured before" if found.remembered else f"images a second a call: {rates}"
-        print(f"engine {found.engine} ({said})")
-        chosen = found.engine
-    else:
-        chosen = next(name for name in engines.ENGINES if name == engine)
+        said = f"images a second a call: {rates}" if rates else "nothing else computes there"
+        print(f"engine {found.engine} ({'as measured before' if found.remembered else said})")
+        if found.forgotten is not None:
+            print(f"engine to be measured again next time: {found.forgotten}")
+        return found.model, found.settings
+    chosen = next(name for name in engines.ENGINES if name == engine)
     return engines.with_engine(model, chosen, settings)
 
 

@@ -47,15 +47,19 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Measured:
-    """What `fastest` found: an engine, images a second of each, and why others were left out.
+    """What `fastest` found: an engine, the model and the settings with it (`with_engine`), images a
+    second of each, and why others were left out.
 
-    `remembered` says that it was measured before.
+    `remembered` says that it was measured before, `forgotten` why it will have to be once more.
     """
 
     engine: Engine
+    model: Model
+    settings: SampleConfig
     rates: dict[str, float]
     left_out: tuple[str, ...]
     remembered: bool
+    forgotten: str | None = None
 
 
 def with_engine(model: Model, engine: Engine, settings: SampleConfig) -> tuple[Model, SampleConfig]:
@@ -83,7 +87,7 @@ def with_engine(model: Model, engine: Engine, settings: SampleConfig) -> tuple[M
     file = _file(model)
     graph = replace(graphs.network_graph(model), dtype=dtype)
     try:
-        computed = _computed(engine, file.read_bytes(), dtype)
+        computed = _computed(engine, _read(file), dtype)
         graphs.require_equal(graph, computed, f"engine = {engine}")
     except UnrazeError as error:
         raise UnrazeError(
@@ -108,31 +112,42 @@ def fastest(model: Model, settings: SampleConfig, *, batch: int) -> Measured:
     """The engine that computes most images a second of those that are installed and equal torch.
 
     It is measured once for a number of images at once, and remembered beside the checkpoint for
-    this machine, these versions and threads.
+    this machine, these versions and threads, and this file of the network. Where torch can compute
+    it does not fail: what cannot be used or written is left out, and said.
     """
+    device = next(model.network.parameters()).device
+    if device.type != "cpu":
+        others = tuple(f"{engine}: computes on the processor" for engine in ENGINES[1:])
+        return Measured("torch", model, settings, {}, others, remembered=False)
     file = _folder(model) / CHOICES
     known = _read_choices(file)
     engines = [engine for engine in ENGINES if not missing(engine, model)]
-    key = _key(engines, batch, dtype_of(model, settings), settings.dtype, environment())
-    if known.get(key) in engines:
-        return Measured(known[key], {}, (), remembered=True)
-    rates: dict[Engine, float] = {}
     left_out = [
         f"{engine}: {' and '.join(missing(engine, model))} not installed"
         for engine in ENGINES
         if engine not in engines
     ]
+    before = known.get(_choice(model, settings, engines, batch))
+    if before in engines:
+        with suppress(UnrazeError):  # what became of it is found again, and said, below
+            return Measured(before, *with_engine(model, before, settings), {}, (), remembered=True)
+    ready: dict[Engine, tuple[Model, SampleConfig]] = {}
     for engine in engines:
         try:
-            ready, exact = with_engine(model, engine, settings)
+            ready[engine] = with_engine(model, engine, settings)
         except UnrazeError as error:
             left_out.append(f"{engine}: {error}")
-            continue
-        rates[engine] = batch / _seconds(ready, exact, batch)
+    rates = {engine: batch / _seconds(*taken, batch) for engine, taken in ready.items()}
     best = max(rates, key=lambda engine: rates[engine])
-    _write(file, json.dumps(known | {key: best}, indent=1).encode())
+    forgotten = None
+    try:
+        kept = known | {_choice(model, settings, engines, batch): best}
+        _write(file, json.dumps(kept, indent=1).encode())
+    except UnrazeError as error:
+        forgotten = str(error)
     told = {str(engine): rate for engine, rate in rates.items()}
-    return Measured(best, told, tuple(left_out), remembered=False)
+    left = tuple(left_out)
+    return Measured(best, *ready[best], told, left, remembered=False, forgotten=forgotten)
 
 
 class _ByEngine(nn.Module):
@@ -191,6 +206,15 @@ def _seconds(model: Model, settings: SampleConfig, batch: int) -> float:
     return statistics.median(times[1:])
 
 
+def _choice(model: Model, settings: SampleConfig, engines: list[Engine], batch: int) -> str:
+    """What a choice is remembered for. With another file of the network it is made anew, for it may
+    be that the last one was damaged."""
+    place = _place(model)
+    there = place.stat() if place.is_file() else None
+    file = None if there is None else (there.st_size, there.st_mtime_ns)
+    return _key(engines, batch, dtype_of(model, settings), settings.dtype, environment(), file)
+
+
 def _folder(model: Model) -> Path:
     if model.folder is None:
         raise UnrazeError(
@@ -233,6 +257,13 @@ def _write(file: Path, data: bytes) -> None:
                 "torch",
             )
         ) from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UnrazeError(f"cannot be read ({error.strerror or error})") from error
 
 
 def _read_choices(file: Path) -> dict[str, Engine]:
