@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,14 @@ class Way:
         """The keys of `sample` that were given."""
         keys = ("sampler", "steps", "spacing", "guidance")
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    def words(self) -> tuple[str, ...]:
+        """The options that say the same."""
+        told = self.given()
+        if self.checkpoint is not None:
+            told["checkpoint"] = self.checkpoint
+        words = [word for key, value in told.items() for word in (option_of(key), str(value))]
+        return (*words, "--raw") if self.raw else tuple(words)
 
 
 WAY = Way()
@@ -177,8 +187,8 @@ def to_web(
         ),
     ] = False,
     port: Annotated[
-        int, Parameter(group=OUTPUT, help="Of --serve; one that is free if absent.")
-    ] = 0,
+        int | None, Parameter(group=OUTPUT, help="Of --serve; one that is free if absent.")
+    ] = None,
     out: Out = None,
 ) -> int:
     """Write a page that draws in the browser, without a server: choose, and watch it form.
@@ -188,27 +198,41 @@ def to_web(
     from unraze import generate
     from unraze.interop import web
 
-    if not 0 <= port < 2**16:
+    if port is not None and not serve:
+        raise InputError(f"--port {port}: is of --serve; give that too, or leave it out")
+    if port is not None and not 0 < port < 2**16:
         raise InputError(f"--port {port}: give 1 to 65535")
     folder = run / "web" if out is None else out
     with _told_as_options(way):
-        model, settings = _asked(run, way, folder)
+        model, settings = _way_of(run, way)
         generate.check(model, settings)
-        found, notes = web.export(
-            model,
-            folder,
-            settings=settings,
-            runtime=web.runtime_in(runtime),
-            title=run.resolve().name if title is None else title,
-        )
-    print(f"network.onnx: {found.size / 1e6:.1f} MB, {found.difference:.2g} from the original")
-    for note in notes:
-        print(f"note: {note}")
+        if serve and os.path.lexists(folder):
+            if not web.is_export(folder, model, settings, title):
+                raise InputError(
+                    f"--out {folder}: exists, and is not the page of these weights and settings; "
+                    "give another, or remove it"
+                )
+        else:
+            _require_free_place(folder)
+            found, notes = web.export(
+                model,
+                folder,
+                settings=settings,
+                runtime=web.runtime_in(runtime),
+                title=run.resolve().name if title is None else title,
+            )
+            size, far = found.size / 1e6, found.difference
+            print(f"network.onnx: {size:.1f} MB, {far:.2g} from the original")
+            for note in notes:
+                print(f"note: {note}")
     if not serve:
-        print(f"to look at it: unraze export web RUN --serve, or python -m http.server -d {folder}")
+        place = () if out is None else ("--out", str(out))
+        command = shlex.join(("unraze", "export", "web", str(run), *way.words(), *place, "--serve"))
+        host = shlex.join(("python", "-m", "http.server", "-d", str(folder)))
+        print(f"to look at it: {command}, or {host}")
     print(folder, flush=True)
     if serve:
-        with web.served(folder, port) as server:
+        with web.served(folder, port or 0) as server:
             print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
@@ -249,12 +273,21 @@ def _told_as_options(way: Way) -> AbstractContextManager[None]:
 
 def _asked(run: Path, way: Way, folder: Path) -> tuple[Model, SampleConfig]:
     """The model and how it draws, once it is known that the folder can be made."""
+    model, settings = _way_of(run, way)
+    _require_free_place(folder)
+    return model, settings
+
+
+def _way_of(run: Path, way: Way) -> tuple[Model, SampleConfig]:
     from unraze import generate
+
+    model = generate.load(run, raw=way.raw, step=way.checkpoint)
+    return model, generate.asked(model, way.given())
+
+
+def _require_free_place(folder: Path) -> None:
     from unraze.cli.drawing import require_place
     from unraze.interop.folder import require_free
 
-    model = generate.load(run, raw=way.raw, step=way.checkpoint)
-    settings = generate.asked(model, way.given())
     require_free(folder)
     require_place(folder, f"--out {folder}")
-    return model, settings

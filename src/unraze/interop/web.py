@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from unraze import files
+from unraze import files, generate
 from unraze.config import SampleConfig
 from unraze.data.cache import cache_folder
 from unraze.errors import InputError, UnrazeError
@@ -29,8 +29,9 @@ from unraze.generate import Model
 from unraze.interop import graphs, onnx_files
 from unraze.interop.exports import Checked, checked, require_packages
 from unraze.interop.folder import whole_folder
+from unraze.walk import _order
 
-__all__ = ["RUNTIME", "VERSION", "about", "export", "runtime_in", "served"]
+__all__ = ["RUNTIME", "VERSION", "about", "export", "is_export", "runtime_in", "served"]
 
 VERSION = "1.30.0"
 """The version of onnxruntime-web that is fetched, which the page was tried with."""
@@ -39,8 +40,8 @@ RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thre
 PAGE = ("index.html", "style.css", "app.js", "sampler.js")
 SAMPLERS, SPACINGS = ("ddim", "adams"), ("time", "angle", "karras")
 """What the page has of ours."""
-OTHERWISE_STEPS = 20
-"""Of a run whose sampler the page has not."""
+OTHERWISE_STEPS, OTHERWISE_ORDER = 20, 2
+"""Of Adams for a run whose sampler the page has not."""
 MOST_STEPS = 50
 
 
@@ -55,11 +56,6 @@ def export(
     from the original by more than `unraze.interop.graphs.BOUNDS`, or where it cannot be written.
     """
     require_packages("onnx")
-    if settings.clip == "dynamic":
-        raise InputError(
-            "sample.clip = dynamic: the page clips to [-1, 1], or not at all; this run can't be "
-            "drawn there"
-        )
     graph = graphs.network_graph(model)
     found, notes = about(model, settings, graph.about, title)
     with whole_folder(out) as folder:
@@ -81,8 +77,13 @@ def about(
     model: Model, settings: SampleConfig, network: dict[str, Any], title: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What model.json holds beside what it says of the `network`, and what is drawn otherwise than
-    by these settings."""
-    loss, notes = model.config.loss, list[str]()
+    by these settings. Raises `InputError` where the page cannot draw so."""
+    if settings.clip == "dynamic":
+        raise InputError(
+            "sample.clip = dynamic: the page clips to [-1, 1], or not at all; this run can't be "
+            "drawn there"
+        )
+    loss = model.config.loss
     said = network | {
         "title": title,
         "self_conditioning": loss.self_conditioning,
@@ -93,24 +94,61 @@ def about(
         "guidance_interval": list(settings.guidance_interval),
         "steps": settings.steps,
         "sampler": settings.sampler,
-        "order": settings.order or 2,
+        "order": _order(settings),
         "spacing": settings.spacing,
         "times": None,
+        "borders": None,
     }
     if loss.parametrisation == "eps_step":
         said["step_ratio"] = model.schedule.step_ratio(model.schedule.times).tolist()
-    if loss.borders is not None:  # each jump goes along the flow, as a step of DDIM does
-        said |= {"sampler": "ddim", "times": list(loss.borders), "steps": len(loss.borders) - 1}
+    if loss.borders is not None:
+        times = generate.plan_of(model, settings).chain.times.tolist()
+        return said | {"times": times, "borders": list(loss.borders)}, ()
+    lacking = _lacking(settings)
+    if not lacking:
         return said, ()
-    own = settings.sampler in SAMPLERS and not settings.eta and (settings.order or 2) < 4
-    if not own or settings.spacing not in SPACINGS or settings.steps > MOST_STEPS:
-        steps = min(settings.steps if own else OTHERWISE_STEPS, MOST_STEPS, model.schedule.steps)
-        said |= {"sampler": "adams", "order": 2, "spacing": "karras", "steps": steps}
-        notes.append(
-            f"the page draws by adams in {steps} steps, as Karras et al. have them, not by "
-            f"{settings.sampler} in {settings.steps}"
-        )
-    return said, tuple(notes)
+    own = settings.sampler in SAMPLERS and not settings.eta
+    steps = min(settings.steps if own else OTHERWISE_STEPS, MOST_STEPS, model.schedule.steps)
+    said |= {"spacing": "karras", "steps": steps}
+    if not own or (settings.sampler != "adams" and settings.steps > MOST_STEPS):
+        said |= {"sampler": "adams", "order": OTHERWISE_ORDER}
+    note = (
+        f"the page draws by {said['sampler']} in {steps} steps with spacing karras: it has no "
+        f"{' and no '.join(lacking)}, as this run"
+    )
+    return said, (note,)
+
+
+def _lacking(settings: SampleConfig) -> list[str]:
+    """What these settings ask for and the page has not."""
+    lacking = []
+    if settings.sampler not in SAMPLERS:
+        lacking.append(f"sampler {settings.sampler}")
+    if settings.eta:
+        lacking.append(f"eta {settings.eta:g}")
+    if not isinstance(settings.spacing, str):
+        lacking.append("times of its own")
+    elif settings.spacing not in SPACINGS:
+        lacking.append(f"spacing {settings.spacing}")
+    if settings.steps > MOST_STEPS:
+        lacking.append(f"{settings.steps} steps (at most {MOST_STEPS})")
+    return lacking
+
+
+def is_export(folder: Path, model: Model, settings: SampleConfig, title: str | None) -> bool:
+    """Whether a folder holds the page of this model with these settings, of any title where that
+    is None."""
+    names = ("network.onnx", *PAGE, *(f"ort/{name}" for name in RUNTIME))
+    try:
+        found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(found, dict) or not all((folder / name).is_file() for name in names):
+        return False
+    told = str(found.get("title")) if title is None else title
+    wanted, _ = about(model, settings, graphs.network_graph(model).about, told)
+    same: bool = found == json.loads(json.dumps(wanted))
+    return same
 
 
 def runtime_in(given: Path | None) -> Path:

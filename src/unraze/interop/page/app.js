@@ -3,11 +3,12 @@
 
 import * as ort from "./ort/ort.wasm.min.mjs";
 import {
-  adams, classOf, clipped, ddim, evenAngles, evenTimes, guided, karras, keep, normals, predict,
-  scheduleOf, thetaAt,
+  adams, classOf, clipped, consistency, ddim, evenAngles, evenTimes, guided, karras, keep, normals,
+  predict, scheduleOf, thetaAt,
 } from "./sampler.js";
 
 const SPACINGS = { time: evenTimes, angle: evenAngles, karras };
+const ASKED = ["seed", "count", "class", "steps", "guidance"];
 const $ = (id) => document.getElementById(id);
 
 let about, schedule, session;
@@ -41,7 +42,7 @@ function show() {
     $("class-label").hidden = false;
   }
   if (about.can_be_guided) $("guidance-label").hidden = false;
-  $("guidance").value = about.guidance;
+  ask("guidance", about.guidance);
   $("steps").max = Math.min(50, schedule.times.length - 1);
   $("steps").value = about.steps;
   if (about.times) {
@@ -49,14 +50,35 @@ function show() {
     $("steps").title = "A distilled network makes the jumps that it was taught";
   }
   for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
-    if ($(key) && "value" in $(key)) $(key).value = value;
+    if (ASKED.includes(key)) ask(key, value);
   }
   said();
 }
 
+/** Sets a control; what a menu has not leaves it as it was, and a guidance is set exactly. */
+function ask(key, value) {
+  const control = $(key);
+  if (key === "guidance") {
+    const wanted = Number(value);
+    if (value === "" || !(wanted >= 0 && wanted < Infinity)) return;
+    control.max = Math.max(5, Math.ceil(wanted));
+    control.step = stepOf(wanted);
+    value = wanted;
+  }
+  const before = control.value;
+  control.value = value;
+  if (control.tagName === "SELECT" && control.selectedIndex < 0) control.value = before;
+}
+
+/** A step that a number is a multiple of: 0.1, 0.01 or 0.001, or any. */
+function stepOf(value) {
+  return ["0.1", "0.01", "0.001"].find((step, k) => Number(value.toFixed(k + 1)) === value) ?? "any";
+}
+
 function said() {
   $("steps-out").value = $("steps").value;
-  $("guidance-out").value = Number($("guidance").value).toFixed(1);
+  const guidance = Number($("guidance").value);
+  $("guidance-out").value = Number.isInteger(guidance) ? guidance.toFixed(1) : guidance;
 }
 
 async function draw() {
@@ -70,10 +92,16 @@ async function draw() {
     ? keep(schedule, about.times)
     : SPACINGS[about.spacing](schedule, Number($("steps").value), about.whole);
   const size = about.shape.reduce((a, b) => a * b);
-  let x = new Float32Array(count * size);
-  for (let k = 0; k < count; k++) x.set(normals(seed, k, size), k * size);
+  const noise = (step) => {
+    const z = new Float32Array(count * size);
+    for (let k = 0; k < count; k++) z.set(normals(seed, k, size, step), k * size);
+    return z;
+  };
+  const x = noise(0);
   const denoise = denoiser(classes, Number($("guidance").value));
-  const walk = (about.sampler === "ddim" ? ddim : adams)(denoise, x, chain, about.order);
+  const walk = about.borders
+    ? consistency(denoise, x, chain, noise, about.borders)
+    : (about.sampler === "ddim" ? ddim : adams)(denoise, x, chain, about.order);
   const steps = chain.times.length - 1;
   const began = performance.now();
   const made = [{ t: chain.times.at(-1), x, x0: null }];

@@ -161,6 +161,27 @@ export async function* adams(denoise, x, schedule, order = 2) {
   }
 }
 
+/**
+ * Consistency sampling (samplers/consistency.py): x_e = ᾱ_e x̂_0 + β̄_e ε̂ with e the highest border
+ * below t, then noise up to the next time. `noise` is a function of the step.
+ */
+export async function* consistency(denoise, x, schedule, noise, borders) {
+  const { times, alphaBar, betaBar } = schedule;
+  for (let t = times.length - 1; t > 0; t--) {
+    const border = Math.max(...borders.filter((time) => time < times[t]));
+    const e = times.indexOf(border);
+    const { x0, eps } = await denoise(x, times[t], null);
+    x = x0.map((value, i) => alphaBar[e] * value + betaBar[e] * eps[i]);
+    if (t - 1 > e) {
+      const left = alphaBar[t - 1] / alphaBar[e];
+      const added = Math.sqrt((1 - left) * (1 + left));
+      const z = noise(t);
+      x = x.map((value, i) => left * value + added * z[i]);
+    }
+    yield { t: times[t - 1], x, x0 };
+  }
+}
+
 /** From x at step t to t-1 with the polynomial through the predictions at the nodes. */
 function taken(schedule, x, t, nodes, known) {
   const kept = schedule.betaBar[t - 1] / schedule.betaBar[t];
@@ -225,9 +246,9 @@ function gaussLegendre(count) {
 
 const [POINTS, SHARES] = gaussLegendre(32);
 
-/** Standard normal numbers of image `number` of a seed: a function of both. */
-export function normals(seed, number, count) {
-  const uniform = stream(seed, number);
+/** Standard normal numbers of image `number` of a seed at a step: a function of these. */
+export function normals(seed, number, count, step = 0) {
+  const uniform = stream(seed, number, step);
   const out = new Float32Array(count);
   for (let i = 0; i < count; i += 2) {
     // Box and Muller
@@ -239,9 +260,9 @@ export function normals(seed, number, count) {
   return out;
 }
 
-/** Uniform numbers in [0, 1): sfc32, Chris Doty-Humphrey's, begun with seed and number. */
-export function stream(seed, number) {
-  let [a, b, c, counter] = [seed >>> 0, number >>> 0, 0x9e3779b9, 1];
+/** Uniform numbers in [0, 1): sfc32, Chris Doty-Humphrey's, begun with seed, number and step. */
+export function stream(seed, number, step = 0) {
+  let [a, b, c, counter] = [seed >>> 0, number >>> 0, (0x9e3779b9 + step) >>> 0, 1];
   const next = () => {
     const sum = (((a + b) >>> 0) + counter) >>> 0;
     counter = (counter + 1) >>> 0;
