@@ -2,9 +2,16 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +21,15 @@ import pytest
 import torch
 
 from oracle import gaussian
+from test_cli import refused
 from unraze import generate, schedule as schedules
 from unraze.cli import main
-from unraze.config import preset, updated
+from unraze.config import SampleConfig, preset, updated
 from unraze.data import Images
 from unraze.denoiser import predict
 from unraze.errors import InputError, UnrazeError
 from unraze.interop import web
-from unraze.samplers import adams, ddim, even_angles, even_times, karras
+from unraze.samplers import adams, consistency, ddim, even_angles, even_times, karras
 from unraze.train import fit
 from unraze.walk import walk
 
@@ -119,6 +127,52 @@ def test_the_samplers_are_ours_on_an_exact_denoiser(name: str, order: int) -> No
 
 
 @needs_node
+@pytest.mark.parametrize("borders", [(0.0,), (0.0, 400.0), (0.0, 250.0, 600.0)])
+def test_jumps_are_ours_on_an_exact_denoiser(borders: tuple[float, ...]) -> None:
+    """With the same noise, and asked for at the same steps."""
+    schedule, spread = schedules.linear(), torch.tensor([0.2, 0.6, 1.5]).double()
+    chain = schedule.keep(torch.tensor(sorted({0.0, 100.0, *borders, 800.0, 1000.0})).double())
+    exact = gaussian(schedule, torch.zeros(3, dtype=torch.float64), torch.diag(spread**2))
+    x = torch.tensor([[0.7, -1.2, 0.4]], dtype=torch.float64)
+    noise = torch.randn(10, 1, 3, generator=torch.Generator().manual_seed(0)).double()
+    asked = []
+
+    def drawn(step: int) -> torch.Tensor:
+        asked.append(step)
+        return noise[step]
+
+    ours = [
+        step.x[0].tolist() for step in consistency(exact, x, chain, noise=drawn, borders=borders)
+    ]
+    code = """(async () => {
+        const whole = s.scheduleOf(given.alphaBar);
+        const denoise = async (x, t) => {
+            const [a, b] = [Math.cos(s.thetaAt(whole, t)), Math.sin(s.thetaAt(whole, t))];
+            const x0 = x.map((v, i) => (a * given.s2[i] * v) / (a * a * given.s2[i] + b * b));
+            return { x0, eps: x.map((v, i) => (v - a * x0[i]) / b) };
+        };
+        const [states, asked] = [[], []];
+        const noise = (step) => (asked.push(step), given.noise[step][0]);
+        const chain = s.keep(whole, given.times);
+        for await (const step of s.consistency(denoise, given.x, chain, noise, given.borders)) {
+            states.push([...step.x]);
+        }
+        return [states, asked];
+    })()"""
+    given = {
+        "alphaBar": schedule.alpha_bar.tolist(),
+        "s2": (spread**2).tolist(),
+        "x": x[0].tolist(),
+        "times": chain.times.tolist(),
+        "noise": noise.tolist(),
+        "borders": borders,
+    }
+    states, steps = in_javascript(code, given)
+    assert steps == asked
+    assert np.array(states) == pytest.approx(np.array(ours), rel=1e-9, abs=1e-9)
+
+
+@needs_node
 @pytest.mark.parametrize("kind", ["eps", "eps_step", "x0", "v", "edm"])
 def test_what_a_network_says_means_the_same(kind: str) -> None:
     schedule = schedules.linear()
@@ -139,16 +193,16 @@ def test_what_a_network_says_means_the_same(kind: str) -> None:
 
 
 @needs_node
-def test_noise_is_normal_and_a_function_of_seed_and_number() -> None:
+def test_noise_is_normal_and_a_function_of_seed_number_and_step() -> None:
     code = """[[...s.normals(5, 0, 20000)], [...s.normals(5, 1, 20000)],
-        [...s.normals(6, 0, 20000)], [...s.normals(5, 0, 20000)]]"""
+        [...s.normals(6, 0, 20000)], [...s.normals(5, 0, 20000, 1)], [...s.normals(5, 0, 20000)]]"""
     drawn = np.array(in_javascript(code, None))
-    assert np.array_equal(drawn[0], drawn[3])
-    few = drawn[:3]
-    assert few.mean(1) == pytest.approx(np.zeros(3), abs=0.04)
-    assert few.std(1) == pytest.approx(np.ones(3), abs=0.03)
-    assert (few**4).mean(1) == pytest.approx(np.full(3, 3.0), abs=0.3)
-    assert np.abs(np.corrcoef(few) - np.eye(3)).max() < 0.04
+    assert np.array_equal(drawn[0], drawn[4])
+    few = drawn[:4]
+    assert few.mean(1) == pytest.approx(np.zeros(4), abs=0.04)
+    assert few.std(1) == pytest.approx(np.ones(4), abs=0.03)
+    assert (few**4).mean(1) == pytest.approx(np.full(4, 3.0), abs=0.3)
+    assert np.abs(np.corrcoef(few) - np.eye(4)).max() < 0.04
 
 
 @needs_node
@@ -184,6 +238,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> generate.Model:
     return fit(images, updated(preset("fast"), small), out=tmp_path_factory.mktemp("web") / "run")
 
 
+@pytest.fixture(scope="module")
+def distilled(model: generate.Model) -> generate.Model:
+    """The same network, taken for one that jumps."""
+    changes = {
+        "loss.objective": "consistency",
+        "loss.weighting": None,
+        "loss.target": None,
+        "loss.distance": "l2",
+        "loss.borders": (0.0, 600.0, 1000.0),
+        "sample.sampler": "consistency",
+        "sample.order": None,
+        "sample.steps": 2,
+        "sample.spacing": "angle",
+        "sample.guidance": 1.0,
+        "distilled": {"run": "teacher", "checkpoint": ""},
+    }
+    return replace(model, config=updated(model.config, changes))
+
+
 @pytest.fixture
 def runtime(tmp_path: Path) -> Path:
     """In place of onnxruntime-web, where nothing is computed."""
@@ -215,31 +288,91 @@ def test_a_folder_holds_all_that_the_page_asks_for(
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("changes", "expected", "lacking"),
     [
-        ({}, ("adams", "karras", 10)),
-        ({"sampler": "ddim", "spacing": "angle", "steps": 7}, ("ddim", "angle", 7)),
-        ({"sampler": "dpmpp_2m_sde", "steps": 30}, ("adams", "karras", 20)),
-        ({"sampler": "ddim", "steps": 500}, ("adams", "karras", 50)),
-        ({"sampler": "ddim", "eta": 0.5}, ("adams", "karras", 20)),
+        ({}, ("adams", "karras", 10), None),
+        ({"sampler": "ddim", "spacing": "angle", "steps": 7}, ("ddim", "angle", 7), None),
+        (
+            {"sampler": "dpmpp_2m_sde", "steps": 30},
+            ("adams", "karras", 20),
+            "no sampler dpmpp_2m_sde",
+        ),
+        (
+            {"sampler": "ddim", "steps": 500},
+            ("adams", "karras", 50),
+            "no 500 steps (at most 50)",
+        ),
+        ({"sampler": "ddim", "eta": 0.5}, ("adams", "karras", 20), "no eta 0.5"),
+        ({"spacing": "log_snr"}, ("adams", "karras", 10), "no spacing log_snr"),
+        (
+            {"sampler": "ddim", "spacing": "log_snr", "steps": 8},
+            ("ddim", "karras", 8),
+            "no spacing log_snr",
+        ),
+        (
+            {"sampler": "heun", "spacing": "log_snr"},
+            ("adams", "karras", 20),
+            "no sampler heun and no spacing log_snr",
+        ),
+        (
+            {"spacing": (0.0, 200.0, 1000.0), "steps": 2},
+            ("adams", "karras", 2),
+            "no times of its own",
+        ),
     ],
 )
-def test_a_sampler_that_the_page_has_not_is_said(
-    model: generate.Model, changes: dict[str, Any], expected: tuple[str, str, int]
+def test_a_way_that_the_page_has_not_is_said(
+    model: generate.Model,
+    changes: dict[str, Any],
+    expected: tuple[str, str, int],
+    lacking: str | None,
 ) -> None:
     settings = generate.changed(model.config.sample, changes)
     about, notes = web.about(model, settings, {}, "")
     assert (about["sampler"], about["spacing"], about["steps"]) == expected
-    same = (settings.sampler, settings.spacing, settings.steps) == expected
-    assert (notes == ()) == same
+    sampler, spacing, steps = expected
+    said = f"the page draws by {sampler} in {steps} steps with spacing {spacing}: it has {lacking},"
+    assert [note.startswith(said) for note in notes] == ([] if lacking is None else [True])
 
 
-def test_a_distilled_run_makes_its_jumps(model: generate.Model) -> None:
-    loss = model.config.loss.model_copy(update={"borders": (0.0, 600.0, 1000.0)})
-    jumping = replace(model, config=model.config.model_copy(update={"loss": loss}))
-    about, notes = web.about(jumping, model.config.sample, {}, "")
-    assert (about["sampler"], about["times"], about["steps"]) == ("ddim", [0.0, 600.0, 1000.0], 2)
+@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
+@pytest.mark.parametrize("order", [None, 1, 2, 3])
+def test_the_page_draws_with_the_order_of_the_run(
+    model: generate.Model, order: int | None, spacing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"sampler": "adams", "order": order, "spacing": spacing}
+    settings = generate.changed(model.config.sample, changes)
+    taken = list[int]()
+
+    def looked_at(*of: Any, order: int) -> Iterator[None]:
+        taken.append(order)
+        return iter(())
+
+    monkeypatch.setattr("unraze.walk.adams", looked_at)
+    chain, x = generate.plan_of(model, settings).chain, torch.zeros(1)
+    list(walk(lambda *of, **told: None, x, chain, settings, lambda _: x))
+    assert web.about(model, settings, {}, "")[0]["order"] == taken[0]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 7])
+def test_a_distilled_run_makes_its_jumps(distilled: generate.Model, steps: int) -> None:
+    settings = generate.changed(distilled.config.sample, {"steps": steps})
+    about, notes = web.about(distilled, settings, {}, "")
+    assert (about["sampler"], about["steps"], len(about["times"])) == (
+        "consistency",
+        steps,
+        steps + 1,
+    )
+    assert about["times"] == generate.plan_of(distilled, settings).chain.times.tolist()
+    assert about["borders"] == [0.0, 600.0, 1000.0]
+    assert set(about["borders"]) <= set(about["times"])
     assert notes == ()
+
+
+def test_a_distilled_run_makes_no_fewer_jumps(distilled: generate.Model) -> None:
+    settings = generate.changed(distilled.config.sample, {"steps": 1})
+    with pytest.raises(InputError, match=r"steps = 1: .* distilled to 2 calls"):
+        web.about(distilled, settings, {}, "")
 
 
 def test_what_cannot_be_a_page(
@@ -264,6 +397,61 @@ def test_what_cannot_be_a_page(
     assert not (tmp_path / "page").exists()
 
 
+def test_a_page_that_is_there_is_looked_at(
+    model: generate.Model,
+    runtime: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the command says, in a process of its own, until it is interrupted."""
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "the page"
+    command = ["export", "web", model.run, "--out", str(out)]
+    how = ["--sampler", "ddim", "--steps", "6", "--guidance", "1.5", "--checkpoint", "3"]
+    assert main([*command, *how, "--runtime", str(runtime), "--title", "mine"]) == 0
+    hint = next(line for line in capfd.readouterr().out.splitlines() if "to look at it" in line)
+    (said,) = re.findall(r"to look at it: (.*), or python -m http.server -d '.*/the page'$", hint)
+    program, *words = shlex.split(said)
+    assert program == "unraze"
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "unraze", *words], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == str(out)
+        (address,) = re.findall(r"^(http://\S+) \(Ctrl-C ends it\)$", process.stdout.readline())
+        with urllib.request.urlopen(f"{address}model.json") as answer:
+            assert json.load(answer)["title"] == "mine"
+        with urllib.request.urlopen(f"{address}ort/{web.RUNTIME[0]}") as answer:
+            assert answer.headers["Content-Type"] == "text/javascript"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == written
+
+    other = ("is not the page of these weights and settings", "give another, or remove it")
+    for more in (how[2:], [*how, "--spacing", "time"], [*how, "--raw"], [*how, "--title", "yours"]):
+        refused(capfd, [*command, *more, "--serve"], f"--out {out}: exists", *other)
+    (out / "app.js").unlink()
+    refused(capfd, [*command, *how, "--serve"], *other)
+    (out / "model.json").write_text("{")
+    refused(capfd, [*command, *how, "--serve"], *other)
+
+
+def test_a_port_is_of_serve(
+    model: generate.Model,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["export", "web", model.run, "--out", str(tmp_path / "page")]
+    refused(capfd, [*command, "--port", "8000"], "--port 8000: is of --serve")
+    for port in ("-1", "0", "65536"):
+        refused(capfd, [*command, "--serve", "--port", port], f"--port {port}: give 1 to 65535")
+    assert not (tmp_path / "page").exists()
+
+
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     with (
         web.served(tmp_path) as server,
@@ -276,6 +464,8 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ in a real browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage"]
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -289,25 +479,15 @@ def onnxruntime_web() -> Path:
         pytest.skip(f"{error}")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@needs_browser
 def test_a_browser_draws_the_run_s_pictures(
     model: generate.Model, onnxruntime_web: Path, tmp_path: Path
 ) -> None:
     """Offline but for the folder; from the page's noise our sampler draws the same picture."""
-    playwright = pytest.importorskip("playwright.sync_api")
     folder = tmp_path / "page"
     settings = generate.settings_of(model)
     web.export(model, folder, settings=settings, runtime=onnxruntime_web, title="<b>odd")
-    wrong: list[str] = []
-    with web.served(folder) as server, playwright.sync_playwright() as driver:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}/"
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        page = browser.new_page()
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: wrong.extend(_elsewhere(asked.url, base)))
+    with looking(folder) as (page, base):
         page.goto(f"{base}#seed=5&count=1&class=1&steps=6&guidance=2.5")
         page.wait_for_selector("body[data-drawn='1']", timeout=120_000)
         assert "1 picture in 6 steps" in page.inner_text("#state")
@@ -330,16 +510,107 @@ def test_a_browser_draws_the_run_s_pictures(
         page.fill("#seed", "-1")
         page.click("#draw")
         assert "Seed: give a whole number" in page.inner_text("#state")
+    wanted = generate.changed(settings, {"steps": 6, "guidance": 2.5})
+    assert np.abs(drawn - _ours(model, wanted, [noise])).max() <= 1
+
+
+@needs_browser
+def test_a_browser_draws_with_the_guidance_and_order_of_the_run(
+    model: generate.Model, onnxruntime_web: Path, tmp_path: Path
+) -> None:
+    """Any number, from the run or in the address; the address asks for what there is alone."""
+    for number, guidance in enumerate((7.25, 1 / 3)):
+        folder = tmp_path / str(number)
+        settings = generate.changed(
+            generate.settings_of(model), {"guidance": guidance, "order": None, "steps": 4}
+        )
+        web.export(model, folder, settings=settings, runtime=onnxruntime_web, title="")
+        with looking(folder) as (page, base):
+            page.goto(f"{base}#seed=x&count=7&class=nine&steps=many&guidance=&moment=3&draw=no")
+            page.wait_for_selector("body[data-drawn='1']", timeout=120_000)
+            assert "9 pictures in 4 steps" in page.inner_text("#state")
+            assert page.input_value("#seed") == "0"
+            assert page.inner_text("#class option:checked") == "all in turn"
+            assert float(page.input_value("#guidance")) == pytest.approx(guidance, rel=1e-14)
+            assert float(page.inner_text("#guidance-out")) == pytest.approx(guidance, abs=1e-4)
+            page.select_option("#count", "1")
+            page.select_option("#class", "1")
+            page.click("#draw")
+            page.wait_for_selector("body[data-drawn='2']")
+            drawn = _canvas(page)
+            noise = page.evaluate("import('./sampler.js').then((s) => [...s.normals(0, 0, 64)])")
+            page.goto("about:blank")
+            page.goto(f"{base}#guidance=9.125&count=1")
+            page.wait_for_selector("body[data-drawn='1']", timeout=120_000)
+            assert page.input_value("#guidance") == page.inner_text("#guidance-out") == "9.125"
+        assert np.abs(drawn - _ours(model, settings, [noise])).max() <= 1
+
+
+@needs_browser
+def test_a_browser_draws_more_steps_of_a_distilled_run(
+    distilled: generate.Model, onnxruntime_web: Path, tmp_path: Path
+) -> None:
+    """With noise between the jumps, that of the page."""
+    settings = generate.changed(distilled.config.sample, {"steps": 4})
+    folder = tmp_path / "page"
+    web.export(distilled, folder, settings=settings, runtime=onnxruntime_web, title="")
+    with looking(folder) as (page, base):
+        page.goto(f"{base}#seed=5&count=1&class=1&steps=9&guidance=3")
+        page.wait_for_selector("body[data-drawn='1']", timeout=120_000)
+        assert "1 picture in 4 steps" in page.inner_text("#state")
+        assert page.inner_text("#steps-out") == "4"
+        assert page.is_hidden("#guidance-label")
+        drawn = _canvas(page)
+        noise = page.evaluate(
+            "import('./sampler.js')"
+            ".then((s) => [0, 1, 2, 3, 4].map((t) => [...s.normals(5, 0, 64, t)]))"
+        )
+    assert np.abs(drawn - _ours(distilled, settings, noise)).max() <= 1
+
+
+@needs_browser
+def test_a_page_that_is_opened_as_a_file_says_how_to_serve_it(tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    folder = tmp_path / "my page"
+    shutil.copytree(PAGE, folder)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.goto((folder / "index.html").as_uri())
+        said = page.inner_text("#state")
+        browser.close()
+    assert "has to be served" in said
+    assert f'python -m http.server -d "{folder}"' in said
+
+
+@contextmanager
+def looking(folder: Path) -> Iterator[tuple[Any, str]]:
+    """A page of a browser and the address of the folder, of which alone anything may be asked."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    wrong: list[str] = []
+    with web.served(folder) as server, playwright.sync_playwright() as driver:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}/"
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: wrong.extend(_elsewhere(asked.url, base)))
+        yield page, base
         browser.close()
         server.shutdown()
     assert wrong == []
-    wanted = generate.changed(settings, {"steps": 6, "guidance": 2.5, "dtype": "float32"})
-    chain = generate.plan_of(model, wanted).chain
-    denoise = generate.denoiser_of(model, wanted, [1])
-    x = torch.tensor(noise, dtype=torch.float32).reshape(1, 1, 8, 8)
+
+
+def _ours(model: generate.Model, settings: SampleConfig, noise: list[list[float]]) -> np.ndarray:
+    """The bytes of one picture of class 1 that our sampler draws from the page's noise."""
+    exact = settings.model_copy(update={"dtype": "float32"})
+    z = torch.tensor(noise, dtype=torch.float32).reshape(-1, 1, 1, 8, 8)
+    chain = generate.plan_of(model, exact).chain
+    denoise = generate.denoiser_of(model, exact, [1])
+    borders = model.config.loss.borders or (0.0,)
     with torch.no_grad():
-        *_, end = walk(denoise, x, chain, wanted, lambda _: x)
-    assert np.abs(drawn - _bytes(end.x.flatten().tolist())).max() <= 1
+        *_, end = walk(denoise, z[0], chain, exact, lambda step: z[step], borders=borders)
+    return _bytes(end.x.flatten().tolist())
 
 
 def _elsewhere(address: str, base: str) -> list[str]:

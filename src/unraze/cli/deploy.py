@@ -183,7 +183,7 @@ def to_web(
             group=OUTPUT,
             negative="",
             show_default=False,
-            help="Show the page on this machine at once, until Ctrl-C.",
+            help="Show the page on this machine at once, until Ctrl-C; one that is there as it is.",
         ),
     ] = False,
     port: Annotated[

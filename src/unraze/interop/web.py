@@ -103,7 +103,8 @@ def about(
         said["step_ratio"] = model.schedule.step_ratio(model.schedule.times).tolist()
     if loss.borders is not None:
         times = generate.plan_of(model, settings).chain.times.tolist()
-        return said | {"times": times, "borders": list(loss.borders)}, ()
+        told = {"times": times, "borders": list(loss.borders), "can_be_guided": False}
+        return said | told, ()
     lacking = _lacking(settings)
     if not lacking:
         return said, ()

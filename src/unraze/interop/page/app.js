@@ -43,7 +43,7 @@ function show() {
   }
   if (about.can_be_guided) $("guidance-label").hidden = false;
   ask("guidance", about.guidance);
-  $("steps").max = Math.min(50, schedule.times.length - 1);
+  $("steps").max = Math.max(about.steps, Math.min(50, schedule.times.length - 1));
   $("steps").value = about.steps;
   if (about.times) {
     $("steps").disabled = true; // a distilled network makes the jumps it was taught
@@ -55,19 +55,18 @@ function show() {
   said();
 }
 
-/** Sets a control; what a menu has not leaves it as it was, and a guidance is set exactly. */
+/** Sets a control, a guidance exactly; what it cannot be leaves it as it was. */
 function ask(key, value) {
   const control = $(key);
+  if (control.disabled || value === "") return;
+  if (control.type === "range" && !(value >= 0 && value < Infinity)) return;
   if (key === "guidance") {
-    const wanted = Number(value);
-    if (value === "" || !(wanted >= 0 && wanted < Infinity)) return;
-    control.max = Math.max(5, Math.ceil(wanted));
-    control.step = stepOf(wanted);
-    value = wanted;
+    control.max = Math.ceil(Math.max(5, about.guidance, value));
+    control.step = stepOf(Number(value));
   }
   const before = control.value;
   control.value = value;
-  if (control.tagName === "SELECT" && control.selectedIndex < 0) control.value = before;
+  if (control.value === "") control.value = before;
 }
 
 /** A step that a number is a multiple of: 0.1, 0.01 or 0.001, or any. */
@@ -78,7 +77,7 @@ function stepOf(value) {
 function said() {
   $("steps-out").value = $("steps").value;
   const guidance = Number($("guidance").value);
-  $("guidance-out").value = Number.isInteger(guidance) ? guidance.toFixed(1) : guidance;
+  $("guidance-out").value = Number.isInteger(guidance) ? guidance.toFixed(1) : Number(guidance.toFixed(4));
 }
 
 async function draw() {
