@@ -114,8 +114,8 @@ def about(
     if not own or (settings.sampler != "adams" and settings.steps > MOST_STEPS):
         said |= {"sampler": "adams", "order": OTHERWISE_ORDER}
     note = (
-        f"the page draws by {said['sampler']} in {steps} steps with spacing karras: it has no "
-        f"{' and no '.join(lacking)}, as this run"
+        f"the page draws by {said['sampler']} in {steps} steps with spacing karras, as it has no "
+        f"{' and no '.join(lacking)}"
     )
     return said, (note,)
 
