@@ -41,7 +41,7 @@ from unraze.samplers import (
 from unraze.samplers.restart import INTERVAL, REPEATS
 from unraze.schedule import Schedule
 
-__all__ = ["Plan", "plan", "walk"]
+__all__ = ["Plan", "order_of", "plan", "walk"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def walk(
     `borders` are the times that a distilled network jumps to.
     """
     eta = NOISE_SHARES.get(settings.sampler, 0.0) if settings.eta is None else settings.eta
-    order = _order(settings)
+    order = order_of(settings)
     match settings.sampler:
         case "greedy":
             return greedy(denoise, x, chain)
@@ -215,7 +215,7 @@ def _restarting(schedule: Schedule, settings: SampleConfig, whole: bool) -> Plan
         chain = _spaced(schedule, settings, count, whole)
         low, high = restart_ends(chain, interval)
         states = count + repeats * (high - low)
-        calls = states if _order(settings) == 1 else 2 * states - 1
+        calls = states if order_of(settings) == 1 else 2 * states - 1
         if calls <= settings.steps:
             return Plan(chain, states, calls)
     raise InputError(
@@ -228,6 +228,6 @@ def _restart(settings: SampleConfig) -> tuple[tuple[float, float], int]:
     return settings.restart_interval or INTERVAL, settings.restart_repeats or REPEATS
 
 
-def _order(settings: SampleConfig) -> int:
+def order_of(settings: SampleConfig) -> int:
     """The order asked for, or the sampler's own: its highest."""
     return ORDERS.get(settings.sampler, 1) if settings.order is None else settings.order

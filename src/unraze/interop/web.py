@@ -29,7 +29,7 @@ from unraze.generate import Model
 from unraze.interop import graphs, onnx_files
 from unraze.interop.exports import Checked, checked, require_packages
 from unraze.interop.folder import whole_folder
-from unraze.walk import _order
+from unraze.walk import order_of
 
 __all__ = ["RUNTIME", "VERSION", "about", "export", "is_export", "runtime_in", "served"]
 
@@ -94,7 +94,7 @@ def about(
         "guidance_interval": list(settings.guidance_interval),
         "steps": settings.steps,
         "sampler": settings.sampler,
-        "order": _order(settings),
+        "order": order_of(settings),
         "spacing": settings.spacing,
         "times": None,
         "borders": None,
