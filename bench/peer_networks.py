@@ -33,13 +33,15 @@ def diffusers_unet(shape: tuple[int, int, int]) -> Any:
 def lucidrains_diffusion(shape: tuple[int, int, int]) -> Any:
     """denoising-diffusion-pytorch's `GaussianDiffusion` of its `Unet`, with its defaults.
 
-    What the package imports for its trainer alone, which is not used, has no part in it.
+    What the package imports for its trainer alone, which is not used, has no part in it; nor has
+    the bar that it shows while sampling.
     """
     of_its_trainer = ("torchvision", "accelerate", "ema_pytorch")
     with patch.dict(sys.modules, {name: MagicMock() for name in of_its_trainer}):
-        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+        from denoising_diffusion_pytorch import denoising_diffusion_pytorch as package
 
+    package.tqdm = lambda steps, **_: steps
     channels, height, width = shape
     multipliers = tuple(each // WIDTHS[0] for each in WIDTHS)
-    network = Unet(dim=WIDTHS[0], dim_mults=multipliers, channels=channels)
-    return GaussianDiffusion(network, image_size=(height, width))
+    network = package.Unet(dim=WIDTHS[0], dim_mults=multipliers, channels=channels)
+    return package.GaussianDiffusion(network, image_size=(height, width))

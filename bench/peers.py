@@ -97,9 +97,7 @@ def lucidrains(shape: tuple[int, int, int]) -> Peer:
 
     def sample(eta: float, x: Tensor, calls: int) -> Tensor:
         diffusion.sampling_timesteps, diffusion.ddim_sampling_eta = calls, eta
-        module = "denoising_diffusion_pytorch.denoising_diffusion_pytorch"
-        begins_with_x = patch("torch.randn", lambda *_, **__: x)
-        with begins_with_x, patch(f"{module}.tqdm", lambda pairs, **_: pairs):
+        with patch("torch.randn", lambda *_, **__: x):  # what it begins with
             drawn: Tensor = diffusion.ddim_sample(tuple(x.shape))
         return 2 * drawn - 1
 
