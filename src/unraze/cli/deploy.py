@@ -254,7 +254,8 @@ def _export(
     with _told_as_options(way):
         exports.require_packages(to)
         set_threads(threads)
-        model, settings = _asked(run, way, folder)
+        model, settings = _way_of(run, way)
+        _require_free_place(folder)
         made = exports.export(model, to, folder, settings=settings, dtype=dtype)
     print(f"{settings.sampler}, {dtype}; greatest differences to the original:")
     for file in made:
@@ -271,14 +272,8 @@ def _told_as_options(way: Way) -> AbstractContextManager[None]:
     return told_as_options({"train.threads": "--threads"} | of_config | names)
 
 
-def _asked(run: Path, way: Way, folder: Path) -> tuple[Model, SampleConfig]:
-    """The model and how it draws, once it is known that the folder can be made."""
-    model, settings = _way_of(run, way)
-    _require_free_place(folder)
-    return model, settings
-
-
 def _way_of(run: Path, way: Way) -> tuple[Model, SampleConfig]:
+    """The model, and how it is asked to draw."""
     from unraze import generate
 
     model = generate.load(run, raw=way.raw, step=way.checkpoint)

@@ -380,12 +380,13 @@ def _configuration(
         raise InputError(f"--set preset: only names it; give --preset {changes['preset']} instead")
     # what an option of its own sets is named by `told_as_options`, so the rest is of --set
     where = "--set" if changes else "option"
+    given = changes | options
     if model is not None:
         from unraze import finetuning
 
-        told = {key: value for key, value in (changes | options).items() if key == TOLD}
+        told = {TOLD: given[TOLD]} if TOLD in given else {}
         begun = finetuning.configuration(configs.updated(begun, told, where=where), model)
-    return configs.updated(begun, changes | options, where=where)
+    return configs.updated(begun, given, where=where)
 
 
 def settings_given(texts: Sequence[str], options: Collection[str]) -> dict[str, Any]:

@@ -192,14 +192,14 @@ def _splits(wanted: Wanted) -> dict[str, Any]:
     """The data set's splits by name; raises `DataError` where it cannot be loaded."""
     datasets = _library(wanted)
     folder = wanted.folder
+    if folder is not None and wanted.config is not None and (folder.is_file() or _is_saved(folder)):
+        raise DataError(
+            f"{shown(wanted.source)}: config = {wanted.config}: a file, or what save_to_disk "
+            "wrote, has no configurations; leave it out"
+        )
     try:
         if folder is None:
             found = _from_hub(wanted.name, wanted.config, wanted.stream)
-        elif wanted.config is not None and (folder.is_file() or _is_saved(folder)):
-            raise DataError(
-                f"{shown(wanted.source)}: config = {wanted.config}: a file, or what save_to_disk "
-                "wrote, has no configurations; leave it out"
-            )
         elif folder.is_file():
             found = datasets.load_dataset(
                 "parquet", data_files={"train": str(folder)}, streaming=wanted.stream
@@ -210,8 +210,6 @@ def _splits(wanted: Wanted) -> dict[str, Any]:
                 found = _streamed(found)
         else:
             found = datasets.load_dataset(str(folder), wanted.config, streaming=wanted.stream)
-    except DataError:
-        raise
     except Exception as error:  # what loading raises is not a closed set
         raise DataError(_cannot_load(wanted, error)) from error
     return dict(found) if isinstance(found, dict) else {"train": found}

@@ -55,8 +55,6 @@ HUB_NAMES = {"fashion-mnist": "zalando-datasets/fashion_mnist"}
 """What the data sets that are known by name are called where a card's `datasets` are looked up."""
 WEIGHTS = re.compile(r"^\| Weights \(SHA-256\) \| `([0-9a-f]{16})` \|$", re.MULTILINE)
 """Where a card says which weights it is of."""
-FRONT = re.compile(r"---\n(?:(?!---$).*\n)*?library_name:.*\n(?:(?!---$).*\n)*?---$", re.MULTILINE)
-"""What every card begins with: YAML that names a library."""
 MARK = re.compile(r"<!-- made by unraze ([0-9a-f]{16}) -->\n\Z")
 OF_A_MACHINE = ("unraze", "python", "torch", "numpy", "processor", "threads")
 """What of `env.json` belongs in a card."""
@@ -229,11 +227,14 @@ def require_replaceable(file: Path) -> None:
 
 
 def is_card(file: Path) -> bool:
-    """Whether a file is a model card: one that names the library which loads the model."""
+    """Whether a file is a model card: it begins with YAML that names the library of the model."""
     try:
-        return FRONT.match(file.read_text(encoding="utf-8")) is not None
+        first, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
     except (OSError, ValueError):
         return False
+    if first != "---" or "---" not in lines:
+        return False
+    return any(line.startswith("library_name:") for line in lines[: lines.index("---")])
 
 
 def require_card_of(file: Path, model: Model) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "Graph",
     "Inputs",
     "Sampler",
+    "about_network",
     "difference",
     "module_dtype",
     "network_graph",
@@ -140,10 +141,15 @@ def network_graph(model: Model, dtype: Dtype = "float32", *, count: int = CHECKE
         wanted=wanted,
         batch=dict.fromkeys(asked, 0),
         output="raw",
-        about=_about(model, dtype)
-        | {"kind": "network", "alpha_bar": _plain(model.schedule.alpha_bar)},
+        about=about_network(model, dtype),
         dtype=dtype,
     )
+
+
+def about_network(model: Model, dtype: Dtype = "float32") -> dict[str, Any]:
+    """What is said of the network of a run beside it."""
+    alpha_bar = _plain(model.schedule.alpha_bar)
+    return _about(model, dtype) | {"kind": "network", "alpha_bar": alpha_bar}
 
 
 def sampler_graph(

@@ -147,7 +147,7 @@ def is_export(folder: Path, model: Model, settings: SampleConfig, title: str | N
     if not isinstance(found, dict) or not all((folder / name).is_file() for name in names):
         return False
     told = str(found.get("title")) if title is None else title
-    wanted, _ = about(model, settings, graphs.network_graph(model).about, told)
+    wanted, _ = about(model, settings, graphs.about_network(model), told)
     same: bool = found == json.loads(json.dumps(wanted))
     return same
 
