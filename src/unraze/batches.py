@@ -4,15 +4,17 @@ Places in the global batch are numbered 0 … B-1, whoever computes them; epochs
 each in an order of its own.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unraze import augment, consistency, rng
 from unraze.config import LossConfig, TrainConfig
 from unraze.loss import draw_times, stratify
+from unraze.nn.layers import Dropout
 from unraze.schedule import Schedule
 
 __all__ = ["augmentation_of", "labels_of", "looks_twice", "samples_of", "seed_dropout", "times_of"]
@@ -65,9 +67,12 @@ def looks_twice(config: TrainConfig, step: int) -> bool:
     return bool(rng.generator(config.seed, "self-conditioning", step).random() < 0.5)
 
 
-def seed_dropout(config: TrainConfig, step: int, place: int) -> None:
-    """Seeds torch's own generator, from which dropout draws and nothing else in a step does."""
-    torch.manual_seed(rng.torch_seed(config.seed, "dropout", step, place))
+def seed_dropout(network: nn.Module, config: TrainConfig, step: int, places: Sequence[int]) -> None:
+    """Decides what the network drops of the images of these places in step `step`."""
+    seeds = [rng.torch_seed(config.seed, "dropout", step, place) for place in places]
+    layers = [layer for layer in network.modules() if isinstance(layer, Dropout)]
+    for number, layer in enumerate(layers):
+        layer.seeds = [(seed + number) % 2**63 for seed in seeds]
 
 
 @lru_cache(maxsize=4)

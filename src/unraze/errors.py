@@ -4,7 +4,14 @@ The command line prints the message of one of these as a single line; any other 
 defect of the package and keeps its traceback.
 """
 
-__all__ = ["CheckpointError", "DataError", "DivergedError", "InputError", "UnrazeError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "Elsewhere",
+    "InputError",
+    "UnrazeError",
+]
 
 
 class UnrazeError(Exception):
@@ -31,3 +38,7 @@ class DivergedError(UnrazeError):
     """Training produced values that are not finite and could not be rescued; exit status 3."""
 
     exit_status = 3
+
+
+class Elsewhere(UnrazeError):
+    """Another rank failed, and says why; this one ends with it, in silence."""

@@ -61,7 +61,14 @@ def configuration(config: Config, model: Model) -> Config:
 
 
 def create(
-    model: Model, config: Config, images: Images, *, out: Path | None, command: Sequence[str] = ()
+    model: Model,
+    config: Config,
+    images: Images,
+    *,
+    out: Path | None,
+    command: Sequence[str] = (),
+    ranks: int = 1,
+    launch: str = "",
 ) -> Run:
     """A run folder of that configuration, with the model's weights in it.
 
@@ -96,7 +103,7 @@ def create(
         unseen=_held_out_the_same(model, images),
     )
     config = prepare(config.model_copy(update={"begun": begun}), images)
-    run = runs.create(config, out=out, command=command)
+    run = runs.create(config, out=out, command=command, ranks=ranks, launch=launch)
     about = {
         "shape": list(model.shape),
         "class_names": list(model.class_names) if same else [],

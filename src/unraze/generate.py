@@ -35,6 +35,7 @@ from unraze.config import (
 from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.hardware import has_bfloat16, require_device
+from unraze.ranks import ALONE, Ranks
 from unraze.run import Run, find, read_config
 from unraze.samplers import Noise
 from unraze.schedule import Schedule
@@ -489,9 +490,24 @@ def sample(
     settings: SampleConfig | None = None,
     classes: Classes = None,
     batch: int = 64,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """n images (n, C, H, W) in [-1, 1], clamped; the same for the same seed."""
-    steps = generate(model, n, seed=seed, settings=settings, classes=classes, batch=batch)
+    """n images (n, C, H, W) in [-1, 1], clamped; the same for the same seed.
+
+    Of several `ranks` each draws its share of them, which may be none, and has that alone.
+    """
+    share = ranks.share(n)
+    if ranks.count > 1 and not share:
+        return torch.empty(0, *model.shape, device=_device(model))
+    steps = generate(
+        model,
+        len(share),
+        seed=seed,
+        settings=settings,
+        classes=classes,
+        batch=batch,
+        first=share.start,
+    )
     return torch.cat([step.x for step in steps if step.finished]).clamp(-1, 1)
 
 

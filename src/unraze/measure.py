@@ -17,6 +17,7 @@ from unraze.data import Images
 from unraze.evaluate import during
 from unraze.hardware import has_bfloat16
 from unraze.preview import SHARE
+from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 from unraze.step import begin, clip, gradients
 
@@ -28,28 +29,36 @@ FEWEST_STEPS = 300
 and their places."""
 
 
-def measured(config: Config, images: Images, run: Run) -> tuple[Config, float]:
+def measured(
+    config: Config, images: Images, run: Run, ranks: Ranks = ALONE
+) -> tuple[Config, float]:
     """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run; also
-    the seconds that a step takes."""
+    the seconds that a step takes. Several `ranks` measure together, and the first one fixes it."""
     kind = torch.device(config.train.device).type
-    dtypes = ["float32", "bfloat16"] if has_bfloat16(kind) else ["float32"]
+    able = ranks.each(lambda: has_bfloat16(kind))
+    dtypes = ["float32", "bfloat16"] if all(able) else ["float32"]
     if config.train.dtype != "auto":
         dtypes = [config.train.dtype]
     budget = 60 * config.train.minutes if config.train.minutes else math.inf
     most = config.train.steps // 20 if config.train.steps else 200
     seconds = {
         d: _seconds_a_step(
-            updated(config, {"train.dtype": d}), images, most, min(5.0, 0.03 * budget)
+            updated(config, {"train.dtype": d}), images, most, min(5.0, 0.03 * budget), ranks
         )
         for d in dtypes
     }
-    best = min(dtypes, key=lambda d: seconds[d] * (1.1 if d == "bfloat16" else 1.0))
+    return ranks.first(_fixed, config, run, seconds)
+
+
+def _fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config, float]:
+    """What follows from the seconds that a step takes in each dtype, written into the run."""
+    best = min(seconds, key=lambda d: seconds[d] * (1.1 if d == "bfloat16" else 1.0))
     changes: dict[str, Any] = {"train.dtype": best}
     if config.train.checkpoint_every is None:
         changes["train.checkpoint_every"] = max(1, round(SAVE_SECONDS / seconds[best]))
     if config.train.minutes is not None:
         evaluating = during.SHARE if config.train.eval_every else 0.0
-        usable = budget * (1 - SHARE - evaluating)
+        usable = 60 * config.train.minutes * (1 - SHARE - evaluating)
         changes["train.steps"] = max(1, round(usable / seconds[best]))
     speed = ", ".join(f"{config.train.batch / s:.0f} images/s in {d}" for d, s in seconds.items())
     asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""
@@ -110,14 +119,21 @@ class Pace:
         return steps * self.seconds
 
 
-def _seconds_a_step(config: Config, images: Images, most: int, seconds: float) -> float:
+def _seconds_a_step(
+    config: Config, images: Images, most: int, seconds: float, ranks: Ranks
+) -> float:
     """The median time of a step of a run that is then thrown away, the first step left out."""
-    scratch = begin(config, images)
+    scratch = begin(config, images, ranks=ranks)
     times: list[float] = []
     started = time.monotonic()
-    step = 0
-    while step < 2 or (step < max(5, most) and time.monotonic() - started < seconds):
-        step += 1
+
+    def goes_on() -> bool:
+        return len(times) < 2 or (
+            len(times) < max(5, most) and time.monotonic() - started < seconds
+        )
+
+    while ranks.first(goes_on):
+        step = len(times) + 1
         before = time.perf_counter()
         gradients(scratch, step)
         clip(scratch)

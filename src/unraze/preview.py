@@ -29,8 +29,10 @@ def preview_interval(config: Config) -> int:
 def preview(trainee: Trainee, run: Run, step: int) -> None:
     """Images from fixed noise at this step: as trained on the left, averaged on the right.
 
-    The recipe holds the hashes of both, as a checkpoint of this step has them.
+    The recipe holds the hashes of both, as a checkpoint of this step has them. Of several ranks
+    each draws its share, and the first one writes.
     """
+    ranks = trainee.ranks
     config = trainee.config
     settings = quick(trainee.config, 25)
     calls = settings.steps
@@ -39,11 +41,14 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
     count = max(1, min(32, int(affordable)))
     sides = []
     for model in (_model(trainee, trainee.network, run), averaged_model(trainee, run)):
-        drawn = sample(model, count, seed=config.train.seed, settings=settings)
-        if not bool(torch.isfinite(drawn).all()):
-            runs.log(run, f"no preview at step {step}: the images drawn are not finite")
+        drawn = sample(model, count, seed=config.train.seed, settings=settings, ranks=ranks)
+        if ranks.any(not bool(torch.isfinite(drawn).all())):
+            if ranks.is_first:
+                runs.log(run, f"no preview at step {step}: the images drawn are not finite")
             return
-        sides.append(pictures.grid(pictures.pixels_of(drawn)))
+        sides.append(pictures.grid(pictures.pixels_of(ranks.joint(drawn, count))))
+    if not ranks.is_first:
+        return
     pictures.write_png(
         pictures.beside(sides),
         run.samples / f"step-{step:08d}.png",

@@ -6,6 +6,7 @@ runs/00003-fashion-mnist/
     stats.jsonl    one line a step                reals.png     some of the training images
     samples/step-*.png   previews                 checkpoints/step-*/   weights and state
     loss.png       the curve, at the end
+    launch.txt     the call of torchrun that began it, where one did
 and where training evaluates (--eval-every)
     quality.jsonl  one line an evaluation         best/step-*/   the checkpoint that did best
     quality.png    its curve, at the end
@@ -20,6 +21,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ __all__ = [
     "locked",
     "log",
     "make_numbered",
+    "of_launch",
     "read_config",
     "read_env",
     "read_rows",
@@ -88,6 +91,11 @@ class Run:
         return self.path / "start"
 
     @property
+    def launch(self) -> Path:
+        """The name of the call of torchrun that began the run, where one did."""
+        return self.path / "launch.txt"
+
+    @property
     def clusters(self) -> Path:
         """The clusters that the network is told, where it is told such."""
         return self.path / "clusters.safetensors"
@@ -122,10 +130,13 @@ def create(
     out: Path | None,
     runs: Path = Path("runs"),
     command: Sequence[str] = (),
+    ranks: int = 1,
+    launch: str = "",
 ) -> Run:
     """Makes a run folder: `out`, or the next number under `runs`, named after the data.
 
-    Raises `InputError` where `out` exists and is not an empty folder.
+    It will be trained by so many `ranks`, which the `launch` of that name started. Raises
+    `InputError` where `out` exists and is not an empty folder.
     """
     if out is None:
         out = make_numbered(runs, config.data.source)
@@ -138,11 +149,27 @@ def create(
         run.samples.mkdir(exist_ok=True)
     except OSError as error:
         raise UnrazeError(f"{out}: cannot be made ({error.strerror})") from error
-    write_config(run, config)
+    if launch:
+        write_atomically(run.launch, launch + "\n")
     write_atomically(out / "command.txt", shlex.join(command) + "\n")
-    environment_then = environment(threads=config.train.threads)
+    environment_then = environment(threads=config.train.threads, ranks=ranks)
     write_atomically(out / "env.json", json.dumps(environment_then, indent=1) + "\n")
+    write_config(run, config)  # the last: with it the folder is a run
     return run
+
+
+def of_launch(launch: str, *, out: Path | None, runs: Path = Path("runs")) -> Run | None:
+    """The run that a launch of this name has made: `out`, or the newest of those under `runs`.
+
+    None where it made none. What it left of one that it did not finish making is removed.
+    """
+    for path in sorted(runs.glob("*-*"), reverse=True) if out is None else [out]:
+        run = Run(path)
+        if run.launch.is_file() and run.launch.read_text(encoding="utf-8").strip() == launch:
+            if (path / "config.toml").is_file():
+                return run
+            shutil.rmtree(path)
+    return None
 
 
 def make_numbered(runs: Path, source: str) -> Path:
@@ -195,8 +222,9 @@ def write_config(run: Run, config: Config, *, note: str = "") -> None:
     write_atomically(run.path / "config.toml", (f"# {note}\n" if note else "") + to_toml(config))
 
 
-def environment(*, threads: int | None = None) -> dict[str, Any]:
-    """What the bytes of a result depend on besides the recipe: machine, versions, threads."""
+def environment(*, threads: int | None = None, ranks: int = 1) -> dict[str, Any]:
+    """What the bytes of a result depend on besides the recipe: machine, versions, threads, and the
+    number of ranks where there are several."""
     import numpy
     import torch
 
@@ -213,6 +241,7 @@ def environment(*, threads: int | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "MKL_CBWR": os.environ.get("MKL_CBWR"),
+        **({"ranks": ranks} if ranks > 1 else {}),
     }
 
 

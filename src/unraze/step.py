@@ -4,14 +4,17 @@ Everything drawn is a function of (seed, n, place in the batch), see `unraze.bat
 """
 
 import copy
+import itertools
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import assert_never
 
 from unraze import augment, ema, nn as networks, optim, rng, schedule as schedules
@@ -32,6 +35,7 @@ from unraze.denoiser import Denoiser, denoiser, guided, predict, raw_output
 from unraze.loss import four_variable, reduced, weighted
 from unraze.nn.layers import place
 from unraze.process import destroy_at, like
+from unraze.ranks import ALONE, Ranks
 from unraze.schedule import Schedule
 
 __all__ = [
@@ -51,10 +55,12 @@ class Trainee:
 
     `teacher` is the network that a distilled run is taught by, never changed; else None. `clusters`
     are what the network is told where they are its classes: then `images` are labelled by them.
+    `forward` is what a step calls: the network, or what keeps it the same on all `ranks`.
     """
 
     config: Config
     network: nn.Module
+    forward: nn.Module
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     schedule: Schedule
@@ -62,6 +68,7 @@ class Trainee:
     num_classes: int
     teacher: nn.Module | None = None
     clusters: Clusters | None = None
+    ranks: Ranks = ALONE
 
 
 def network_of(config: Config, num_classes: int) -> nn.Module:
@@ -98,9 +105,11 @@ def begin(
     images: Images,
     weights: Mapping[str, Tensor] | None = None,
     clusters: Clusters | None = None,
+    ranks: Ranks = ALONE,
 ) -> Trainee:
     """Everything as it is before the first step, with the weights that it begins with if any, as a
-    distilled run with its teacher's; a table of classes that is not among them begins anew.
+    distilled run with its teacher's; a table of classes that is not among them begins anew. To be
+    called by all ranks at once.
 
     Where these are not given, a distilled run has the teacher that a network without training is,
     which is enough to measure how long a step takes.
@@ -123,9 +132,10 @@ def begin(
     teacher = None
     if config.distilled is not None:
         teacher = copy.deepcopy(network).eval().requires_grad_(False)
-    return Trainee(
+    trainee = Trainee(
         config=config,
         network=network,
+        forward=network if ranks.count == 1 else _together(network),
         optimizer=optim.build(network, config.train),
         average=ema.start(network),
         schedule=schedules.from_config(config.schedule),
@@ -133,14 +143,33 @@ def begin(
         num_classes=num_classes,
         teacher=teacher,
         clusters=clusters,
+        ranks=ranks,
     )
+    if ranks.count > 1:
+        # DDP lays its buckets anew after the first step, and sums depend on how they lie: one that
+        # is thrown away makes the first step of a resumed run the same as any other's
+        with warnings.catch_warnings():
+            # of a filter of 1 x 1 two ways to lie are the same way
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            gradients(trainee, 1)
+        trainee.optimizer.zero_grad(set_to_none=True)
+    return trainee
+
+
+def _together(network: nn.Module) -> nn.Module:
+    # buffers are constants: they need not be sent at each step
+    return DistributedDataParallel(network, forward_sync_buffers=False)
 
 
 def gradients(trainee: Trainee, step: int) -> float:
-    """Leaves the gradient of step `step` in the network and returns its mean loss."""
-    config = trainee.config
+    """Leaves the gradient of step `step` in the network and returns its mean loss.
+
+    Each rank computes that of its share of the batch, in `train.accumulate` parts; with that of the
+    last part the gradients of all are summed, and so are the losses.
+    """
+    config, ranks = trainee.config, trainee.ranks
     whole = config.train.batch
-    part = whole // config.train.accumulate
+    parts = _parts(ranks.share(whole), config.train.accumulate)
     images, count = trainee.images, len(trainee.images.pixels)
     indices, flips = samples_of(config.train, count, step, flip=config.data.flip)
     t = times_of(config.train, config.loss, trainee.schedule, step)
@@ -159,30 +188,44 @@ def gradients(trainee: Trainee, step: int) -> float:
     trainee.network.train()
     trainee.optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for start in range(0, whole, part):
-        places = range(start, start + part)
-        window = slice(start, start + part)
+    for places in parts:
+        window = slice(places.start, places.stop)
         x0 = assemble(images, indices[window], None if flips is None else flips[window])
         told = None
         if changes is not None:
             x0 = augment.augmented(x0, changes[window])
             told = changes[window].to(x0.dtype).to(config.train.device)
         if config.network.dropout > 0:
-            seed_dropout(config.train, step, start)
-        losses = _losses(
-            trainee,
-            x0.to(config.train.device),
-            t[window],
-            places,
-            step,
-            classes=None if labels is None else labels[window].to(config.train.device),
-            augmentation=told,
-            second_look=second_look,
-        )
-        loss = losses.sum() / whole
-        loss.backward()  # type: ignore[no-untyped-call]
+            seed_dropout(trainee.network, config.train, step, places)
+        with _summing(trainee, places is parts[-1]):
+            losses = _losses(
+                trainee,
+                x0.to(config.train.device),
+                t[window],
+                places,
+                step,
+                classes=None if labels is None else labels[window].to(config.train.device),
+                augmentation=told,
+                second_look=second_look,
+            )
+            # the mean over ranks of these is the mean over the batch
+            loss = losses.sum() / (whole / ranks.count)
+            loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    return total
+    return ranks.total(total) / ranks.count
+
+
+def _parts(share: range, count: int) -> list[range]:
+    """The places of a share in so many parts, as even as can be."""
+    ends = [share.start + k * len(share) // count for k in range(count + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(ends)]
+
+
+def _summing(trainee: Trainee, now: bool) -> AbstractContextManager[None]:
+    """What is computed in this context is summed over the ranks, or kept for when it is."""
+    if now or not isinstance(trainee.forward, DistributedDataParallel):
+        return nullcontext()
+    return trainee.forward.no_sync()
 
 
 def kept_for_gradients(network: nn.Module, config: Config) -> int:
@@ -230,7 +273,7 @@ def _losses(
     def emit(x_t: Tensor, times: Tensor, previous: Tensor | None = None) -> Tensor:
         with _autocast(config):
             return raw_output(
-                trainee.network,
+                trainee.forward,
                 schedule,
                 parametrisation,
                 x_t,
@@ -302,7 +345,7 @@ def _jumps(
             augmentation=augmentation,
         )
 
-    student, teacher = said(trainee.network, classes), said(trainee.teacher, classes)
+    student, teacher = said(trainee.forward, classes), said(trainee.teacher, classes)
     if config.loss.teacher_guidance != 1 and classes is not None:
         nothing = said(trainee.teacher, torch.full_like(classes, trainee.num_classes))
         last = float(schedule.times[-1])
@@ -315,8 +358,6 @@ def _jumps(
         x_r = jump(schedule, bounded(schedule, x_t, t, teacher(x_t, t)), r)
         target = jump(schedule, bounded(schedule, x_r, r, student(x_r, r)), e)
         target = torch.where(like(r, x_r) == like(e, x_r), x_r, target)
-    if config.network.dropout > 0:
-        seed_dropout(config.train, step, places[0])
     with _autocast(config):
         prediction = student(x_t, t)
     return consistency(jump(schedule, prediction, e), target, schedule, t, e)

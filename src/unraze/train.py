@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,11 +35,14 @@ from unraze.data import Images, absent_classes, load as load_images_of, to_uint8
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError
 from unraze.evaluate import during
+from unraze.evaluate.figures import Figure
+from unraze.evaluate.stage import finish
 from unraze.generate import Model, load
 from unraze.hardware import memory, require_device
 from unraze.measure import Pace, measured, told, too_short
 from unraze.nn.lean import fitted
 from unraze.preview import averaged_model, preview, preview_interval, write_reals
+from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 from unraze.step import (
     Trainee,
@@ -224,72 +228,72 @@ def require_memory(config: Config, *, num_classes: int = 0) -> None:
         )
 
 
-def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iterator[Report]:
+def train(
+    run: Run, images: Images, *, stop: Callable[[], bool] = never, ranks: Ranks = ALONE
+) -> Iterator[Report]:
     """Trains a run from its newest whole checkpoint, or from its beginning, to its end.
 
     `run` holds a configuration that `prepare` made; `images` are those it was made with. `stop` is
     asked after every step: when it says yes, the run is saved, "stopped" is reported, and that is
-    all. Raises `DivergedError` where training cannot be rescued, `CheckpointError` where the run
-    cannot be continued, `UnrazeError` where the disk is full.
+    all. Several `ranks` train it together, all of which call this; the first one reads and writes
+    the folder. Raises `DivergedError` where training cannot be rescued, `CheckpointError` where the
+    run cannot be continued, `UnrazeError` where the disk is full.
     """
-    config = runs.read_config(run)
+    config = ranks.first(runs.read_config, run)
     require_device(config.train.device)
-    with runs.locked(run), reproducible(config.train):
-        (run.path / "failed.txt").unlink(missing_ok=True)
-        saved, problems = checkpoint.newest(run.checkpoints)
-        if saved is None and problems:
-            raise CheckpointError(
-                f"{run.path}: every checkpoint is damaged, the newest: {problems[0]}; train it anew"
-            )
+    _require_alike(images, config, ranks)
+    with _locked(run, ranks), reproducible(config.train):
+        saved, problems = ranks.first(_newest, run)
         for text in problems:
-            yield _said(run, f"DAMAGED: {text}; going back to an older checkpoint")
-        for path in checkpoint.listing(run.checkpoints)[-len(problems) :] if problems else []:
-            checkpoint.set_aside(path)
+            yield _said(run, ranks, f"DAMAGED: {text}; going back to an older checkpoint")
 
-        clusters = clusters_of(run, config, images, saved)
+        clusters = ranks.first(clusters_of, run, config, images, saved)
         if saved is None and clusters is not None:
             sizes = np.bincount(clusters.labels)
             words = f"{len(sizes)} clusters of alike images, of {sizes.min()} to {sizes.max()}"
-            yield _said(run, f"told apart: {words}; samples will be of each as often")
+            yield _said(run, ranks, f"told apart: {words}; samples will be of each as often")
 
         # a new run fixes its steps, its dtype and how often it saves
         fixed = None not in (config.train.steps, config.train.checkpoint_every)
         if saved is None and not (fixed and config.train.dtype != "auto"):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
             minutes = config.train.minutes
-            config, seconds = measured(config, images, run)
-            yield _said(run, told(config, len(images.pixels), seconds, _peak_memory()))
+            config, seconds = measured(config, images, run, ranks)
+            yield _said(run, ranks, told(config, len(images.pixels), seconds, _peak_memory()))
             if warning := too_short(minutes, config):
-                yield _said(run, warning)
+                yield _said(run, ranks, warning)
 
         # where to begin: at the beginning, or at a checkpoint
-        trainee = begin(config, images, begun_with(run, config), clusters)
+        weights = ranks.first(begun_with, run, config)
+        trainee = begin(config, images, weights, clusters, ranks)
         if saved is None:
-            checkpoint.write_atomically(run.stats, "")
-            run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
-            checkpoint.remove_after(run.best, 0)
-            write_reals(run, images)
+            if ranks.is_first:
+                checkpoint.write_atomically(run.stats, "")
+                run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
+                checkpoint.remove_after(run.best, 0)
+                write_reals(run, images)
             if lost := absent_classes(images):
-                yield _said(run, _lost(lost, images))
+                yield _said(run, ranks, _lost(lost, images))
             state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
             start = 0
         else:
-            differences = list(_differences(run, config, saved, images))
+            differences = ranks.first(lambda: list(_differences(run, config, saved, images, ranks)))
             state, start = _restore(trainee, saved), saved.step
             for text in differences:
-                yield _said(run, text)
-            runs.truncate_rows(run, start)
+                yield _said(run, ranks, text)
+            if ranks.is_first:
+                runs.truncate_rows(run, start)
             how = "finished already, at" if start == config.train.steps else "continuing from"
-            yield _said(run, f"{how} step {start} of {config.train.steps}")
+            yield _said(run, ranks, f"{how} step {start} of {config.train.steps}")
 
         steps, every = config.train.steps, config.train.checkpoint_every
         assert steps is not None
         assert every is not None
         ruler = None
         if config.train.eval_every is not None and start < steps:
-            ruler = yield from _ruler(config, images, stop)
+            ruler = yield from _ruler(config, images, stop, ranks)
             if ruler is None:
-                runs.log(run, f"stopped at step {start}")
+                _log(run, ranks, f"stopped at step {start}")
                 said = f"stopped at step {start} of {steps}, before the next one"
                 yield Report("stopped", start, steps, message=said)
                 return
@@ -315,23 +319,25 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
             else:
                 state["bad"] += 1
                 row = {"step": step, "steps": steps, "skipped": f"loss {loss}, gradient {norm}"}
-                yield _said(run, f"step {step} skipped: loss {loss}, gradient norm {norm}")
+                yield _said(run, ranks, f"step {step} skipped: loss {loss}, gradient norm {norm}")
             pace.tick()
-            runs.append_row(run.stats, row | {"images_per_second": round(pace.images, 1)})
+            if ranks.is_first:
+                row |= {"images_per_second": round(pace.images, 1)}
+                runs.append_row(run.stats, row)
 
             if state["bad"] == BAD_STEPS_IN_A_ROW:
                 if state["rolled_back"]:
-                    raise DivergedError(_give_up(run, trainee, step, lr))
+                    raise DivergedError(ranks.first(_give_up, run, trainee, step, lr))
                 step = _roll_back(trainee, run, state)
-                runs.truncate_rows(run, step)
                 yield _said(
                     run,
+                    ranks,
                     f"{BAD_STEPS_IN_A_ROW} bad steps in a row: back to step {step}, "
                     f"with {LOWER_RATE} of the learning rate",
                 )
                 continue
 
-            stopping = step < steps and stop()
+            stopping = step < steps and ranks.any(stop())
             report = Report(
                 "training",
                 step,
@@ -346,7 +352,7 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
             yield report
             if ruler is not None and (step % ruler.every == 0 or step == steps):
                 said = _evaluate(trainee, ruler, run, step, state, cost)
-                runs.log(run, said)
+                _log(run, ranks, said)
                 yield replace(report, phase="evaluated", message=said)
                 pace.restart()
             periodic = step % every == 0 and state["bad"] == 0
@@ -358,15 +364,12 @@ def train(run: Run, images: Images, *, stop: Callable[[], bool] = never) -> Iter
                 preview(trainee, run, step)
                 pace.restart()
             if stopping:
-                runs.log(run, f"stopped at step {step}")
+                _log(run, ranks, f"stopped at step {step}")
                 yield replace(report, phase="stopped", message=f"saved at step {step} of {steps}")
                 return
-        curve = {"unraze": __version__, "kind": "loss", "run": run.path.name, "step": steps}
-        plots.save(plots.loss_figure(runs.read_rows(run.stats)), run.path / "loss.png", curve)
-        if config.train.eval_every is not None:
-            figure = plots.quality_figure(runs.read_rows(run.quality))
-            plots.save(figure, run.path / "quality.png", curve | {"kind": "quality"})
-        runs.log(run, "done")
+        if ranks.is_first:
+            _draw_curves(run, config, steps)
+        _log(run, ranks, "done")
         yield Report("done", steps, steps, memory=_peak_memory())
 
 
@@ -436,7 +439,55 @@ def _lost(classes: tuple[str, ...], images: Images) -> str:
     return f"{images.source}: no image to train on of the classes {', '.join(classes)}: {why}"
 
 
+@contextmanager
+def _locked(run: Run, ranks: Ranks) -> Iterator[None]:
+    """Holds the run for these ranks: the first one has the lock."""
+    with ExitStack() as held:
+        ranks.first(lambda: held.enter_context(runs.locked(run)))
+        yield
+
+
+def _require_alike(images: Images, config: Config, ranks: Ranks) -> None:
+    """Raises `InputError` where a rank has other images, or would have no place of a batch."""
+    fingerprints = ranks.each(lambda: images.fingerprint)
+    if others := [k for k, found in enumerate(fingerprints) if found != fingerprints[0]]:
+        raise InputError(
+            f"{images.source}: rank {others[0]} has other images there than rank 0 (their "
+            f"fingerprint is {fingerprints[others[0]][:12]}…, not {fingerprints[0][:12]}…); give "
+            "every machine the same"
+        )
+    batch, parts = config.train.batch, config.train.accumulate
+    if batch < ranks.count * parts:
+        raise InputError(
+            f"train.batch = {batch}: is less than an image for each of {ranks.count} ranks"
+            f"{f' in {parts} parts' if parts > 1 else ''}; give a larger batch, or fewer of them"
+        )
+
+
+def _newest(run: Run) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, with a sentence for each damaged newer one, which is set
+    aside; raises `CheckpointError` where there are only damaged ones."""
+    (run.path / "failed.txt").unlink(missing_ok=True)
+    saved, problems = checkpoint.newest(run.checkpoints)
+    if saved is None and problems:
+        raise CheckpointError(
+            f"{run.path}: every checkpoint is damaged, the newest: {problems[0]}; train it anew"
+        )
+    for path in checkpoint.listing(run.checkpoints)[-len(problems) :] if problems else []:
+        checkpoint.set_aside(path)
+    return saved, problems
+
+
+def _draw_curves(run: Run, config: Config, steps: int) -> None:
+    curve = {"unraze": __version__, "kind": "loss", "run": run.path.name, "step": steps}
+    plots.save(plots.loss_figure(runs.read_rows(run.stats)), run.path / "loss.png", curve)
+    if config.train.eval_every is not None:
+        figure = plots.quality_figure(runs.read_rows(run.quality))
+        plots.save(figure, run.path / "quality.png", curve | {"kind": "quality"})
+
+
 def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
+    """Writes a checkpoint: the first rank does. To be called by all ranks at once."""
     images = trainee.images
     about = {
         "shape": list(images.pixels.shape[1:]),
@@ -445,37 +496,48 @@ def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, k
         "sigma_data": trainee.config.loss.sigma_data,
         "clusters": None if trainee.clusters is None else trainee.clusters.hash,
     }
-    checkpoint.save(
+    whole_state = {
+        **state,
+        "model": about,
+        "data": images.fingerprint,
+        "config": trainee.config.model_dump(mode="json"),
+    }
+    trainee.ranks.first(
+        checkpoint.save,
         folder,
         step,
         model=trainee.network.state_dict(),
         ema=trainee.average,
         optim=optim.write_state(trainee.network, trainee.optimizer),
-        state={
-            **state,
-            "model": about,
-            "data": images.fingerprint,
-            "config": trainee.config.model_dump(mode="json"),
-        },
+        state=whole_state,
         keep=keep,
     )
 
 
 def _ruler(
-    config: Config, images: Images, stop: Callable[[], bool]
+    config: Config, images: Images, stop: Callable[[], bool], ranks: Ranks
 ) -> Generator[Report, None, during.Ruler | None]:
-    """What evaluations are measured with, made ready stage by stage; None where it is to stop."""
+    """What evaluations are measured with, made ready stage by stage; None where it is to stop.
+
+    The first rank makes it and alone asks whether to stop; the others then find it kept.
+    """
     yield Report("preparing", 0, 0, message=during.told(config, images))
-    made = during.ruler(config, images, load_images_of(config.data, split="held-out"))
-    while True:
-        try:
-            stage = next(made)
-        except StopIteration as end:
-            ruler: during.Ruler = end.value
-            return ruler
-        yield Report("preparing", stage.done, stage.total)
-        if stop():
-            return None
+    held_out = ranks.in_turn(lambda: load_images_of(config.data, split="held-out"))
+    ruler: during.Ruler | None = None
+    if ranks.is_first:
+        made = during.ruler(config, images, held_out)
+        while True:
+            try:
+                stage = next(made)
+            except StopIteration as end:
+                ruler = end.value
+                break
+            yield Report("preparing", stage.done, stage.total)
+            if stop():
+                break
+    if not ranks.first(lambda: ruler is not None):
+        return None
+    return ruler if ranks.is_first else finish(during.ruler(config, images, held_out))
 
 
 def _evaluate(
@@ -491,11 +553,25 @@ def _evaluate(
     What it cost is logged too: how long this one took, and the share of the time so far that was
     spent evaluating. Nothing depends on it.
     """
+    ranks = trainee.ranks
     with cost.of_evaluation():
-        figure = during.quality(averaged_model(trainee, run), ruler)
+        figure = during.quality(averaged_model(trainee, run), ruler, ranks)
+    said, is_best = ranks.first(_judged, run, ruler, step, figure, cost)
+    if is_best:
+        assert figure is not None
+        best_state = state | {"periodic": False, "kid": figure.value}
+        _save(trainee, run.best, step, best_state, keep=1)
+    return said
+
+
+def _judged(
+    run: Run, ruler: during.Ruler, step: int, figure: Figure | None, cost: during.Cost
+) -> tuple[str, bool]:
+    """Logs the figure of a step; in words, and whether it is the best so far, in whose place no
+    other is left."""
     spent = f"; it took {cost.seconds:.1f} s, evaluating {cost.share:.1%} of the time so far"
     if figure is None:
-        return f"step {step}: not evaluated, the images drawn are not finite{spent}"
+        return f"step {step}: not evaluated, the images drawn are not finite{spent}", False
     row: dict[str, Any] = {"step": step, "kid": figure.value}
     row |= {"low": figure.low, "high": figure.high}
     row |= {"samples": ruler.count, "features": ruler.space.hash}
@@ -507,14 +583,13 @@ def _evaluate(
     )
     best, problems = checkpoint.newest(run.best)
     # after a crash the best may be of a step that is yet to be made again, or of this one
-    if best is None or best.step == step or figure.value < best.state["kid"]:
+    is_best = best is None or best.step == step or figure.value < best.state["kid"]
+    if is_best:
         checkpoint.remove_after(run.best, step)
-        best_state = state | {"periodic": False, "kid": figure.value}
-        _save(trainee, run.best, step, best_state, keep=1)
         said += ", the best so far"
         if problems:
             said += f", or kept as such for the best is lost (DAMAGED: {problems[0]})"
-    return said + spent
+    return said + spent, is_best
 
 
 def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
@@ -541,15 +616,11 @@ def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
 def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     """Back to the newest checkpoint that a run never stopped has too, or to the beginning, with a
     lower learning rate; the step. What was saved after it, where the run was stopped, goes."""
-    saved = None
-    for path in reversed(checkpoint.listing(run.checkpoints)):
-        found = checkpoint.read(path)
-        if found.state["periodic"] and found.state["bad"] == 0:
-            saved = found
-            break
+    ranks = trainee.ranks
+    saved = ranks.first(_newest_periodic, run)
     if saved is None:
-        weights = begun_with(run, trainee.config)
-        fresh = begin(trainee.config, trainee.images, weights, trainee.clusters)
+        weights = ranks.first(begun_with, run, trainee.config)
+        fresh = begin(trainee.config, trainee.images, weights, trainee.clusters, ranks)
         trainee.network.load_state_dict(fresh.network.state_dict())
         trainee.average.update(fresh.average)
         trainee.optimizer.state.clear()
@@ -558,8 +629,19 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
         state |= _restore(trainee, saved)
     state |= {"bad": 0, "lr_factor": state["lr_factor"] * LOWER_RATE, "rolled_back": True}
     step = 0 if saved is None else saved.step
-    checkpoint.remove_after(run.checkpoints, step)
+    if ranks.is_first:
+        checkpoint.remove_after(run.checkpoints, step)
+        runs.truncate_rows(run, step)
     return step
+
+
+def _newest_periodic(run: Run) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint that a run never stopped has too."""
+    for path in reversed(checkpoint.listing(run.checkpoints)):
+        found = checkpoint.read(path)
+        if found.state["periodic"] and found.state["bad"] == 0:
+            return found
+    return None
 
 
 def _give_up(run: Run, trainee: Trainee, step: int, lr: float) -> str:
@@ -595,7 +677,7 @@ def clusters_of(
 
 
 def _differences(
-    run: Run, config: Config, saved: checkpoint.Checkpoint, images: Images
+    run: Run, config: Config, saved: checkpoint.Checkpoint, images: Images, ranks: Ranks
 ) -> Iterator[str]:
     """A sentence for each thing that keeps a resumed run from being the same to the bit."""
     if not saved.state["data"]:
@@ -620,7 +702,7 @@ def _differences(
                 f"{is_now!r} now, which makes its weights mean something else: put it back"
             )
         yield f"DIFFERENT from when the run began: config.toml has {key} = {is_now!r}, was {was!r}"
-    before, now = runs.read_env(run), runs.environment()
+    before, now = runs.read_env(run), runs.environment(ranks=ranks.count)
     if lost := before.get("env.json"):
         yield f"{run.path / 'env.json'}: {lost}, so whether the machine is the same is not known"
         return
@@ -643,8 +725,13 @@ def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", old, new
 
 
-def _said(run: Run, message: str) -> Report:
-    runs.log(run, message)
+def _log(run: Run, ranks: Ranks, message: str) -> None:
+    if ranks.is_first:
+        runs.log(run, message)
+
+
+def _said(run: Run, ranks: Ranks, message: str) -> Report:
+    _log(run, ranks, message)
     return Report("training", 0, 0, message=message)
 
 

@@ -28,11 +28,13 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     tune,
 )
 from unraze.cli.app import INTERRUPTED, app, unwrap
-from unraze.errors import UnrazeError
+from unraze.errors import Elsewhere, UnrazeError
 
 __all__ = ["main"]
 
 USAGE = 2
+BY_RANKS = (["train"], ["resume"], ["--help"], ["--version"])
+"""The commands that torchrun may start several processes of."""
 
 unwrap(app)
 
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     An `UnrazeError` is one line on stderr; any other exception is a defect and keeps its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and tokens[:1] not in BY_RANKS:
+        command = " ".join(["unraze", *tokens[:1]])
+        return _complain(f"{command}: is of one process; call it without torchrun", USAGE)
     ours = argv is None and threading.current_thread() is threading.main_thread()
     if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)  # what is unfinished is to be tidied away
@@ -52,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except CycloptsError as error:
         return _complain(f"{_usage_sentence(error)} (see `{_help_for(error)}`)", USAGE)
+    except Elsewhere as error:
+        return error.exit_status
     except UnrazeError as error:
         return _complain(str(error), error.exit_status)
     except KeyboardInterrupt:
@@ -63,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has gone; what is left of it must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    finally:
+        if ours and signal.getsignal(signal.SIGTERM) is _terminated:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is tidied away
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -70,7 +80,9 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"unraze: error: {' '.join(message.split())}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    of_rank = "" if rank == "0" else f"rank {rank}: "
+    print(f"unraze: error: {of_rank}{' '.join(message.split())}", file=sys.stderr)
     return status
 
 

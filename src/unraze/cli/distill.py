@@ -134,6 +134,7 @@ def distill(
         require_place(out, f"--out {out}")
     with told_as_options(names | {"device": "--device"}):
         from unraze import distillation, generate
+        from unraze.ranks import ALONE
 
         pairs = settings_given(set_, given)
         model = generate.load(run, raw=raw, step=checkpoint)
@@ -146,12 +147,14 @@ def distill(
             out=_free_beside(run) if out is None else out,
             command=["unraze", *sys.argv[1:]],
         )
-    return follow(made, images)
+    return follow(made, images, ranks=ALONE)
 
 
 def _images(run: Path, config: Config) -> Images:
+    from unraze.ranks import ALONE
+
     try:
-        return read_images(config)
+        return read_images(config, ALONE)
     except DataError as error:
         raise DataError(
             f"{run}: cannot be distilled without the images that it was trained on: {error}"

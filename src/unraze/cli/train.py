@@ -7,8 +7,9 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
     from unraze.data import Images
     from unraze.generate import Model
     from unraze.interop.tracking import Name
+    from unraze.ranks import Ranks
     from unraze.run import Run
 
-__all__ = ["follow", "read_images", "resume", "settings_given", "train"]
+__all__ = ["follow", "read_images", "resume", "settings_given", "spoken_for", "train"]
 
+TOGETHER = 2.0
 TOLD = "train.classes"
 """What it depends on, of a run that goes on from another, how that is taken over."""
 
@@ -253,16 +256,15 @@ def train(
         if not wanted.data.source:
             raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
 
-        from unraze import finetuning, run as runs, train as training
-
-        _refuse_early(wanted, out)
-        images = read_images(wanted)
-        command = ["unraze", *sys.argv[1:]]
-        if model is not None:
-            run = finetuning.create(model, wanted, images, out=out, command=command)
-        else:
-            run = runs.create(training.prepare(wanted, images), out=out, command=command)
-    return follow(run, images, track=track)
+    with spoken_for(wanted.train.device) as ranks:
+        begun = ranks.first(_begun_before, out)
+        if begun is not None:
+            return _go_on(begun, track, ranks)
+        with told_as_options(_options(given)):
+            ranks.first(_refuse_early, wanted, out)
+            images = read_images(wanted, ranks)
+            run = ranks.first(_created, wanted, images, model, out, ranks.count)
+        return follow(run, images, track=track, ranks=ranks)
 
 
 @app.command(
@@ -279,21 +281,64 @@ def resume(
     Its settings are those it began with. The run's folder is the last line printed.
     """
     from unraze import run as runs
+
+    found = runs.find(run)
+    with spoken_for(runs.read_config(found).train.device) as ranks:
+        return _go_on(found, track, ranks)
+
+
+def _go_on(found: Run, track: Name | None, ranks: Ranks) -> int:
+    """Trains a run that is there from where it is."""
+    from unraze import run as runs
     from unraze.data import NAMES
     from unraze.data.reading import IMPORTED
 
-    found = runs.find(run)
-    config = runs.read_config(found)
+    config = ranks.first(runs.read_config, found)
     _require_trackers(track, found)
     try:
-        images = read_images(config)
+        images = read_images(config, ranks)
     except DataError as error:
         source = config.data.source
         if source in NAMES or source.startswith(IMPORTED) or os.path.exists(source):
             raise
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
-    return follow(found, images, track=track)
+    return follow(found, images, track=track, ranks=ranks)
+
+
+def _begun_before(out: Path | None) -> Run | None:
+    """The run that this call of torchrun began before one of its processes failed and all were
+    started anew; None where it began none, or was not."""
+    from unraze import run as runs
+    from unraze.ranks import attempt, launch
+
+    return runs.of_launch(launch(), out=out) if attempt() else None
+
+
+def _created(
+    wanted: Config, images: Images, model: Model | None, out: Path | None, ranks: int
+) -> Run:
+    """The folder of a run that is yet to be trained."""
+    from unraze import finetuning, run as runs, train as training
+    from unraze.ranks import launch
+
+    how: dict[str, Any] = {"command": ["unraze", *sys.argv[1:]], "ranks": ranks}
+    how |= {"launch": launch()}
+    if model is not None:
+        return finetuning.create(model, wanted, images, out=out, **how)
+    return runs.create(training.prepare(wanted, images), out=out, **how)
+
+
+@contextmanager
+def spoken_for(device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun started, of which the first one alone prints; one, without it."""
+    from unraze.ranks import joined
+
+    with joined(device) as ranks, ExitStack() as silent:
+        if not ranks.is_first:
+            nowhere = silent.enter_context(open(os.devnull, "w"))
+            silent.enter_context(redirect_stdout(nowhere))
+        yield ranks
 
 
 def _require_trackers(track: Name | None, run: Run | None = None) -> None:
@@ -413,15 +458,19 @@ def _setting(text: str) -> tuple[str, Any]:
     return key.strip(), read["value"] if len(read) == 1 else value
 
 
-def read_images(config: Config) -> Images:
-    """The images of a configuration; how many there are is said."""
+def read_images(config: Config, ranks: Ranks) -> Images:
+    """The images of a configuration; how many there are is said.
+
+    One rank of each machine reads them first: what it keeps on disk is there for its others.
+    """
     from rich.console import Console
 
     from unraze.cli.show import follow_reading, held_out
     from unraze.data import load
     from unraze.data.found import counted
 
-    images = load(config.data, split="train", progress=follow_reading(Console(stderr=True)))
+    show = follow_reading(Console(stderr=True)) if ranks.is_first else None
+    images = ranks.in_turn(lambda: load(config.data, split="train", progress=show))
     count, channels, height, width = images.pixels.shape
     held = held_out(images)
     held = "" if held == "none" and not config.data.held_out else f", {held} held out"
@@ -434,10 +483,10 @@ def read_images(config: Config) -> Images:
     return images
 
 
-def follow(run: Run, images: Images, *, track: Name | None = None) -> int:
+def follow(run: Run, images: Images, *, track: Name | None = None, ranks: Ranks) -> int:
     """Trains a run to its end or until it is asked to stop, shows how, and says what is next.
 
-    It is tracked where that is asked for, or was before.
+    It is tracked where that is asked for, or was before, by the first of the ranks.
     """
     from rich.console import Console
 
@@ -446,8 +495,9 @@ def follow(run: Run, images: Images, *, track: Name | None = None) -> int:
     from unraze.interop.tracking import shown_by, tracked, tracks
 
     with _asked_to_stop() as stop:
-        reports = training.train(run, images, stop=stop)
-        for tracker in sorted({*tracks(run), *([] if track is None else [track])}):
+        reports = training.train(run, images, stop=stop, ranks=ranks)
+        trackers = {*tracks(run), *([] if track is None else [track])} if ranks.is_first else set()
+        for tracker in sorted(trackers):
             reports = tracked(reports, run, tracker)
         last = follow_training(reports, Console())
     path = shlex.quote(str(run.path))
@@ -464,20 +514,32 @@ def follow(run: Run, images: Images, *, track: Name | None = None) -> int:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM came; the second one ends the process."""
+    """A function that says whether SIGINT or SIGTERM came; the second one ends the process.
+
+    torchrun hands on what came to it to processes that it came to as well: of several ranks, what
+    comes within `TOGETHER` seconds of the first is the same one.
+    """
+    from unraze.ranks import are_several
+
+    since = 0.0
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set  # only the main thread may handle signals
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if asked.is_set() and are_several() and time.monotonic() - since < TOGETHER:
+            return
+        since = time.monotonic()
         if asked.is_set():
             for each in before:
                 signal.signal(each, signal.SIG_DFL)
             signal.raise_signal(number)
         asked.set()
         # not print(): the signal may have come in the middle of one
-        os.write(2, b"\nsaving, then stopping; once more to abort at once\n")
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nsaving, then stopping; once more to abort at once\n")
 
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     for each in before:

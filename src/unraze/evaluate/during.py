@@ -26,6 +26,7 @@ from unraze.evaluate.metrics import kid
 from unraze.evaluate.samples import in_proportion
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model, quick, sample
+from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 
 __all__ = [
@@ -171,9 +172,9 @@ def _interval(every: int, steps: int | None) -> float:
     return every if steps is None else steps / math.ceil(steps / every)
 
 
-def quality(model: Model, by: Ruler) -> Figure | None:
+def quality(model: Model, by: Ruler, ranks: Ranks = ALONE) -> Figure | None:
     """KID of `by.count` samples of noise that is the same every time; None where what is drawn is
-    not finite."""
+    not finite. Each of several `ranks` draws its share, and finds the features of that."""
     settings = quick(model.config, CALLS)
     drawn = sample(
         model,
@@ -181,7 +182,12 @@ def quality(model: Model, by: Ruler) -> Figure | None:
         seed=model.config.train.seed,
         settings=settings,
         classes=in_proportion(model, by.held_out),
+        ranks=ranks,
     )
-    if not bool(torch.isfinite(drawn).all()):
+    if ranks.any(not bool(torch.isfinite(drawn).all())):
         return None
-    return kid(by.real, by.space.extract(to_uint8(drawn)))
+    own = np.empty((0, by.space.dim), dtype=np.float32)
+    if len(drawn):
+        own = by.space.extract(to_uint8(drawn))
+    features = ranks.joint(torch.from_numpy(own), by.count)
+    return ranks.first(lambda: kid(by.real, features.numpy()))

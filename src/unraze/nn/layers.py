@@ -6,6 +6,7 @@ starts as a chain of identities (Ho et al. 2020, arXiv:2006.11239, and their cod
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ __all__ = [
     "Conditioning",
     "ConvNeXtBlock",
     "Downsample",
+    "Dropout",
     "LinearAttention",
     "PreNormResidual",
     "ResNetBlock",
@@ -192,6 +194,31 @@ def place(table: nn.Embedding, points: Tensor) -> None:
     table.weight[:-1] = 0.3 * points @ directions
 
 
+class Dropout(nn.Module):
+    """x m/(1-p), in training alone: m is 0 with probability p, else 1, for each value of x.
+
+    `seeds` holds one for each image of the batch, which its draws are a function of: so they do not
+    depend on what it is computed with, and are the same each time. Without them torch's own
+    generator draws. Source: Srivastava et al. 2014.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.seeds: Sequence[int] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.seeds is None:
+            return F.dropout(x, self.p)
+        kept = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        generator = torch.Generator(x.device)
+        for row, seed in zip(kept, self.seeds, strict=True):
+            row.uniform_(generator=generator.manual_seed(seed))
+        return x * (kept >= self.p).to(x.dtype).div_(1 - self.p)
+
+
 class ResNetBlock(nn.Module):
     """x (B, C_in, H, W) -> (B, C_out, H, W), with the time in it.
 
@@ -221,7 +248,7 @@ class ResNetBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time = nn.Linear(emb_width, 2 * outputs if scale_shift else outputs)
         self.norm2 = group_norm(groups, outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero_conv(outputs, outputs)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
@@ -268,7 +295,7 @@ class ConvNeXtBlock(nn.Module):
         self.norm1 = group_norm(1, inputs)
         self.conv1 = nn.Conv2d(inputs, wide, 3, padding=1)
         self.norm2 = group_norm(1, wide)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero_conv(wide, outputs)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 

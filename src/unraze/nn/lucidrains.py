@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unraze.config import LucidrainsConfig
 from unraze.errors import InputError
-from unraze.nn.layers import channels_last, require_divisible, sinusoidal
+from unraze.nn.layers import Dropout, channels_last, require_divisible, sinusoidal
 
 __all__ = ["LucidrainsUNet", "require_size"]
 
@@ -50,7 +50,7 @@ class _Convolution(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm = _Norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
         h = self.norm(self.proj(x))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from unraze.config import UNet2DConfig
 from unraze.errors import InputError
-from unraze.nn.layers import channels_last, require_divisible
+from unraze.nn.layers import Dropout, channels_last, require_divisible
 
 __all__ = ["UNet2D", "require_size"]
 
@@ -244,7 +244,7 @@ class _ResNet(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.time_emb_proj = nn.Linear(emb_width, outputs * (2 if self.scale_shift else 1))
         self.norm2 = _norm(groups, outputs, eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 

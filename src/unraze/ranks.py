@@ -1,0 +1,234 @@
+"""Several processes that train one run, started by torchrun: who does what, and how they agree.
+
+Rank r of N computes the places ⌊rB/N⌋ … ⌊(r+1)B/N⌋ - 1 of each global batch of B. Whatever is drawn
+is a function of (seed, step, place), so all ranks together see what one process would see alone.
+Rank 0, the first, is the one that reads and writes the run's folder, and speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from typing_extensions import ParamSpec
+
+from unraze.errors import Elsewhere, InputError, UnrazeError
+
+__all__ = ["ALONE", "Ranks", "are_several", "attempt", "joined", "launch"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for the others: reading and decoding a large data set takes its time."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of `count` processes this is: `number` of all, `local` of those on this machine."""
+
+    number: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that reads, writes and speaks."""
+        return self.number == 0
+
+    def share(self, total: int) -> range:
+        """Which of 0 … total-1 are this rank's: all ranks have as many, or one more."""
+        return range(self.number * total // self.count, (self.number + 1) * total // self.count)
+
+    def first(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `make(…)` gives on the first rank, on all of them.
+
+        Where it raises one of the package's errors there, all others raise `Elsewhere`.
+        """
+        if self.count == 1:
+            return make(*args, **kwargs)
+        told: list[Any] = [None, None]
+        failure: UnrazeError | None = None
+        if self.is_first:
+            try:
+                told[0] = make(*args, **kwargs)
+            except UnrazeError as error:
+                failure, told[1] = error, str(error)
+        dist.broadcast_object_list(told, src=0)
+        if failure is not None:
+            raise failure
+        if told[1] is not None:
+            raise Elsewhere(told[1])
+        made: T = told[0]
+        return made
+
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives on each rank, in their order, on all of them.
+
+        Where it raises one of the package's errors on one rank, all others raise `Elsewhere`.
+        """
+        if self.count == 1:
+            return [make()]
+        own: tuple[Any, str | None]
+        failure: UnrazeError | None = None
+        try:
+            own = (make(), None)
+        except UnrazeError as error:
+            failure, own = error, (None, str(error))
+        every: list[Any] = [None] * self.count
+        dist.all_gather_object(every, own)
+        if failure is not None:
+            raise failure
+        for _, why in every:
+            if why is not None:
+                raise Elsewhere(why)
+        return [value for value, _ in every]
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What `make` gives, on each machine made by one rank first, then by its others: what it
+        keeps on disk is made once."""
+        if self.count == 1:
+            return make()
+        made: list[T] = []
+        for turn in (True, False):
+            self.each(lambda turn=turn: made.append(make()) if (self.local == 0) == turn else None)  # type: ignore[misc]
+        return made[0]
+
+    def total(self, value: float) -> float:
+        """The sum of `value` over the ranks, in float64, the same on all of them."""
+        if self.count == 1:
+            return value
+        summed = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(summed)
+        return float(summed)
+
+    def any(self, value: bool) -> bool:
+        """Whether it is so on one rank at least."""
+        return self.total(float(value)) > 0
+
+    def joint(self, part: Tensor, total: int) -> Tensor:
+        """What each rank has of its share of `total` rows, all of them in order, on all ranks."""
+        if self.count == 1:
+            return part
+        most = -(-total // self.count)
+        padded = part.new_zeros(most, *part.shape[1:]).cpu()
+        padded[: len(part)] = part.cpu()
+        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        dist.all_gather(parts, padded)
+        shares = [Ranks(k, self.count).share(total) for k in range(self.count)]
+        rows = torch.cat([part[: len(own)] for part, own in zip(parts, shares, strict=True)])
+        return rows.to(part.device)
+
+
+_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out")
+"""What gloo says where another process is gone."""
+
+ALONE = Ranks()
+"""One process, as without torchrun."""
+
+
+def are_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun, or what sets the same variables, started more than one process."""
+    return int(environment.get("WORLD_SIZE") or 1) > 1
+
+
+def attempt(environment: Mapping[str, str] = os.environ) -> int:
+    """How often torchrun has started these processes anew, after one of them failed."""
+    return int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def launch(environment: Mapping[str, str] = os.environ) -> str:
+    """A name of this call of torchrun, the same for each attempt; empty without torchrun."""
+    name = environment.get("TORCHELASTIC_RUN_ID")
+    if name is None:
+        return ""
+    # "none" is what it is called where it was not given a name, which is on one machine alone
+    return name if name != "none" else f"{socket.gethostname()}-{os.getppid()}"
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[Ranks]:
+    """The ranks that torchrun started, able to speak with each other; `ALONE` where it did not.
+
+    Of several GPUs of one machine each rank has its own: "cuda" means that one from here on. CPU
+    tensors go by gloo, those of GPUs by NCCL. Raises `InputError` where there are fewer GPUs than
+    ranks here, or the device is one that all ranks would share, `UnrazeError` where the others are
+    not found.
+    """
+    if not are_several():
+        yield ALONE
+        return
+    ranks = Ranks(*(int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    backend = "gloo"
+    if device != "cpu":
+        if device != "cuda":
+            raise InputError(
+                f"device = {device!r}: {ranks.count} ranks cannot share it; give cpu, or cuda, of "
+                "which each rank takes one"
+            )
+        if (there := torch.cuda.device_count()) <= ranks.local:
+            raise InputError(
+                f"device = 'cuda': this machine has {there} GPUs for {ranks.local + 1} ranks or "
+                "more; give torchrun a smaller --nproc-per-node"
+            )
+        torch.cuda.set_device(ranks.local)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        store = _own_store(ranks) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") else None
+        dist.init_process_group(
+            backend, store=store, rank=ranks.number, world_size=ranks.count, timeout=PATIENCE
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        raise UnrazeError(
+            f"rank {ranks.number} of {ranks.count}: does not find the others at {where} ({reason})"
+        ) from error
+    try:
+        yield ranks
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        raise UnrazeError(
+            f"rank {ranks.number} of {ranks.count}: lost its connection to another, which ended"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _own_store(ranks: Ranks) -> dist.Store:
+    """The part of torchrun's store that is of these processes alone.
+
+    It outlives them, and where they are started anew it still has the addresses of those that were
+    before. So the first rank writes down a word of its own, each other one answers it with one of
+    its own, and takes it for the first's once that is answered in turn: a word of one that is gone
+    never is.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+    mine, deadline = secrets.token_hex(8), time.monotonic() + PATIENCE.total_seconds()
+    if ranks.is_first:
+        store.set("unraze/first", mine)
+        for other in range(1, ranks.count):
+            word = store.get(f"unraze/{mine}/{other}").decode()
+            store.set(f"unraze/{mine}/{other}/{word}", "heard")
+        return dist.PrefixStore(mine, store)
+    while time.monotonic() < deadline:
+        first = store.get("unraze/first").decode()
+        store.set(f"unraze/{first}/{ranks.number}", mine)
+        patience = time.monotonic() + 1
+        while time.monotonic() < patience:
+            if store.check([f"unraze/{first}/{ranks.number}/{mine}"]):
+                return dist.PrefixStore(first, store)
+            time.sleep(0.02)
+    raise RuntimeError(f"rank 0 did not answer in {PATIENCE}")

@@ -1,0 +1,241 @@
+"""Several ranks train the run that one alone would train: real processes, by torchrun."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import ranked
+from unraze import checkpoint, run as runs
+from unraze.config import from_toml, updated
+from unraze.data import Images, load_images
+from unraze.ranks import ALONE, Ranks, attempt, launch
+from unraze.train import prepare, train as training
+
+TINY = """
+preset = "fast"
+data = { augment = 0.5, held_out = 0.0 }
+network = { fold = 1, widths = [8, 8], blocks = 1, groups = 4, dropout = 0.3 }
+schedule = { steps = 50 }
+sample = { steps = 4 }
+
+[train]
+steps = 12
+batch = 16
+checkpoint_every = 4
+clusters = 2
+dtype = "float32"
+threads = 1
+"""
+DYING = """
+import os, signal, sys
+from unraze import train as training
+from unraze.__main__ import main
+real = training.gradients
+def gradients(trainee, step):
+    first_try = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if step == 7 and first_try and os.environ["RANK"] == os.environ["VICTIM"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(trainee, step)
+training.gradients = gradients
+sys.exit(main())
+"""
+
+
+def torchrun(
+    count: int, *command: str, restarts: int = 0, **more: str
+) -> subprocess.CompletedProcess[str]:
+    how = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    how += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, *how, *command],
+        env=environment | more,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def unraze(count: int, *command: str) -> subprocess.CompletedProcess[str]:
+    return torchrun(count, "-m", "unraze", *command)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_places_are_shared_as_evenly_as_can_be(count: int) -> None:
+    for total in range(12):
+        shares = [Ranks(k, count).share(total) for k in range(count)]
+        assert [i for share in shares for i in share] == list(range(total))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_torchrun_says_of_itself() -> None:
+    assert (attempt({}), launch({})) == (0, "")
+    once_more = {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "job 7"}
+    assert (attempt(once_more), launch(once_more)) == (2, "job 7")
+    assert str(os.getppid()) in launch({"TORCHELASTIC_RUN_ID": "none"})
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, torch.Tensor]:
+    found = {}
+    for case in ranked.CASES:
+        found |= {f"gradient/{case}/{k}": v for k, v in ranked.gradient(case, ALONE).items()}
+        found |= {f"weights/{case}/{k}": v for k, v in ranked.descended(case, ALONE).items()}
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_step_is_the_same_whatever_the_number_of_ranks(
+    count: int, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    done = torchrun(count, str(Path(ranked.__file__)), str(tmp_path / "found"))
+    assert done.returncode == 0, done.stderr
+    found = safetensors.torch.load_file(tmp_path / "found")
+    assert found.keys() == alone.keys()
+    for name, value in alone.items():
+        bound = 1e-10 if name.startswith("gradient") else 1e-6
+        assert found[name].dtype == value.dtype
+        assert (found[name] - value).abs().max() <= bound, name
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of images, and a configuration to train on them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    np.save(folder / "images.npy", ranked.images().pixels[:, 0])
+    (folder / "tiny.toml").write_text(TINY, encoding="utf-8")
+    return folder
+
+
+def train(count: int, data: Path, out: Path, *more: str) -> runs.Run:
+    done = unraze(
+        count,
+        "train",
+        str(data / "images.npy"),
+        f"--config={data / 'tiny.toml'}",
+        f"--out={out}",
+        *more,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(out)
+    assert done.stdout.count("img/s") == done.stdout.count("step ")  # said once, by the first
+    return runs.Run(out)
+
+
+@pytest.fixture(scope="module")
+def by_two(data: Path) -> runs.Run:
+    return train(2, data, data / "two")
+
+
+def weights(run: runs.Run) -> dict[str, bytes]:
+    last = checkpoint.listing(run.checkpoints)[-1]
+    return {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors"))}
+
+
+def losses(run: runs.Run) -> list[float]:
+    return [row["loss"] for row in runs.read_rows(run.stats)]
+
+
+def images(data: Path) -> Images:
+    return load_images(data / "images.npy")
+
+
+def test_a_run_of_two_is_that_of_one(by_two: runs.Run, data: Path, tmp_path: Path) -> None:
+    config = updated(from_toml(data / "tiny.toml"), {"data.source": str(data / "images.npy")})
+    one = runs.create(prepare(config, images(data)), out=tmp_path / "one")
+    assert list(training(one, images(data)))[-1].phase == "done"
+    assert losses(by_two) == pytest.approx(losses(one), rel=1e-4)
+    assert json.loads((by_two.path / "env.json").read_text())["ranks"] == 2
+    assert len(list(by_two.samples.glob("*.png"))) == len(list(one.samples.glob("*.png")))
+
+
+@pytest.mark.parametrize(("victim", "named"), [("0", True), ("1", False)])
+def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(
+    by_two: runs.Run,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    victim: str,
+    named: bool,
+) -> None:
+    """Whether the run's folder was named by the command or has the next number."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dying.py").write_text(DYING)
+    command = ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"]
+    command += ["--out=runs/mine"] if named else []
+    done = torchrun(2, str(tmp_path / "dying.py"), *command, restarts=1, VICTIM=victim)
+    assert done.returncode == 0, done.stderr
+    assert "continuing from step 4 of 12" in done.stdout
+    (path,) = (tmp_path / "runs").iterdir()
+    assert weights(runs.Run(path)) == weights(by_two)
+    assert losses(runs.Run(path)) == losses(by_two)
+
+
+def test_it_goes_on_with_another_number_of_ranks_mid_epoch(
+    by_two: runs.Run, data: Path, tmp_path: Path
+) -> None:
+    run = runs.Run(shutil.copytree(by_two.path, tmp_path / "run"))
+    checkpoint.remove_after(run.checkpoints, 8)  # 8 steps of 16 of 37 images: 3 epochs and a half
+    said = [report.message for report in training(run, images(data)) if report.message]
+    assert any("ranks is None, was 2" in text for text in said)
+    assert "continuing from step 8 of 12" in said
+    assert losses(run)[:8] == losses(by_two)[:8]
+    assert losses(run) == pytest.approx(losses(by_two), rel=1e-4)
+
+
+def test_ctrl_c_reaches_every_process_and_is_one(data: Path, tmp_path: Path) -> None:
+    """A terminal sends it to torchrun and the ranks, to which torchrun sends it again."""
+    how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "unraze", "train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"]
+    with subprocess.Popen(
+        [*how, *command, f"--out={tmp_path / 'run'}", "--steps=1000000"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step "):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stdout.read()
+    assert "saved at step" in said
+    run = runs.Run(tmp_path / "run")
+    saved, problems = checkpoint.newest(run.checkpoints)
+    assert saved is not None
+    assert not problems
+    assert f"stopped at step {saved.step}" in (run.path / "log.txt").read_text()
+
+
+class TestBadInput:
+    def test_more_ranks_than_images_a_step(self, data: Path, tmp_path: Path) -> None:
+        done = unraze(
+            2,
+            *("train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"),
+            *(f"--out={tmp_path / 'run'}", "--batch=1"),
+        )
+        assert done.returncode != 0
+        assert "is less than an image for each of 2 ranks" in done.stderr
+
+    def test_what_one_rank_refuses_ends_all(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "mine").touch()
+        done = unraze(2, "train", str(data / "images.npy"), f"--out={tmp_path / 'run'}")
+        assert done.returncode != 0
+        assert done.stderr.count("unraze: error:") == 1
+        assert "exists and is not a run" in done.stderr
+
+    def test_a_command_of_one_process(self) -> None:
+        done = unraze(2, "runs")
+        assert "unraze runs: is of one process; call it without torchrun" in done.stderr
