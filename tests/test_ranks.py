@@ -8,64 +8,34 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import ranked
+from by_torchrun import Done, tiny, torchrun
 from unraze import checkpoint, run as runs
 from unraze.config import from_toml, updated
 from unraze.data import Images, load_images
 from unraze.ranks import ALONE, Ranks, attempt, launch
 from unraze.train import prepare, train as training
 
-TINY = """
-preset = "fast"
-data = { augment = 0.5, held_out = 0.0 }
-network = { fold = 1, widths = [8, 8], blocks = 1, groups = 4, dropout = 0.3 }
-schedule = { steps = 50 }
-sample = { steps = 4 }
-
-[train]
-steps = 12
-batch = 16
-checkpoint_every = 4
-clusters = 2
-dtype = "float32"
-threads = 1
-"""
 DYING = """
 import os, signal, sys
 from unraze import train as training
 from unraze.__main__ import main
 real = training.gradients
-def gradients(trainee, step):
+def gradients(trainee, step, **told):
     first_try = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if step == 7 and first_try and os.environ["RANK"] == os.environ["VICTIM"]:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(trainee, step)
+    return real(trainee, step, **told)
 training.gradients = gradients
 sys.exit(main())
 """
 
 
-def torchrun(
-    count: int, *command: str, restarts: int = 0, **more: str
-) -> subprocess.CompletedProcess[str]:
-    how = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    how += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [sys.executable, *how, *command],
-        env=environment | more,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def unraze(count: int, *command: str) -> subprocess.CompletedProcess[str]:
+def unraze(count: int, *command: str) -> Done:
     return torchrun(count, "-m", "unraze", *command)
 
 
@@ -109,11 +79,7 @@ def test_a_step_is_the_same_whatever_the_number_of_ranks(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of images, and a configuration to train on them."""
-    folder = tmp_path_factory.mktemp("ranks")
-    np.save(folder / "images.npy", ranked.images().pixels[:, 0])
-    (folder / "tiny.toml").write_text(TINY, encoding="utf-8")
-    return folder
+    return tiny(tmp_path_factory.mktemp("ranks"))
 
 
 def train(count: int, data: Path, out: Path, *more: str) -> runs.Run:

@@ -2,12 +2,13 @@
 
 import os
 import re
+import time
 
 import torch
 
 from unraze.errors import InputError
 
-__all__ = ["has_bfloat16", "memory", "require_device"]
+__all__ = ["Moment", "has_bfloat16", "memory", "moment", "require_device", "seconds_between"]
 
 DEVICE = re.compile(r"(?:cpu|mps)(?::0)?|cuda(?::\d{1,3})?")
 """What can be asked for: torch knows more names, of which some compute nothing ("meta")."""
@@ -43,3 +44,24 @@ def memory(device: str = "cpu") -> int:
     if os.name != "posix":
         return 2**63
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+Moment = float | torch.cuda.Event
+
+
+def moment(device: str = "cpu") -> Moment:
+    """Now, as the device sees it: when all that it was given so far is done."""
+    if not device.startswith("cuda"):
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def seconds_between(earlier: Moment, later: Moment) -> float:
+    """Seconds from one moment of a device to another of the same that has passed."""
+    if isinstance(earlier, float) or isinstance(later, float):
+        assert isinstance(earlier, float)
+        assert isinstance(later, float)
+        return later - earlier
+    return float(earlier.elapsed_time(later)) / 1000

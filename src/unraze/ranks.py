@@ -13,13 +13,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from typing_extensions import ParamSpec
 
 from unraze.errors import Elsewhere, InputError, UnrazeError
@@ -35,11 +36,15 @@ PATIENCE = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of `count` processes this is: `number` of all, `local` of those on this machine."""
+    """Which of `count` processes this is: `number` of all, `local` of those on this machine.
+
+    `store` is where they write down what they know, for each other to read; None for one alone.
+    """
 
     number: int = 0
     count: int = 1
     local: int = 0
+    store: Store | None = None
 
     @property
     def is_first(self) -> bool:
@@ -168,7 +173,8 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     if not are_several():
         yield ALONE
         return
-    ranks = Ranks(*(int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    number, count, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    ranks = Ranks(number, count, local)
     backend = "gloo"
     if device != "cpu":
         if device != "cuda":
@@ -184,7 +190,8 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         torch.cuda.set_device(ranks.local)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        store = _own_store(ranks) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") else None
+        store = _own_store(ranks)
+        ranks = replace(ranks, store=store)
         dist.init_process_group(
             backend, store=store, rank=ranks.number, world_size=ranks.count, timeout=PATIENCE
         )
@@ -206,29 +213,33 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _own_store(ranks: Ranks) -> dist.Store:
-    """The part of torchrun's store that is of these processes alone.
+def _own_store(ranks: Ranks) -> Store:
+    """A store of these processes alone, which the first one keeps, or a part of torchrun's.
 
-    It outlives them, and where they are started anew it still has the addresses of those that were
-    before. So the first rank writes down a word of its own, each other one answers it with one of
-    its own, and takes it for the first's once that is answered in turn: a word of one that is gone
-    never is.
+    torchrun's outlives them, and where they are started anew it still has the addresses of those
+    that were before. So the first rank writes down a word of its own, each other one answers it
+    with one of its own, and takes it for the first's once that is answered in turn: a word of one
+    that is gone never is.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    keeps = ranks.is_first and not is_torchruns
+    store = TCPStore(address, port, is_master=keeps, timeout=PATIENCE)
+    if not is_torchruns:
+        return store
     mine, deadline = secrets.token_hex(8), time.monotonic() + PATIENCE.total_seconds()
     if ranks.is_first:
         store.set("unraze/first", mine)
         for other in range(1, ranks.count):
             word = store.get(f"unraze/{mine}/{other}").decode()
             store.set(f"unraze/{mine}/{other}/{word}", "heard")
-        return dist.PrefixStore(mine, store)
+        return PrefixStore(mine, store)
     while time.monotonic() < deadline:
         first = store.get("unraze/first").decode()
         store.set(f"unraze/{first}/{ranks.number}", mine)
         patience = time.monotonic() + 1
         while time.monotonic() < patience:
             if store.check([f"unraze/{first}/{ranks.number}/{mine}"]):
-                return dist.PrefixStore(first, store)
+                return PrefixStore(first, store)
             time.sleep(0.02)
     raise RuntimeError(f"rank 0 did not answer in {PATIENCE}")

@@ -7,7 +7,7 @@ import copy
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from unraze.config import Config, TrainConfig
 from unraze.consistency import below, bounded, consistency, jump
 from unraze.data import Images, batch as assemble
 from unraze.denoiser import Denoiser, denoiser, guided, predict, raw_output
+from unraze.hardware import moment, seconds_between
 from unraze.loss import four_variable, reduced, weighted
 from unraze.nn.layers import place
 from unraze.process import destroy_at, like
@@ -161,12 +162,20 @@ def _together(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network, forward_sync_buffers=False)
 
 
-def gradients(trainee: Trainee, step: int) -> float:
+def _unheard(seconds: float) -> None:
+    """What is told to nobody."""
+
+
+def gradients(
+    trainee: Trainee, step: int, *, computed: Callable[[float], None] = _unheard
+) -> float:
     """Leaves the gradient of step `step` in the network and returns its mean loss.
 
     Each rank computes that of its share of the batch, in `train.accumulate` parts; with that of the
-    last part the gradients of all are summed, and so are the losses.
+    last part the gradients of all are summed, and so are the losses. `computed` is told the seconds
+    that this rank took until then.
     """
+    began = moment(trainee.config.train.device)
     config, ranks = trainee.config, trainee.ranks
     whole = config.train.batch
     parts = _parts(ranks.share(whole), config.train.accumulate)
@@ -210,8 +219,10 @@ def gradients(trainee: Trainee, step: int) -> float:
             )
             # the mean over ranks of these is the mean over the batch
             loss = losses.sum() / (whole / ranks.count)
+            ready = moment(trainee.config.train.device)
             loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
+    computed(seconds_between(began, ready))
     return ranks.total(total) / ranks.count
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ from unraze.step import (
     network_of,
     reproducible,
 )
+from unraze.watch import LONG, Watch
 
 __all__ = ["Report", "begun_with", "fit", "prepare", "require_memory", "train"]
 
@@ -242,7 +244,8 @@ def train(
     config = ranks.first(runs.read_config, run)
     require_device(config.train.device)
     _require_alike(images, config, ranks)
-    with _locked(run, ranks), reproducible(config.train):
+    watch = Watch(ranks, partial(_warn, run))
+    with _locked(run, ranks), reproducible(config.train), watch:
         saved, problems = ranks.first(_newest, run)
         for text in problems:
             yield _said(run, ranks, f"DAMAGED: {text}; going back to an older checkpoint")
@@ -304,8 +307,9 @@ def train(
             lr = state["lr_factor"] * optim.learning_rate(step, steps, config.train)
             for group in trainee.optimizer.param_groups:
                 group["lr"] = lr
-            loss = gradients(trainee, step)
-            norm = clip(trainee)
+            with watch.doing(f"step {step}"):
+                loss = gradients(trainee, step, computed=watch.computed)
+                norm = clip(trainee)
             good = math.isfinite(loss) and math.isfinite(norm)
             row: dict[str, Any] = {"step": step, "steps": steps, "loss": loss, "lr": lr}
             if good:
@@ -351,17 +355,20 @@ def train(
             )
             yield report
             if ruler is not None and (step % ruler.every == 0 or step == steps):
-                said = _evaluate(trainee, ruler, run, step, state, cost)
+                with watch.doing(f"the evaluation at step {step}", LONG):
+                    said = _evaluate(trainee, ruler, run, step, state, cost)
                 _log(run, ranks, said)
                 yield replace(report, phase="evaluated", message=said)
                 pace.restart()
             periodic = step % every == 0 and state["bad"] == 0
             if periodic or stopping or step == steps:
                 kept = state | {"periodic": periodic}
-                _save(trainee, run.checkpoints, step, kept, keep=config.train.keep)
+                with watch.doing(f"the checkpoint of step {step}", LONG):
+                    _save(trainee, run.checkpoints, step, kept, keep=config.train.keep)
                 yield replace(report, phase="saved", message=None)
             if step % preview_interval(config) == 0 or step == steps:
-                preview(trainee, run, step)
+                with watch.doing(f"the preview at step {step}", LONG):
+                    preview(trainee, run, step)
                 pace.restart()
             if stopping:
                 _log(run, ranks, f"stopped at step {step}")
@@ -728,6 +735,12 @@ def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str
 def _log(run: Run, ranks: Ranks, message: str) -> None:
     if ranks.is_first:
         runs.log(run, message)
+
+
+def _warn(run: Run, message: str) -> None:
+    """Says what cannot wait for the next report."""
+    runs.log(run, message)
+    print(message, file=sys.stderr, flush=True)
 
 
 def _said(run: Run, ranks: Ranks, message: str) -> Report:
