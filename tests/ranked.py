@@ -19,6 +19,7 @@ from unraze.config import Config, from_dict
 from unraze.data import Images
 from unraze.errors import Elsewhere, InputError
 from unraze.ranks import Ranks, joined
+from unraze.sharded import whole
 from unraze.train import prepare
 
 LEAN: dict[str, Any] = {"kind": "lean", "fold": 1, "widths": [8, 8], "blocks": 1, "groups": 4}
@@ -37,12 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def config(case: str) -> Config:
+def config(case: str, *, shard: bool = False) -> Config:
     """A tiny run of 16 images a step, of each kind of noise that a step may have."""
     begun: dict[str, Any] = {
         "schedule": {"steps": 50},
         "sample": {"steps": 4},
-        "train": {"steps": 30, "batch": 16, "dtype": "float32", "threads": 1},
+        "train": {"steps": 30, "batch": 16, "dtype": "float32", "threads": 1, "shard": shard},
     }
     changes = CASES[case]
     sections = {k: begun.get(k, {}) | changes.get(k, {}) for k in begun | changes}
@@ -70,31 +71,31 @@ def in_float64() -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
 
 
-def _begun(case: str, ranks: Ranks) -> step.Trainee:
-    return step.begin(prepare(config(case), images()), images(), ranks=ranks)
+def _begun(case: str, ranks: Ranks, shard: bool) -> step.Trainee:
+    return step.begin(prepare(config(case, shard=shard), images()), images(), ranks=ranks)
 
 
-def gradient(case: str, ranks: Ranks) -> dict[str, Tensor]:
+def gradient(case: str, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
     """That of the third step in float64, and its loss."""
     with in_float64():
-        trainee = _begun(case, ranks)
+        trainee = _begun(case, ranks, shard)
         loss = step.gradients(trainee, 3)
         found = {"loss": torch.tensor(loss, dtype=torch.float64)}
         for name, p in trainee.network.named_parameters():
             assert p.grad is not None
             found[name] = p.grad.clone()
-    return found
+        return whole(found)
 
 
-def descended(case: str, ranks: Ranks) -> dict[str, Tensor]:
+def descended(case: str, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
     """The weights after 20 steps of plain gradient descent in float32."""
-    trainee = _begun(case, ranks)
+    trainee = _begun(case, ranks, shard)
     parameters = trainee.network.parameters()
     trainee = replace(trainee, optimizer=torch.optim.SGD(parameters, lr=0.1))
     for number in range(1, 21):
         step.gradients(trainee, number)
         trainee.optimizer.step()
-    return {name: p.detach().clone() for name, p in trainee.network.named_parameters()}
+    return whole({name: p.detach().clone() for name, p in trainee.network.named_parameters()})
 
 
 def agree(ranks: Ranks) -> None:
@@ -123,15 +124,17 @@ def agree(ranks: Ranks) -> None:
     assert order == [ranks.local]
 
 
-def main(out: Path) -> None:
+def main(out: Path, *, shard: bool) -> None:
     """Computes it all as one of the ranks; the first writes what they have."""
     torch.set_num_threads(1)
     with joined() as ranks:
         agree(ranks)
         found = {}
         for case in CASES:
-            found |= {f"gradient/{case}/{k}": v for k, v in gradient(case, ranks).items()}
-            found |= {f"weights/{case}/{k}": v for k, v in descended(case, ranks).items()}
+            parts = {"gradient": gradient, "weights": descended}
+            for part, compute in parts.items():
+                named = compute(case, ranks, shard=shard)
+                found |= {f"{part}/{case}/{k}": v for k, v in named.items()}
         everywhere = ranks.each(lambda: {k: v.sum().item() for k, v in found.items()})
         assert all(sums == everywhere[0] for sums in everywhere), "ranks differ"
         if ranks.is_first:
@@ -139,4 +142,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), shard=sys.argv[2:] == ["shard"])

@@ -287,7 +287,7 @@ class TestBlowUp:
         run = begun(teacher, tmp_path / "run", train__checkpoint_every=100)
         seen = []
 
-        def gradients(trainee: step_of_training.Trainee, step: int) -> float:
+        def gradients(trainee: step_of_training.Trainee, step: int, **_: object) -> float:
             seen.append({k: v.clone() for k, v in trainee.network.state_dict().items()})
             loss = step_of_training.gradients(trainee, step)
             return loss if step < 4 else float("nan")

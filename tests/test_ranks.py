@@ -17,6 +17,7 @@ from by_torchrun import Done, tiny, torchrun
 from unraze import checkpoint, run as runs
 from unraze.config import from_toml, updated
 from unraze.data import Images, load_images
+from unraze.generate import load, sample
 from unraze.ranks import ALONE, Ranks, attempt, launch
 from unraze.train import prepare, train as training
 
@@ -63,11 +64,11 @@ def alone() -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("count", "how"), [(2, []), (4, []), (2, ["shard"])])
 def test_a_step_is_the_same_whatever_the_number_of_ranks(
-    count: int, alone: dict[str, torch.Tensor], tmp_path: Path
+    count: int, how: list[str], alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    done = torchrun(count, str(Path(ranked.__file__)), str(tmp_path / "found"))
+    done = torchrun(count, str(Path(ranked.__file__)), str(tmp_path / "found"), *how)
     assert done.returncode == 0, done.stderr
     found = safetensors.torch.load_file(tmp_path / "found")
     assert found.keys() == alone.keys()
@@ -105,6 +106,13 @@ def by_two(data: Path) -> runs.Run:
 def weights(run: runs.Run) -> dict[str, bytes]:
     last = checkpoint.listing(run.checkpoints)[-1]
     return {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors"))}
+
+
+def gathered(run: runs.Run) -> dict[str, str]:
+    """The hashes of what the newest checkpoint holds, gathered where it is divided."""
+    last, _ = checkpoint.newest(run.checkpoints)
+    assert last is not None
+    return {part: checkpoint.hash_of(getattr(last, part)) for part in ("model", "ema", "optim")}
 
 
 def losses(run: runs.Run) -> list[float]:
@@ -156,6 +164,81 @@ def test_it_goes_on_with_another_number_of_ranks_mid_epoch(
     assert "continuing from step 8 of 12" in said
     assert losses(run)[:8] == losses(by_two)[:8]
     assert losses(run) == pytest.approx(losses(by_two), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def divided(data: Path) -> runs.Run:
+    return train(2, data, data / "divided", "--shard")
+
+
+class TestDivided:
+    """Weights divided over the ranks, in memory and on disk."""
+
+    def test_it_is_the_run_that_is_not_divided(
+        self, divided: runs.Run, by_two: runs.Run, tmp_path: Path
+    ) -> None:
+        assert losses(divided) == pytest.approx(losses(by_two), rel=1e-4)
+        last = checkpoint.listing(divided.checkpoints)[-1]
+        assert sorted(p.name[:11] for p in last.glob("*.safetensors")) == [
+            "shard-00001",
+            "shard-00002",
+        ]
+        (of_two, _), (whole, _) = map(checkpoint.newest, (by_two.checkpoints, divided.checkpoints))
+        assert of_two is not None
+        assert whole is not None
+        for part in ("model", "ema", "optim"):
+            there, here = getattr(of_two, part), getattr(whole, part)
+            assert {k: v.shape for k, v in here.items()} == {k: v.shape for k, v in there.items()}
+        for name, value in of_two.ema.items():
+            assert (whole.ema[name] - value).abs().max() < 1e-3
+        assert sample(load(divided.path), 2).isfinite().all()
+
+    def test_it_goes_on_to_the_same_bytes_and_with_other_numbers_of_ranks(
+        self, divided: runs.Run, tmp_path: Path
+    ) -> None:
+        for count in (2, 3, 1):
+            run = runs.Run(shutil.copytree(divided.path, tmp_path / f"by {count}"))
+            checkpoint.remove_after(run.checkpoints, 8)
+            done = unraze(count, "resume", str(run.path))
+            assert done.returncode == 0, done.stderr
+            assert "continuing from step 8 of 12" in done.stdout
+            assert losses(run) == pytest.approx(losses(divided), rel=1e-4)
+            if count == 2:  # the header of such a file has its entries in any order
+                assert gathered(run) == gathered(divided)
+
+    def test_gathered_it_has_the_files_of_one_that_never_was(
+        self, divided: runs.Run, tmp_path: Path
+    ) -> None:
+        run = runs.Run(shutil.copytree(divided.path, tmp_path / "run"))
+        before, _ = checkpoint.newest(run.checkpoints)
+        assert before is not None
+        checkpoint.gather(before.path)
+        assert sorted(weights(run)) == ["ema.safetensors", "model.safetensors", "optim.safetensors"]
+        after, problems = checkpoint.newest(run.checkpoints)
+        assert after is not None
+        assert not problems
+        assert after.hash == before.hash
+        for name, value in before.optim.items():
+            assert torch.equal(after.optim[name], value)
+
+    @pytest.mark.parametrize("damage", ["cut off", "missing", "another's"])
+    def test_one_that_is_damaged_is_named_and_the_one_before_it_taken(
+        self, divided: runs.Run, tmp_path: Path, damage: str
+    ) -> None:
+        run = runs.Run(shutil.copytree(divided.path, tmp_path / "run"))
+        before, last = checkpoint.listing(run.checkpoints)
+        shard = min(last.glob("shard-*"))
+        match damage:
+            case "cut off":
+                shard.write_bytes(shard.read_bytes()[:-1])
+            case "missing":
+                shard.unlink()
+            case _:
+                shutil.copy(before / shard.name, shard)
+        found, (problem,) = checkpoint.newest(run.checkpoints)
+        assert found is not None
+        assert found.path == before
+        assert str(shard) in problem
 
 
 def test_ctrl_c_reaches_every_process_and_is_one(data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ A checkpoint is a folder `step-00001000/` of `model.safetensors`, `ema.safetenso
 `optim.safetensors` and `state.json`, which holds the SHA-256 of each. It is written under a
 temporary name, flushed to the disk and renamed, so that a folder of that name is complete; what a
 crash leaves behind is never mistaken for one.
+
+Where weights are divided over ranks, each writes what it has, `unraze.sharded`, and the folder has
+`shard-*.safetensors` in place of the three. They are read as a whole, as if they were these.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,22 +26,28 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from unraze import files
+from unraze import files, sharded
 from unraze.errors import CheckpointError, UnrazeError
+from unraze.ranks import Ranks
 
 __all__ = [
     "Checkpoint",
+    "Saving",
     "cannot_write",
     "fill",
+    "gather",
     "hash_of",
     "listing",
     "newest",
     "read",
+    "read_into",
     "remove_after",
     "require_dtypes",
     "require_fit",
     "save",
+    "save_sharded",
     "save_weights",
     "set_aside",
     "write_atomically",
@@ -50,6 +60,7 @@ PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
 """How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
 
 
+Shard = Annotated[str, Field(pattern=r"^shard-[\w.-]+\.safetensors$")]
 Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -85,7 +96,8 @@ class _State(_Part):
     """What `state.json` holds: all that a resume goes on with."""
 
     step: Number
-    sha256: _Hashes
+    sha256: _Hashes | None = None
+    shards: dict[Shard, str] | None = None
     model: _About
     data: str
     config: dict[str, Any]
@@ -95,10 +107,19 @@ class _State(_Part):
     rolled_back: bool
     periodic: bool
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> _State:
+        if (self.sha256 is None) == (self.shards is None):
+            raise ValueError("has the hashes of no file, or of two kinds of files")
+        return self
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint, read and verified. `hash` is the SHA-256 of the averaged weights' file."""
+    """One checkpoint, read and verified. `hash` is the SHA-256 of the averaged weights' file.
+
+    Where `state` names "shards" they may have been verified alone: then it has no tensors.
+    """
 
     path: Path
     step: int
@@ -130,33 +151,48 @@ def save(
     stay as they were.
     """
     final = folder / f"step-{step:08d}"
-    temporary = files.temporary(final)
+    temporary = _prepared(final)
     hashes = {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".step-*.part"):
-            shutil.rmtree(left_over)
-        temporary.mkdir()
         for part, tensors in zip(PARTS, (model, ema, optim), strict=True):
             data = _bytes_of(tensors)
             hashes[part] = hashlib.sha256(data).hexdigest()
             files.write_and_flush(temporary / f"{part}.safetensors", data)
-        text = json.dumps({**state, "step": step, "sha256": hashes}, indent=1, sort_keys=True)
-        files.write_and_flush(temporary / "state.json", text.encode())
-        files.flush_folder(temporary)
-        if final.exists():  # a damaged one of the same step, made anew
-            shutil.rmtree(final)
-        temporary.rename(final)
-        files.flush_folder(folder)
+        _complete(temporary, final, {**state, "step": step, "sha256": hashes}, keep=keep)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UnrazeError(cannot_write(final, error)) from error
-    there = listing(folder)
+    return final
+
+
+def _prepared(final: Path) -> Path:
+    """A folder to write a checkpoint into, under another name; what a crash left of such goes."""
+    temporary = files.temporary(final)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in final.parent.glob(".step-*.part"):
+            shutil.rmtree(left_over)
+        temporary.mkdir()
+    except OSError as error:
+        raise UnrazeError(cannot_write(final, error)) from error
+    return temporary
+
+
+def _complete(temporary: Path, final: Path, state: dict[str, Any], *, keep: int) -> None:
+    """Writes what makes the files of a folder a checkpoint, gives it its name, and removes all but
+    the newest. Raises `OSError`."""
+    text = json.dumps(state, indent=1, sort_keys=True)
+    files.write_and_flush(temporary / "state.json", text.encode())
+    files.flush_folder(temporary)
+    if final.exists():  # one of the same step, made anew
+        shutil.rmtree(final)
+    temporary.rename(final)
+    files.flush_folder(final.parent)
+    there = listing(final.parent)
     periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
     for old in there[:-keep]:
         if old != periodic:
             shutil.rmtree(old)
-    return final
 
 
 def save_weights(
@@ -198,8 +234,99 @@ def remove_after(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def read(path: Path) -> Checkpoint:
-    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`."""
+@dataclass(frozen=True)
+class Saving:
+    """A checkpoint that all ranks are writing; on the first one `complete` makes it one."""
+
+    path: Path
+    written: Future[Any]
+    complete: Callable[[], None]
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all ranks have written their part."""
+        return self.written.done()
+
+    def finish(self) -> None:
+        """Waits until it is written, and makes it a checkpoint; raises `UnrazeError`."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            self.written.result()
+            self.complete()
+        except CheckpointException as error:
+            failures = [failure for failure, _ in error.failures.values()]
+            reason = next((f for f in failures if isinstance(f, OSError)), None)
+            if reason is None:
+                raise UnrazeError(f"{self.path}: cannot be written ({failures[0]})") from error
+            raise UnrazeError(cannot_write(self.path, reason)) from error
+        except OSError as error:
+            raise UnrazeError(cannot_write(self.path, error)) from error
+
+
+def save_sharded(
+    folder: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    optim: dict[str, Tensor],
+    state: dict[str, Any],
+    keep: int,
+    ranks: Ranks,
+    group: ProcessGroup | None,
+) -> Saving:
+    """Begins to write `folder/step-XXXXXXXX`, each rank its part of the tensors as they are now; by
+    all ranks at once. The rest is as `save` does it, once it is finished.
+
+    `group` is one by which nothing else is sent meanwhile.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = ranks.first(_prepared, final)
+    flat = _flat(model=model, ema=ema, optim=optim)
+
+    def complete() -> None:
+        if not ranks.is_first:
+            return
+        shards = sharded.hashes(temporary)
+        _complete(temporary, final, {**state, "step": step, "shards": shards}, keep=keep)
+
+    return Saving(final, sharded.write(temporary, flat, group), complete)
+
+
+def _flat(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
+
+
+def gather(path: Path) -> Path:
+    """Makes one of shards one of whole files, of the same name; raises as `save` does."""
+    saved = read(path)
+    if "shards" not in saved.state:
+        return path
+    state = {k: v for k, v in saved.state.items() if k not in ("shards", "sha256", "step")}
+    parts = {"model": saved.model, "ema": saved.ema, "optim": saved.optim}
+    return save(path.parent, saved.step, **parts, state=state, keep=len(listing(path.parent)))
+
+
+def read_into(saved: Checkpoint, **parts: Mapping[str, Tensor]) -> None:
+    """Fills model, ema and optim of a divided run from a checkpoint of shards, each rank what it
+    has; by all ranks at once. Raises `CheckpointError`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        sharded.read_into(saved.path, _flat(**parts), None)
+    except CheckpointException as error:
+        failure = next(iter(error.failures.values()))[0]
+        raise CheckpointError(
+            f"{saved.path}: is of another network ({failure}); was config.toml changed since?"
+        ) from error
+
+
+def read(path: Path, *, whole: bool = True) -> Checkpoint:
+    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`.
+
+    Where not `whole`, of shards nothing is read but what is needed to verify them.
+    """
     state_file = path / "state.json"
     if not state_file.is_file():
         pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
@@ -219,9 +346,24 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{state_file}: is damaged ({error})") from error
     if path.name != f"step-{step:08d}":
         raise CheckpointError(f"{state_file}: is of step {step}, its folder's name says another")
+    if state.get("shards") is not None:
+        return _read_shards(path, step, state, whole=whole)
     hashes = state["sha256"]
     tensors = {part: _read_part(path / f"{part}.safetensors", hashes[part]) for part in PARTS}
     return Checkpoint(path, step, tensors["model"], tensors["ema"], tensors["optim"], state)
+
+
+def _read_shards(path: Path, step: int, state: dict[str, Any], *, whole: bool) -> Checkpoint:
+    sharded.require_whole(path, state["shards"])
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    if whole:
+        for key, value in sharded.read(path, state["shards"]).items():
+            part, _, name = key.partition("/")
+            if part not in parts:
+                raise CheckpointError(f"{path}: has a tensor of no part, {key!r}")
+            parts[part][name] = value
+        state = state | {"sha256": {part: hash_of(parts[part]) for part in PARTS}}
+    return Checkpoint(path, step, parts["model"], parts["ema"], parts["optim"], state)
 
 
 def set_aside(path: Path) -> Path:
@@ -232,12 +374,13 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence for each damaged newer one."""
+def newest(folder: Path, *, whole: bool = True) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is undamaged, and a sentence for each damaged newer one; `whole`
+    as `read` has it."""
     problems: list[str] = []
     for path in reversed(listing(folder)):
         try:
-            return read(path), problems
+            return read(path, whole=whole), problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
@@ -248,7 +391,8 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     wanted = network.state_dict()
     require_fit({k: v.shape for k, v in wanted.items()}, tensors, where)
     require_dtypes({k: v.dtype for k, v in wanted.items()}, tensors, where)
-    network.load_state_dict(tensors)
+    own = {k: sharded.divided_as(v, wanted[k]) for k, v in tensors.items()}
+    network.load_state_dict(own)
 
 
 def require_dtypes(

@@ -424,6 +424,11 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     batch: Positive = Field(128, description="images per optimiser step (the global batch)")
     accumulate: Positive = Field(1, description="parts that the batch is computed in")
+    shard: bool = Field(
+        False,
+        description="divide weights, gradients, moments and average over the ranks of torchrun "
+        "(FSDP2), in memory and in checkpoints; false: each rank has all of them (DDP)",
+    )
     optimizer: Literal["adamw", "adam", "muon"] = Field(
         "adamw", description="muon: of the hidden weights, and adamw of the others"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 __all__ = [
     "cannot_write",
+    "flush",
     "flush_folder",
     "is_full",
     "temporary",
@@ -36,6 +37,12 @@ def write_whole(path: Path, data: bytes | memoryview, *, durable: bool = True) -
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def flush(path: Path) -> None:
+    """Waits until the disk has a file. Raises `OSError`."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_and_flush(path: Path, data: bytes | memoryview) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from unraze.config import TrainConfig
+from unraze.sharded import divided_as, whole
 
 __all__ = [
     "Muon",
+    "begun_state",
     "build",
     "hidden_weights",
     "learning_rate",
@@ -99,11 +101,13 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(p.grad)
             momentum = state["momentum"].mul_(MOMENTUM).add_(p.grad)
-            updates.append(_as_matrix(p.grad.add(momentum, alpha=MOMENTUM)))
+            update = p.grad.add(momentum, alpha=MOMENTUM)
+            # what is divided over ranks is gathered: each of them orthogonalises the whole
+            updates.append(_as_matrix(whole({"": update})[""]))
         for p, update in zip(moved, orthogonalised(updates), strict=True):
             scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
             p.mul_(1 - lr * group["weight_decay"])
-            p.add_(_as_filter(update, p), alpha=-lr * scale)
+            p.add_(divided_as(_as_filter(update, p), p), alpha=-lr * scale)
         self.rest.step()
 
 
@@ -212,6 +216,17 @@ def state_shapes(network: nn.Module, config: TrainConfig) -> dict[str, tuple[int
     return shapes
 
 
+def begun_state(network: nn.Module, config: TrainConfig) -> dict[str, Tensor]:
+    """Tensors of the names of `state_shapes`, as large as each rank's part, to be filled."""
+    parameters = dict(network.named_parameters())
+    return {
+        name: torch.zeros(())
+        if not shape and name.endswith("/step")
+        else torch.zeros_like(parameters[name.rsplit("/", 1)[0]], requires_grad=False)
+        for name, shape in state_shapes(network, config).items()
+    }
+
+
 def read_state(
     network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
@@ -226,4 +241,4 @@ def read_state(
             own = torch.empty_like(value, device=like.device)
         else:
             own = torch.empty_like(like)
-        optimizer.state[like][key] = own.copy_(value)
+        optimizer.state[like][key] = own.copy_(divided_as(value, own))

@@ -1,6 +1,5 @@
 """The pictures that a training run leaves on its way."""
 
-import copy
 import math
 
 import numpy as np
@@ -12,7 +11,8 @@ from unraze.config import Config
 from unraze.data import Images
 from unraze.generate import Model, dtype_of, quick, sample
 from unraze.run import Run
-from unraze.step import Trainee
+from unraze.sharded import whole
+from unraze.step import Trainee, plain
 
 __all__ = ["SHARE", "averaged_model", "preview", "preview_interval", "write_reals"]
 
@@ -40,13 +40,15 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
     affordable = SHARE * preview_interval(config) * config.train.batch * 3 / (2 * calls)
     count = max(1, min(32, int(affordable)))
     sides = []
-    for model in (_model(trainee, trainee.network, run), averaged_model(trainee, run)):
+    for weights in (trainee.network.state_dict(), trainee.average):
+        model = _model(trainee, plain(trainee, weights), run)
         drawn = sample(model, count, seed=config.train.seed, settings=settings, ranks=ranks)
         if ranks.any(not bool(torch.isfinite(drawn).all())):
             if ranks.is_first:
                 runs.log(run, f"no preview at step {step}: the images drawn are not finite")
             return
         sides.append(pictures.grid(pictures.pixels_of(ranks.joint(drawn, count))))
+    averaged, trained = whole(trainee.average), whole(trainee.network.state_dict())
     if not ranks.is_first:
         return
     pictures.write_png(
@@ -57,8 +59,8 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
             "kind": "preview",
             "run": run.path.name,
             "step": step,
-            "checkpoint": checkpoint.hash_of(trainee.average),
-            "checkpoint as trained": checkpoint.hash_of(trainee.network.state_dict()),
+            "checkpoint": checkpoint.hash_of(averaged),
+            "checkpoint as trained": checkpoint.hash_of(trained),
             "threads": torch.get_num_threads(),
             "dtype": dtype_of(model, settings),
             "left": "weights as trained",
@@ -71,9 +73,7 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
 
 def averaged_model(trainee: Trainee, run: Run) -> Model:
     """The averaged weights as they are now, to sample from."""
-    averaged = copy.deepcopy(trainee.network)
-    averaged.load_state_dict(trainee.average)
-    return _model(trainee, averaged, run)
+    return _model(trainee, plain(trainee, trainee.average), run)
 
 
 def _model(trainee: Trainee, network: nn.Module, run: Run) -> Model:

@@ -51,6 +51,11 @@ class Ranks:
         """Whether this is the one that reads, writes and speaks."""
         return self.number == 0
 
+    def group(self) -> dist.ProcessGroup | None:
+        """All ranks, by connections of its own: what is sent by it, from a thread of its own say,
+        does not meet anything else. To be called by all at once."""
+        return None if self.count == 1 else dist.new_group(backend="gloo")
+
     def share(self, total: int) -> range:
         """Which of 0 … total-1 are this rank's: all ranks have as many, or one more."""
         return range(self.number * total // self.count, (self.number + 1) * total // self.count)

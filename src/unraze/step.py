@@ -38,6 +38,7 @@ from unraze.nn.layers import place
 from unraze.process import destroy_at, like
 from unraze.ranks import ALONE, Ranks
 from unraze.schedule import Schedule
+from unraze.sharded import whole
 
 __all__ = [
     "Trainee",
@@ -46,6 +47,7 @@ __all__ = [
     "gradients",
     "kept_for_gradients",
     "network_of",
+    "plain",
     "reproducible",
 ]
 
@@ -56,12 +58,11 @@ class Trainee:
 
     `teacher` is the network that a distilled run is taught by, never changed; else None. `clusters`
     are what the network is told where they are its classes: then `images` are labelled by them.
-    `forward` is what a step calls: the network, or what keeps it the same on all `ranks`.
+    `together` is what keeps the network the same on all `ranks` where there are several.
     """
 
     config: Config
     network: nn.Module
-    forward: nn.Module
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     schedule: Schedule
@@ -70,6 +71,17 @@ class Trainee:
     teacher: nn.Module | None = None
     clusters: Clusters | None = None
     ranks: Ranks = ALONE
+    together: nn.Module | None = None
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether each rank has a part of the weights alone."""
+        return self.config.train.shard and self.ranks.count > 1
+
+    @property
+    def forward(self) -> nn.Module:
+        """What a step calls."""
+        return self.network if self.together is None else self.together
 
 
 def network_of(config: Config, num_classes: int) -> nn.Module:
@@ -133,10 +145,12 @@ def begin(
     teacher = None
     if config.distilled is not None:
         teacher = copy.deepcopy(network).eval().requires_grad_(False)
+    is_divided = config.train.shard and ranks.count > 1
+    if is_divided:
+        _divide(network, config.train.device, ranks)
     trainee = Trainee(
         config=config,
         network=network,
-        forward=network if ranks.count == 1 else _together(network),
         optimizer=optim.build(network, config.train),
         average=ema.start(network),
         schedule=schedules.from_config(config.schedule),
@@ -145,8 +159,9 @@ def begin(
         teacher=teacher,
         clusters=clusters,
         ranks=ranks,
+        together=None if ranks.count == 1 or is_divided else _together(network),
     )
-    if ranks.count > 1:
+    if trainee.together is not None:
         # DDP lays its buckets anew after the first step, and sums depend on how they lie: one that
         # is thrown away makes the first step of a resumed run the same as any other's
         with warnings.catch_warnings():
@@ -155,6 +170,22 @@ def begin(
             gradients(trainee, 1)
         trainee.optimizer.zero_grad(set_to_none=True)
     return trainee
+
+
+def _divide(network: nn.Module, device: str, ranks: Ranks) -> None:
+    """Leaves each rank its part of every weight; a block's are gathered while it computes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for p in network.parameters():
+        p.data = p.data.contiguous()  # channels-last ones cannot be divided
+    mesh = init_device_mesh(torch.device(device).type, (ranks.count,))
+    for part in network.modules():
+        if isinstance(part, nn.ModuleList):
+            for block in part:
+                if not isinstance(block, nn.ModuleList):
+                    fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
 
 
 def _together(network: nn.Module) -> nn.Module:
@@ -234,9 +265,23 @@ def _parts(share: range, count: int) -> list[range]:
 
 def _summing(trainee: Trainee, now: bool) -> AbstractContextManager[None]:
     """What is computed in this context is summed over the ranks, or kept for when it is."""
-    if now or not isinstance(trainee.forward, DistributedDataParallel):
+    if trainee.is_divided:
+        divided: Any = trainee.network
+        divided.set_requires_gradient_sync(now)
+    if now or not isinstance(trainee.together, DistributedDataParallel):
         return nullcontext()
-    return trainee.forward.no_sync()
+    return trainee.together.no_sync()
+
+
+def plain(trainee: Trainee, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A network of its own with these weights, whole where they are divided; by all ranks at
+    once."""
+    if trainee.is_divided:
+        network = network_of(trainee.config, trainee.num_classes).to(trainee.config.train.device)
+    else:
+        network = copy.deepcopy(trainee.network)
+    network.load_state_dict(whole(weights))
+    return network
 
 
 def kept_for_gradients(network: nn.Module, config: Config) -> int:
@@ -379,8 +424,10 @@ def clip(trainee: Trainee) -> float:
     parameters = list(trainee.network.parameters())
     if bound == 0:
         grads = [p.grad for p in parameters if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
-    return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+        norm = torch.nn.utils.get_total_norm(grads)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
+    return float(whole({"": norm})[""])
 
 
 def _autocast(config: Config) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from unraze import (
     __version__,
@@ -45,6 +46,7 @@ from unraze.nn.lean import fitted
 from unraze.preview import averaged_model, preview, preview_interval, write_reals
 from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
+from unraze.sharded import divided_as
 from unraze.step import (
     Trainee,
     begin,
@@ -244,9 +246,12 @@ def train(
     config = ranks.first(runs.read_config, run)
     require_device(config.train.device)
     _require_alike(images, config, ranks)
+    divided = config.train.shard and ranks.count > 1
+    apart = ranks.group() if divided else None
+    pending: checkpoint.Saving | None = None
     watch = Watch(ranks, partial(_warn, run))
     with _locked(run, ranks), reproducible(config.train), watch:
-        saved, problems = ranks.first(_newest, run)
+        saved, problems = ranks.first(_newest, run, whole=not divided)
         for text in problems:
             yield _said(run, ranks, f"DAMAGED: {text}; going back to an older checkpoint")
 
@@ -364,8 +369,18 @@ def train(
             if periodic or stopping or step == steps:
                 kept = state | {"periodic": periodic}
                 with watch.doing(f"the checkpoint of step {step}", LONG):
-                    _save(trainee, run.checkpoints, step, kept, keep=config.train.keep)
+                    if pending is not None:
+                        pending.finish()
+                    pending = _save(
+                        trainee, run.checkpoints, step, kept, keep=config.train.keep, group=apart
+                    )
+                    if pending is not None and (stopping or step == steps):
+                        pending.finish()
+                        pending = None
                 yield replace(report, phase="saved", message=None)
+            elif pending is not None and pending.is_written:
+                pending.finish()
+                pending = None
             if step % preview_interval(config) == 0 or step == steps:
                 with watch.doing(f"the preview at step {step}", LONG):
                     preview(trainee, run, step)
@@ -471,11 +486,11 @@ def _require_alike(images: Images, config: Config, ranks: Ranks) -> None:
         )
 
 
-def _newest(run: Run) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+def _newest(run: Run, *, whole: bool) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, with a sentence for each damaged newer one, which is set
     aside; raises `CheckpointError` where there are only damaged ones."""
     (run.path / "failed.txt").unlink(missing_ok=True)
-    saved, problems = checkpoint.newest(run.checkpoints)
+    saved, problems = checkpoint.newest(run.checkpoints, whole=whole)
     if saved is None and problems:
         raise CheckpointError(
             f"{run.path}: every checkpoint is damaged, the newest: {problems[0]}; train it anew"
@@ -493,8 +508,17 @@ def _draw_curves(run: Run, config: Config, steps: int) -> None:
         plots.save(figure, run.path / "quality.png", curve | {"kind": "quality"})
 
 
-def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
-    """Writes a checkpoint: the first rank does. To be called by all ranks at once."""
+def _save(
+    trainee: Trainee,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    group: ProcessGroup | None = None,
+) -> checkpoint.Saving | None:
+    """Writes a checkpoint: the first rank does, or, where the weights are divided, all begin to,
+    while training goes on. To be called by all ranks at once."""
     images = trainee.images
     about = {
         "shape": list(images.pixels.shape[1:]),
@@ -509,16 +533,18 @@ def _save(trainee: Trainee, folder: Path, step: int, state: dict[str, Any], *, k
         "data": images.fingerprint,
         "config": trainee.config.model_dump(mode="json"),
     }
-    trainee.ranks.first(
-        checkpoint.save,
-        folder,
-        step,
-        model=trainee.network.state_dict(),
-        ema=trainee.average,
-        optim=optim.write_state(trainee.network, trainee.optimizer),
-        state=whole_state,
-        keep=keep,
-    )
+    tensors: dict[str, Any] = {
+        "model": trainee.network.state_dict(),
+        "ema": trainee.average,
+        "optim": optim.write_state(trainee.network, trainee.optimizer),
+    }
+    how: dict[str, Any] = {"state": whole_state, "keep": keep}
+    if trainee.is_divided:
+        return checkpoint.save_sharded(
+            folder, step, **tensors, **how, ranks=trainee.ranks, group=group
+        )
+    trainee.ranks.first(checkpoint.save, folder, step, **tensors, **how)
+    return None
 
 
 def _ruler(
@@ -567,7 +593,9 @@ def _evaluate(
     if is_best:
         assert figure is not None
         best_state = state | {"periodic": False, "kid": figure.value}
-        _save(trainee, run.best, step, best_state, keep=1)
+        saving = _save(trainee, run.best, step, best_state, keep=1)
+        if saving is not None:
+            saving.finish()
     return said
 
 
@@ -600,6 +628,20 @@ def _judged(
 
 
 def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
+    if trainee.is_divided and "shards" in saved.state:
+        moments = optim.begun_state(trainee.network, trainee.config.train)
+        if not saved.state["updates"]:
+            moments = {}
+        model = trainee.network.state_dict()
+        checkpoint.read_into(saved, model=model, ema=trainee.average, optim=moments)
+        optim.read_state(trainee.network, trainee.optimizer, moments)
+    else:
+        _fill(trainee, saved)
+    return {key: saved.state[key] for key in ("updates", "bad", "lr_factor", "rolled_back")}
+
+
+def _fill(trainee: Trainee, saved: checkpoint.Checkpoint) -> None:
+    """Puts back what a checkpoint has; raises `CheckpointError` where it does not fit."""
     shapes = {name: value.shape for name, value in trainee.average.items()}
     checkpoint.require_fit(shapes, saved.ema, saved.path / "ema.safetensors")
     dtypes = {name: value.dtype for name, value in trainee.average.items()}
@@ -613,18 +655,18 @@ def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
             "it cannot be resumed; go on from its weights: unraze train IMAGES --from RUN"
         )
     checkpoint.require_fit(moments, saved.optim, saved.path / "optim.safetensors")
-    checkpoint.fill(trainee.network, saved.model, saved.path / "model.safetensors")
+    where = saved.path / "model.safetensors"
+    checkpoint.fill(trainee.network, saved.model, where)
     for name, value in trainee.average.items():
-        value.copy_(saved.ema[name])
+        value.copy_(divided_as(saved.ema[name], value))
     optim.read_state(trainee.network, trainee.optimizer, saved.optim)
-    return {key: saved.state[key] for key in ("updates", "bad", "lr_factor", "rolled_back")}
 
 
 def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     """Back to the newest checkpoint that a run never stopped has too, or to the beginning, with a
     lower learning rate; the step. What was saved after it, where the run was stopped, goes."""
     ranks = trainee.ranks
-    saved = ranks.first(_newest_periodic, run)
+    saved = ranks.first(_newest_periodic, run, whole=not trainee.is_divided)
     if saved is None:
         weights = ranks.first(begun_with, run, trainee.config)
         fresh = begin(trainee.config, trainee.images, weights, trainee.clusters, ranks)
@@ -642,10 +684,10 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     return step
 
 
-def _newest_periodic(run: Run) -> checkpoint.Checkpoint | None:
+def _newest_periodic(run: Run, *, whole: bool) -> checkpoint.Checkpoint | None:
     """The newest checkpoint that a run never stopped has too."""
     for path in reversed(checkpoint.listing(run.checkpoints)):
-        found = checkpoint.read(path)
+        found = checkpoint.read(path, whole=whole)
         if found.state["periodic"] and found.state["bad"] == 0:
             return found
     return None

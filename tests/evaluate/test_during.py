@@ -32,6 +32,7 @@ from unraze.evaluate.during import (
 from unraze.evaluate.metrics import kid
 from unraze.evaluate.stage import finish
 from unraze.generate import Model
+from unraze.ranks import Ranks
 from unraze.run import Run
 
 EVERY = 40
@@ -299,8 +300,8 @@ def test_a_best_checkpoint_that_is_damaged_is_said(
 ) -> None:
     values = iter([1.0, 2.0, 3.0])  # worse and worse: only the first would be kept
 
-    def worse(model: Model, by: Ruler) -> Any:
-        found = quality(model, by)
+    def worse(model: Model, by: Ruler, ranks: Ranks) -> Any:
+        found = quality(model, by, ranks)
         assert found is not None
         return replace(found, value=next(values))
 

@@ -210,6 +210,16 @@ def train(
     ] = None,
     device: Device = None,
     threads: Threads = None,
+    shard: Annotated[
+        bool | None,
+        Parameter(
+            group=MACHINE,
+            negative="",
+            show_default=False,
+            help="Of several processes (torchrun), divide the network over them (FSDP2) in place "
+            "of giving each all of it (DDP): for networks that one does not hold.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         Parameter(group=OUTPUT, help="The run's folder; a fresh number under runs/ if absent."),
@@ -248,6 +258,7 @@ def train(
         "train.device": device,
         "train.eval_every": eval_every,
         "train.threads": threads,
+        "train.shard": shard,
     }
     given = {key: value for key, value in changes.items() if value is not None}
     with told_as_options(_options(given)):
@@ -257,6 +268,8 @@ def train(
             raise InputError("say what to train on: a folder of images, or fashion-mnist or digits")
 
     with spoken_for(wanted.train.device) as ranks:
+        if wanted.train.shard and ranks.count == 1:
+            raise InputError("train.shard: there is one process here; start several by torchrun")
         begun = ranks.first(_begun_before, out)
         if begun is not None:
             return _go_on(begun, track, ranks)
