@@ -15,6 +15,7 @@ import torch
 import ranked
 from by_torchrun import Done, tiny, torchrun
 from unraze import checkpoint, run as runs
+from unraze.cli import main
 from unraze.config import from_toml, updated
 from unraze.data import Images, load_images
 from unraze.generate import load, sample
@@ -212,7 +213,7 @@ class TestDivided:
         run = runs.Run(shutil.copytree(divided.path, tmp_path / "run"))
         before, _ = checkpoint.newest(run.checkpoints)
         assert before is not None
-        checkpoint.gather(before.path)
+        assert main(["gather", str(run.path)]) == 0
         assert sorted(weights(run)) == ["ema.safetensors", "model.safetensors", "optim.safetensors"]
         after, problems = checkpoint.newest(run.checkpoints)
         assert after is not None

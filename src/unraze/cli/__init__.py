@@ -20,6 +20,7 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     distill,
     draw,
     evaluate,
+    gather,
     look,
     lucidrains,
     publish,
