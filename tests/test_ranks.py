@@ -242,6 +242,18 @@ class TestDivided:
         assert str(shard) in problem
 
 
+def test_pictures_are_drawn_by_all_and_are_those_of_one(by_two: runs.Run, tmp_path: Path) -> None:
+    command = ["sample", str(by_two.path), "-n", "20", "--batch=8", "--threads=1"]
+    done = unraze(2, *command, f"--out={tmp_path / 'by two'}", "--film")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "by two")
+    assert main([*command, f"--out={tmp_path / 'by one'}", "--film"]) == 0
+    one, two = tmp_path / "by one", tmp_path / "by two"
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    for k in range(20):
+        assert (one / f"{k:05d}.png").read_bytes() == (two / f"{k:05d}.png").read_bytes()
+
+
 def test_ctrl_c_reaches_every_process_and_is_one(data: Path, tmp_path: Path) -> None:
     """A terminal sends it to torchrun and the ranks, to which torchrun sends it again."""
     how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -9,7 +9,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unraze.generate import Classes, Model
+    from unraze.ranks import Ranks
 
 __all__ = [
     "Order",
@@ -38,6 +39,7 @@ __all__ = [
     "require_ours",
     "require_place",
     "set_threads",
+    "share_of",
     "writing",
 ]
 
@@ -117,11 +119,22 @@ class Recipe(BaseModel):
         return self.drawn or self.batch[1]
 
 
+def share_of(order: Order, ranks: Ranks) -> Order | None:
+    """The batches of an order that are this rank's; None where it has none.
+
+    They are those that one process would draw, so that each picture has the same bytes.
+    """
+    own = ranks.share(-(-order.count // order.batch))
+    first, end = own.start * order.batch, min(own.stop * order.batch, order.count)
+    return replace(order, first=first, count=end - first) if own else None
+
+
 def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> None:
     """Draws, and writes 00000.png …, grid.png and film.gif into `folder`, the array into `npy`.
 
-    Nothing is written before the first batch is done, so that what is refused leaves no trace; an
-    array that is not finished is removed again.
+    The grid and the film are written with the first of the pictures. Nothing is written before the
+    first batch is done, so that what is refused leaves no trace; an array that is not finished is
+    removed again.
     """
     import numpy as np
 
@@ -140,7 +153,7 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
                 if sum(map(len, grid)) < GRID_AT_MOST:
                     grid.append(pixels)
             add(pixels)
-        if folder is not None:
+        if folder is not None and order.first == 0:
             with writing(folder):
                 picture, recipe = _grid(order, np.concatenate(grid))
                 pictures.write_png(picture, folder / "grid.png", recipe)

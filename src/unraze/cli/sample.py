@@ -242,7 +242,9 @@ def sample(
         require_ours,
         require_place,
         set_threads,
+        share_of,
     )
+    from unraze.cli.train import spoken_for
 
     for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
         if value is not None and value < least:
@@ -264,12 +266,14 @@ def sample(
     }
     names = {key: option_of(key) for key, value in given.items() if value is not None}
     of_config = {f"sample.{key}": option for key, option in names.items()}
-    with told_as_options({"train.threads": "--threads"} | of_config | names):
+    where = "cpu" if device is None else device
+    named = told_as_options({"train.threads": "--threads"} | of_config | names)
+    with named, spoken_for(where) as ranks:
+        if npy is not None and ranks.count > 1:
+            raise InputError("--npy: one process writes it; leave torchrun out, or give --out")
         set_threads(threads)
         require_new(npy)
-        model = generate.load(
-            run, raw=raw, step=checkpoint, device="cpu" if device is None else device
-        )
+        model = generate.load(run, raw=raw, step=checkpoint, device=where)
         if sigma == "learned" and model.config.loss.variance == "fixed":
             raise InputError(
                 "--sigma learned: this run learned no variance; give beta or beta_tilde, or train "
@@ -302,7 +306,7 @@ def sample(
             raise InputError("--guidance-interval: nothing is guided; give --guidance too")
         at_once = min(16 if n is None else n, 64 if batch is None else batch)
         model, settings = _with_engine(model, engine, settings, at_once)
-        wanted = Order(
+        whole = Order(
             model=model,
             settings=settings,
             seed=0 if seed is None else seed,
@@ -313,13 +317,14 @@ def sample(
         )
         folder = None
         if out is not None or npy is None or film:
-            folder = out or fresh_folder(run)
-            require_ours(folder, PICTURES, wanted.count)
-            require_place(folder, f"--out {folder}")
+            folder = out or ranks.first(fresh_folder, run)
+            ranks.first(require_ours, folder, PICTURES, whole.count)
+            ranks.first(require_place, folder, f"--out {folder}")
         if model.tuning is not None and settings.spacing != model.config.sample.spacing:
             calls = generate.calls_of(model, settings)
             print(f"{settings.sampler} in {calls} network calls, as `unraze tune` found")
-        draw(wanted, folder, npy, film=film)
+        wanted = share_of(whole, ranks)
+        ranks.each(lambda: None if wanted is None else draw(wanted, folder, npy, film=film))
         print(folder if folder is not None else npy)
     return 0
 
