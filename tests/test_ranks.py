@@ -16,7 +16,7 @@ import ranked
 from by_torchrun import Done, tiny, torchrun
 from unraze import checkpoint, run as runs
 from unraze.cli import main
-from unraze.config import from_toml, updated
+from unraze.config import Config, from_toml, updated
 from unraze.data import Images, load_images
 from unraze.generate import load, sample
 from unraze.ranks import ALONE, Ranks, attempt, launch
@@ -54,6 +54,23 @@ def test_what_torchrun_says_of_itself() -> None:
     once_more = {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "job 7"}
     assert (attempt(once_more), launch(once_more)) == (2, "job 7")
     assert str(os.getppid()) in launch({"TORCHELASTIC_RUN_ID": "none"})
+
+
+def test_a_run_is_known_by_the_launch_that_made_it(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    command, out = ["unraze", "train", "a folder"], tmp_path / "run"
+    assert runs.of_launch("one", command, out=out) is None
+    made = runs.create(prepare(tiny_config, tiny_images), out=out, command=command, launch="one")
+    assert runs.of_launch("one", command, out=out) == made
+    assert runs.of_launch("one", command, out=None, runs=tmp_path) is None  # it has no number
+    assert runs.of_launch("two", command, out=out) is None
+    assert runs.of_launch("one", [*command, "--seed=1"], out=out) is None
+    (out / "config.toml").unlink()  # as if it had been killed before it was a run
+    assert runs.of_launch("two", command, out=out) is None
+    assert out.is_dir()
+    assert runs.of_launch("one", command, out=out) is None
+    assert not out.exists()
 
 
 @pytest.fixture(scope="module")

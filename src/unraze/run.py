@@ -158,8 +158,11 @@ def create(
     return run
 
 
-def of_launch(launch: str, *, out: Path | None, runs: Path = Path("runs")) -> Run | None:
-    """The run that a launch of this name has made: `out`, or the newest of those under `runs`.
+def of_launch(
+    launch: str, command: Sequence[str], *, out: Path | None, runs: Path = Path("runs")
+) -> Run | None:
+    """The run that a launch of this name has made by this command: `out`, or the newest of those
+    under `runs`.
 
     None where it made none. What it left of one that it did not finish making is removed.
     """
@@ -167,7 +170,8 @@ def of_launch(launch: str, *, out: Path | None, runs: Path = Path("runs")) -> Ru
         run = Run(path)
         if run.launch.is_file() and run.launch.read_text(encoding="utf-8").strip() == launch:
             if (path / "config.toml").is_file():
-                return run
+                then = (path / "command.txt").read_text(encoding="utf-8").strip()
+                return run if then == shlex.join(command) else None
             shutil.rmtree(path)
     return None
 

@@ -325,7 +325,11 @@ def _begun_before(out: Path | None) -> Run | None:
     from unraze import run as runs
     from unraze.ranks import attempt, launch
 
-    return runs.of_launch(launch(), out=out) if attempt() else None
+    # not every machine's torchrun counts an attempt that began on another; a folder that was named
+    # is known by its name, so that it need not be asked
+    if not (launch() and (attempt() or out is not None)):
+        return None
+    return runs.of_launch(launch(), ["unraze", *sys.argv[1:]], out=out)
 
 
 def _created(
