@@ -589,3 +589,45 @@ def test_a_run_of_seconds_says_that_it_is_too_short(
     fit(tiny_images, config, out=tmp_path / "run", report=lambda r: said.append(r.message or ""))
     assert any(text.startswith("TOO SHORT: 0.003 minutes are") for text in said), set(said)
     assert any(" GiB of memory" in text for text in said)
+
+
+@pytest.mark.parametrize("network", [{"kind": "lean", "dropout": 0.3}, {"kind": "unet", "dim": 8}])
+def test_what_is_computed_again_gives_the_same_gradient_and_keeps_less(
+    tiny_config: Config, tiny_images: Images, network: dict[str, object]
+) -> None:
+    config = updated(tiny_config, {f"network.{key}": value for key, value in network.items()})
+    found, kept = [], []
+    for again in (False, True):
+        one = prepare(updated(config, {"train.recompute": again}), tiny_images)
+        trainee = step_of_training.begin(one, tiny_images)
+        loss = step_of_training.gradients(trainee, 3)
+        found.append([loss, *(p.grad for p in trainee.network.parameters())])
+        with torch.device("meta"):
+            kept.append(kept_for_gradients(network_of(one, 0), one))
+    assert found[0][0] == found[1][0]
+    for kept_one, computed in zip(*(each[1:] for each in found), strict=True):
+        assert torch.equal(kept_one, computed)
+    assert kept[1] < 0.7 * kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_a_compiled_network_takes_the_same_steps(tiny_config: Config, tiny_images: Images) -> None:
+    config = updated(tiny_config, {"network.dropout": 0.3})
+    found = []
+    for compiled in (False, True):
+        one = prepare(updated(config, {"train.compile": compiled}), tiny_images)
+        trainee = step_of_training.begin(one, tiny_images)
+        losses = [step_of_training.gradients(trainee, n) for n in (1, 2, 3)]
+        found.append([losses, *(p.grad for p in trainee.network.parameters())])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for plain, compiled in zip(*(each[1:] for each in found), strict=True):
+        assert (plain - compiled).abs().max() < 1e-5
+
+
+def test_nothing_is_compiled_without_a_compiler(
+    tiny_config: Config, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=r"no C\+\+ compiler"):
+        prepare(updated(tiny_config, {"train.compile": True}), tiny_images)

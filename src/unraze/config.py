@@ -424,6 +424,16 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     batch: Positive = Field(128, description="images per optimiser step (the global batch)")
     accumulate: Positive = Field(1, description="parts that the batch is computed in")
+    recompute: bool = Field(
+        False,
+        description="compute what is inside the blocks again in the backward pass in place of "
+        "keeping it (activation checkpointing): less memory, about a third more time",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the network (torch.compile): minutes before the first step, faster "
+        "ones on a GPU; needs a C++ compiler",
+    )
     shard: bool = Field(
         False,
         description="divide weights, gradients, moments and average over the ranks of torchrun "

@@ -34,7 +34,7 @@ from unraze.data import Images, batch as assemble
 from unraze.denoiser import Denoiser, denoiser, guided, predict, raw_output
 from unraze.hardware import moment, seconds_between
 from unraze.loss import four_variable, reduced, weighted
-from unraze.nn.layers import place
+from unraze.nn.layers import blocks_of, place, recompute
 from unraze.process import destroy_at, like
 from unraze.ranks import ALONE, Ranks
 from unraze.schedule import Schedule
@@ -89,7 +89,7 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
     assert config.data.channels is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(config.train.seed, "weights"))
-        return networks.build(
+        network = networks.build(
             config.network,
             channels=config.data.channels,
             size=config.data.size,
@@ -98,6 +98,9 @@ def network_of(config: Config, num_classes: int) -> nn.Module:
             learned_variance=config.loss.variance == "learned",
             augment_values=augment.VALUES if config.data.augment else 0,
         )
+    if config.train.recompute:
+        recompute(network)
+    return network
 
 
 TABLES = ("conditioning.table.weight", "class_embedding.weight")
@@ -148,6 +151,8 @@ def begin(
     is_divided = config.train.shard and ranks.count > 1
     if is_divided:
         _divide(network, config.train.device, ranks)
+    if config.train.compile:
+        network.compile(dynamic=False)
     trainee = Trainee(
         config=config,
         network=network,
@@ -180,11 +185,8 @@ def _divide(network: nn.Module, device: str, ranks: Ranks) -> None:
     for p in network.parameters():
         p.data = p.data.contiguous()  # channels-last ones cannot be divided
     mesh = init_device_mesh(torch.device(device).type, (ranks.count,))
-    for part in network.modules():
-        if isinstance(part, nn.ModuleList):
-            for block in part:
-                if not isinstance(block, nn.ModuleList):
-                    fully_shard(block, mesh=mesh)
+    for block in blocks_of(network):
+        fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
 
 

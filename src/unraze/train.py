@@ -6,7 +6,9 @@ terminal, `stats.jsonl` and the studio are readers of it.
 """
 
 import math
+import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -136,6 +138,11 @@ def prepare(config: Config, images: Images) -> Config:
             "or train without --classes"
         )
     require_device(train.device)
+    if train.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise InputError(
+            "train.compile = true: there is no C++ compiler, g++ or clang++, which torch.compile "
+            "needs; install one, or set it to false"
+        )
     schedule = schedules.from_config(config.schedule)
     parametrisation = config.loss.parametrisation
     if parametrisation in ("eps", "eps_step") and float(schedule.alpha_bar[-1]) == 0:

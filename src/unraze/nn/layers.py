@@ -7,10 +7,13 @@ starts as a chain of identities (Ho et al. 2020, arXiv:2006.11239, and their cod
 
 import math
 from collections.abc import Sequence
+from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unraze.errors import InputError
 
@@ -25,9 +28,11 @@ __all__ = [
     "ResNetBlock",
     "SubPixelUpsample",
     "Upsample",
+    "blocks_of",
     "channels_last",
     "group_norm",
     "head_width",
+    "recompute",
     "require_divisible",
     "sinusoidal",
     "with_previous",
@@ -51,6 +56,27 @@ def sinusoidal(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
     omega = torch.exp(-math.log(max_period) / max(half - 1, 1) * i)
     angle = t[:, None] * omega
     return torch.cat((angle.sin(), angle.cos()), dim=1)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The parts that a network is a list of, level by level: most of its weights, and of what it
+    keeps for its gradient."""
+    lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
+    return [block for part in lists for block in part if not isinstance(block, nn.ModuleList)]
+
+
+def recompute(network: nn.Module) -> None:
+    """What is inside its blocks is computed again in the backward pass in place of being kept.
+
+    Source: Chen et al. 2016, arXiv:1604.06174. Dropout's draws are the same both times, where it
+    has seeds.
+    """
+    for block in blocks_of(network):
+        block.forward = MethodType(_recomputed, block)
+
+
+def _recomputed(block: nn.Module, *args: Any) -> Any:
+    return checkpoint(type(block).forward, block, *args, use_reentrant=False)
 
 
 def require_divisible(size: tuple[int, int], multiple: int, *, because: str) -> None:
@@ -212,11 +238,18 @@ class Dropout(nn.Module):
             return x
         if self.seeds is None:
             return F.dropout(x, self.p)
-        kept = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        generator = torch.Generator(x.device)
-        for row, seed in zip(kept, self.seeds, strict=True):
-            row.uniform_(generator=generator.manual_seed(seed))
-        return x * (kept >= self.p).to(x.dtype).div_(1 - self.p)
+        kept: Tensor = _drawn(x, self.seeds) >= self.p
+        return x * kept.to(x.dtype).div_(1 - self.p)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _drawn(x: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Uniform float32 numbers of x's shape, each row's of its seed."""
+    drawn = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    generator = torch.Generator(x.device)
+    for row, seed in zip(drawn, seeds, strict=True):
+        row.uniform_(generator=generator.manual_seed(seed))
+    return drawn
 
 
 class ResNetBlock(nn.Module):
