@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from evaluated import digits_file, few_steps, small_config
+from stopping import after_step
 from unraze import checkpoint, run as runs
 from unraze.config import Config, updated
 from unraze.data import Images, load
@@ -74,8 +75,7 @@ def test_stopped_mid_epoch_and_resumed(
     whole: Run, tiny_config: Config, tiny_images: Images, tmp_path: Path, stop_at: int
 ) -> None:
     run = start(tiny_config, tiny_images, tmp_path / "stopped")
-    asked = iter(range(1, 100))
-    reports = list(train(run, tiny_images, stop=lambda: next(asked) == stop_at))
+    reports = list(train(run, tiny_images, stop=after_step(run, stop_at)))
     assert reports[-1].phase == "stopped"
     assert reports[-1].step == stop_at
     assert any("continuing from step" in text for text in finish(run, tiny_images))
@@ -103,8 +103,7 @@ def test_every_kind_of_randomness_resumes(
     whole = start(config, tiny_images, tmp_path / "whole")
     finish(whole, tiny_images)
     run = start(config, tiny_images, tmp_path / "run")
-    asked = iter(range(1, 100))
-    list(train(run, tiny_images, stop=lambda: next(asked) == 7))
+    list(train(run, tiny_images, stop=after_step(run, 7)))
     finish(run, tiny_images)
     assert weights(run) == weights(whole)
 
@@ -114,8 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
 ) -> None:
     config = updated(tiny_config, {"train.checkpoint_every": 3})
     run = start(config, tiny_images, tmp_path / "damaged")
-    asked = iter(range(1, 100))
-    list(train(run, tiny_images, stop=lambda: next(asked) == 7))
+    list(train(run, tiny_images, stop=after_step(run, 7)))
     newest = checkpoint.listing(run.checkpoints)[-1] / "ema.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
     said = finish(run, tiny_images)
@@ -144,15 +142,13 @@ def test_the_same_machine_is_not_called_different(
     threads = torch.get_num_threads() + 1
     config = updated(tiny_config, {"train.threads": threads})
     run = start(config, tiny_images, tmp_path / "run")
-    asked = iter(range(1, 100))
-    list(train(run, tiny_images, stop=lambda: next(asked) == 3))
+    list(train(run, tiny_images, stop=after_step(run, 3)))
     assert not any("DIFFERENT" in text for text in finish(run, tiny_images))
 
 
 def stopped(config: Config, images: Images, out: Path) -> Run:
     run = start(config, images, out)
-    asked = iter(range(1, 100))
-    list(train(run, images, stop=lambda: next(asked) == 5))
+    list(train(run, images, stop=after_step(run, 5)))
     return run
 
 

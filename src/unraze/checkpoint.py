@@ -2,8 +2,9 @@
 
 A checkpoint is a folder `step-00001000/` of `model.safetensors`, `ema.safetensors`,
 `optim.safetensors` and `state.json`, which holds the SHA-256 of each. It is written under a
-temporary name, flushed to the disk and renamed, so that a folder of that name is complete; what a
-crash leaves behind is never mistaken for one.
+temporary name, flushed to the disk and renamed, so that a folder of that name is complete; it is
+renamed again before it is removed. What a crash leaves behind is never mistaken for one. Nor is one
+of another run: `state.json` names the run, see `unraze.run.identity`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ __all__ = [
 PARTS = ("model", "ema", "optim")
 NAME = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+LEFT_OVER = ".step-*.part"
+"""What a crash may leave, of one being written or removed; the next that is written removes it."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
 """How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
 
@@ -94,6 +97,7 @@ class _State(_Part):
     lr_factor: Annotated[float, Field(gt=0, le=1)]
     rolled_back: bool
     periodic: bool
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def save(
     hashes = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".step-*.part"):
+        for left_over in folder.glob(LEFT_OVER):
             shutil.rmtree(left_over)
         temporary.mkdir()
         for part, tensors in zip(PARTS, (model, ema, optim), strict=True):
@@ -145,7 +149,7 @@ def save(
         files.write_and_flush(temporary / "state.json", text.encode())
         files.flush_folder(temporary)
         if final.exists():  # a damaged one of the same step, made anew
-            shutil.rmtree(final)
+            _remove(final)
         temporary.rename(final)
         files.flush_folder(folder)
     except OSError as error:
@@ -155,7 +159,7 @@ def save(
     periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
     for old in there[:-keep]:
         if old != periodic:
-            shutil.rmtree(old)
+            _remove(old)
     return final
 
 
@@ -192,14 +196,17 @@ def listing(folder: Path) -> list[Path]:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Removes the checkpoints of later steps, the newest first."""
+    """Removes the checkpoints of later steps, the newest first; raises `UnrazeError`."""
     for path in reversed(listing(folder)):
         if int(path.name[5:]) > step:
-            shutil.rmtree(path)
+            _remove(path)
 
 
-def read(path: Path) -> Checkpoint:
-    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`."""
+def read(path: Path, *, run: str = "") -> Checkpoint:
+    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`.
+
+    Where `run` is given, one that says it is of another run is refused.
+    """
     state_file = path / "state.json"
     if not state_file.is_file():
         pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
@@ -219,25 +226,38 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{state_file}: is damaged ({error})") from error
     if path.name != f"step-{step:08d}":
         raise CheckpointError(f"{state_file}: is of step {step}, its folder's name says another")
+    if run and state.get("run") not in (None, "", run):
+        raise CheckpointError(
+            f"{path}: is a checkpoint of another run ({state['run'][:12]}…, this one is "
+            f"{run[:12]}…)"
+        )
     hashes = state["sha256"]
     tensors = {part: _read_part(path / f"{part}.safetensors", hashes[part]) for part in PARTS}
     return Checkpoint(path, step, tensors["model"], tensors["ema"], tensors["optim"], state)
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged checkpoint, so that it is neither found nor counted again."""
+    """Renames a damaged checkpoint, so that it is neither found nor counted again; raises
+    `UnrazeError`."""
     aside = path.with_name(f"damaged-{path.name}")
-    if aside.exists():
-        shutil.rmtree(aside)
-    return path.rename(aside)
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        return path.rename(aside)
+    except OSError as error:
+        raise UnrazeError(
+            f"{path}: is damaged, and cannot be renamed ({error.strerror or error}); make its "
+            "folder writable"
+        ) from error
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence for each damaged newer one."""
+def newest(folder: Path, *, run: str = "") -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole (of that `run`, see `read`), and a sentence for each
+    damaged newer one."""
     problems: list[str] = []
     for path in reversed(listing(folder)):
         try:
-            return read(path), problems
+            return read(path, run=run), problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
@@ -291,6 +311,19 @@ def write_atomically(path: Path, text: str) -> None:
         files.flush_folder(path.parent)
     except OSError as error:
         raise UnrazeError(cannot_write(path, error)) from error
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint; half of one is never found under its name. Raises `UnrazeError`."""
+    gone = path.with_name(f".{path.name}.gone.part")
+    try:
+        if gone.exists():
+            shutil.rmtree(gone)
+        shutil.rmtree(path.rename(gone))
+    except OSError as error:
+        raise UnrazeError(
+            f"{path}: cannot be removed ({error.strerror or error}); make its folder writable"
+        ) from error
 
 
 def _bytes_of(tensors: Mapping[str, Tensor]) -> bytes:

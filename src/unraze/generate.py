@@ -35,7 +35,7 @@ from unraze.config import (
 from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.hardware import has_bfloat16, require_device
-from unraze.run import Run, find, read_config
+from unraze.run import Run, find, identity_of, read_config
 from unraze.samplers import Noise
 from unraze.schedule import Schedule
 from unraze.walk import Plan, plan, walk
@@ -44,6 +44,7 @@ __all__ = [
     "Classes",
     "Model",
     "Progress",
+    "Stopped",
     "Tuning",
     "asked",
     "calls_of",
@@ -125,6 +126,10 @@ class Model:
     engine: str = "torch"
 
 
+class Stopped(Exception):
+    """Drawing was to stop before it was done."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """One step of one batch: images `numbers` stand at time t; x (B, C, H, W) is their state.
@@ -158,11 +163,11 @@ def load(
     config = read_config(run)
     if step is not None:
         try:
-            saved = checkpoint.read(_folder_of(run, step))
+            saved = checkpoint.read(_folder_of(run, step), run=identity_of(run))
         except CheckpointError as error:
             raise CheckpointError(f"{error}; give another --checkpoint") from error
     else:
-        newest, problems = checkpoint.newest(run.checkpoints)
+        newest, problems = checkpoint.newest(run.checkpoints, run=identity_of(run))
         if problems:
             remedy = "there is no older one that is whole: train anew"
             if newest is not None:
@@ -489,10 +494,19 @@ def sample(
     settings: SampleConfig | None = None,
     classes: Classes = None,
     batch: int = 64,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """n images (n, C, H, W) in [-1, 1], clamped; the same for the same seed."""
-    steps = generate(model, n, seed=seed, settings=settings, classes=classes, batch=batch)
-    return torch.cat([step.x for step in steps if step.finished]).clamp(-1, 1)
+    """n images (n, C, H, W) in [-1, 1], clamped; the same for the same seed.
+
+    `stop` is asked after every step; where it says yes, `Stopped` is raised.
+    """
+    drawn = []
+    for step in generate(model, n, seed=seed, settings=settings, classes=classes, batch=batch):
+        if step.finished:
+            drawn.append(step.x)
+        if stop():
+            raise Stopped
+    return torch.cat(drawn).clamp(-1, 1)
 
 
 def recipe(

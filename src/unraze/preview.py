@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,11 +12,11 @@ from torch import nn
 from unraze import __version__, checkpoint, pictures, rng, run as runs
 from unraze.config import Config
 from unraze.data import Images
-from unraze.generate import Model, dtype_of, quick, sample
+from unraze.generate import Model, Stopped, dtype_of, quick, sample
 from unraze.run import Run
 from unraze.step import Trainee
 
-__all__ = ["SHARE", "averaged_model", "preview", "preview_interval", "write_reals"]
+__all__ = ["SHARE", "averaged_model", "is_previewed", "preview", "preview_interval", "write_reals"]
 
 SHARE = 0.04
 """The most of the training time that previews may take."""
@@ -26,8 +28,16 @@ def preview_interval(config: Config) -> int:
     return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
 
 
-def preview(trainee: Trainee, run: Run, step: int) -> None:
-    """Images from fixed noise at this step: as trained on the left, averaged on the right.
+def is_previewed(run: Run, step: int) -> bool:
+    """Whether there is a preview of this step."""
+    return _file(run, step).exists()
+
+
+def preview(
+    trainee: Trainee, run: Run, step: int, stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Images from fixed noise at this step: as trained on the left, averaged on the right. False
+    where it was to stop meanwhile; then there is none.
 
     The recipe holds the hashes of both, as a checkpoint of this step has them.
     """
@@ -39,14 +49,17 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
     count = max(1, min(32, int(affordable)))
     sides = []
     for model in (_model(trainee, trainee.network, run), averaged_model(trainee, run)):
-        drawn = sample(model, count, seed=config.train.seed, settings=settings)
+        try:
+            drawn = sample(model, count, seed=config.train.seed, settings=settings, stop=stop)
+        except Stopped:
+            return False
         if not bool(torch.isfinite(drawn).all()):
             runs.log(run, f"no preview at step {step}: the images drawn are not finite")
-            return
+            return True
         sides.append(pictures.grid(pictures.pixels_of(drawn)))
     pictures.write_png(
         pictures.beside(sides),
-        run.samples / f"step-{step:08d}.png",
+        _file(run, step),
         {
             "unraze": __version__,
             "kind": "preview",
@@ -62,6 +75,11 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
             "settings": settings.model_dump(mode="json"),
         },
     )
+    return True
+
+
+def _file(run: Run, step: int) -> Path:
+    return run.samples / f"step-{step:08d}.png"
 
 
 def averaged_model(trainee: Trainee, run: Run) -> Model:

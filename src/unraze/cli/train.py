@@ -7,8 +7,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,9 +44,12 @@ if TYPE_CHECKING:
     from unraze.generate import Model
     from unraze.interop.tracking import Name
     from unraze.run import Run
+    from unraze.train import Report
 
 __all__ = ["follow", "read_images", "resume", "settings_given", "train"]
 
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""The signal that a closed terminal sends; not on every system."""
 TOLD = "train.classes"
 """What it depends on, of a run that goes on from another, how that is taken over."""
 
@@ -272,7 +275,19 @@ def train(
     help_epilogue="Example: unraze resume runs/00000-fashion-mnist",
 )
 def resume(
-    run: Annotated[Path, Parameter(help="The run's folder.")], /, *, track: Track = None
+    run: Annotated[Path, Parameter(help="The run's folder.")],
+    /,
+    *,
+    accept_changed_data: Annotated[
+        bool,
+        Parameter(
+            group=DATA,
+            negative="",
+            show_default=False,
+            help="Go on though the images are not those it was trained on; what changed is logged.",
+        ),
+    ] = False,
+    track: Track = None,
 ) -> int:
     """Go on with a run that was stopped or killed, exactly as if it never had been.
 
@@ -293,7 +308,7 @@ def resume(
             raise
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
-    return follow(found, images, track=track)
+    return follow(found, images, track=track, accept_changed_data=accept_changed_data)
 
 
 def _require_trackers(track: Name | None, run: Run | None = None) -> None:
@@ -434,23 +449,41 @@ def read_images(config: Config) -> Images:
     return images
 
 
-def follow(run: Run, images: Images, *, track: Name | None = None) -> int:
+def follow(
+    run: Run, images: Images, *, track: Name | None = None, accept_changed_data: bool = False
+) -> int:
     """Trains a run to its end or until it is asked to stop, shows how, and says what is next.
 
-    It is tracked where that is asked for, or was before.
+    It is tracked where that is asked for, or was before. Where nobody is there any more to be shown
+    anything, for the terminal or what read the pipe has gone, it is stopped: saved before it ends.
     """
     from rich.console import Console
 
     from unraze import train as training
     from unraze.cli.show import follow_training
+    from unraze.hardware import memory_told
     from unraze.interop.tracking import shown_by, tracked, tracks
 
-    with _asked_to_stop() as stop:
-        reports = training.train(run, images, stop=stop)
+    path = shlex.quote(str(run.path))
+    smaller = "give a smaller --batch, or --set train.accumulate=PARTS"
+    with (
+        _asked_to_stop() as asked,
+        memory_told(f"its checkpoints are intact: unraze resume {path} goes on; or {smaller}"),
+    ):
+        reports = training.train(
+            run, images, stop=asked.is_set, accept_changed_data=accept_changed_data
+        )
         for tracker in sorted({*tracks(run), *([] if track is None else [track])}):
             reports = tracked(reports, run, tracker)
-        last = follow_training(reports, Console())
-    path = shlex.quote(str(run.path))
+        kept = _Kept(reports)
+        try:
+            last = follow_training(kept, Console())
+        except (OSError, SystemExit):  # the latter is rich's, where a pipe has gone
+            if kept.ended:  # it was no showing that failed
+                raise
+            asked.set()
+            last = kept.drained()
+            _tell_nobody()
     for tracker in tracks(run):
         print(f"its figures: {shown_by(run, tracker)}")
     if last.phase == "stopped":
@@ -462,28 +495,73 @@ def follow(run: Run, images: Images, *, track: Name | None = None) -> int:
     return INTERRUPTED if last.phase == "stopped" else 0
 
 
+class _Kept:
+    """Reports of a training as they go by; remembers the last one, and whether they ended."""
+
+    def __init__(self, reports: Iterator[Report]) -> None:
+        self.reports, self.ended = reports, False
+        self.last: Report | None = None
+
+    def __iter__(self) -> Iterator[Report]:
+        return self
+
+    def __next__(self) -> Report:
+        try:
+            self.last = next(self.reports)
+        except BaseException:  # its end is a StopIteration
+            self.ended = True
+            raise
+        return self.last
+
+    def drained(self) -> Report:
+        """The last report, once all have gone by."""
+        for _ in self:
+            pass
+        assert self.last is not None, "training always reports how it ended"
+        return self.last
+
+
+def _tell_nobody() -> None:
+    """What is printed from here on goes nowhere, and does not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # what is left in it has nowhere to go
+            stream.flush()
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+
+
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM came; the second one ends the process."""
-    asked = threading.Event()
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Is set when SIGINT, SIGTERM or SIGHUP comes (a closed terminal; left alone under nohup).
+
+    The second SIGINT or SIGTERM ends the process; a SIGHUP comes twice by itself, and one of each
+    may come from whoever started it.
+    """
+    asked, came = threading.Event(), set[int]()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # only the main thread may handle signals
+        yield asked  # only the main thread may handle signals
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if number in came and number != HANGUP:
             for each in before:
                 signal.signal(each, signal.SIG_DFL)
             signal.raise_signal(number)
+        came.add(number)
         asked.set()
-        # not print(): the signal may have come in the middle of one
-        os.write(2, b"\nsaving, then stopping; once more to abort at once\n")
+        # not print(): the signal may have come in the middle of one; the terminal may have gone
+        with suppress(OSError):
+            os.write(2, b"\nsaving, then stopping; once more to abort at once\n")
 
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP])]
+    before = {each: signal.getsignal(each) for each in numbers}
+    if HANGUP is not None and before[HANGUP] is signal.SIG_IGN:
+        del before[HANGUP]
     for each in before:
         signal.signal(each, handle)
     try:
-        yield asked.is_set
+        yield asked
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

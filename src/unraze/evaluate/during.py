@@ -7,7 +7,7 @@ one run can be compared more closely than the interval says.
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -171,9 +171,9 @@ def _interval(every: int, steps: int | None) -> float:
     return every if steps is None else steps / math.ceil(steps / every)
 
 
-def quality(model: Model, by: Ruler) -> Figure | None:
+def quality(model: Model, by: Ruler, *, stop: Callable[[], bool] = lambda: False) -> Figure | None:
     """KID of `by.count` samples of noise that is the same every time; None where what is drawn is
-    not finite."""
+    not finite. Raises `generate.Stopped` where it is to stop meanwhile."""
     settings = quick(model.config, CALLS)
     drawn = sample(
         model,
@@ -181,6 +181,7 @@ def quality(model: Model, by: Ruler) -> Figure | None:
         seed=model.config.train.seed,
         settings=settings,
         classes=in_proportion(model, by.held_out),
+        stop=stop,
     )
     if not bool(torch.isfinite(drawn).all()):
         return None
