@@ -45,6 +45,7 @@ __all__ = [
     "Run",
     "Summary",
     "append_row",
+    "complete",
     "create",
     "find",
     "identity",
@@ -159,17 +160,23 @@ def create(
     try:
         _make(run.path, parents=True)
         write_config(run, config)  # the first, for it makes a folder a run
-        _make(run.checkpoints)
-        _make(run.samples)
         write_atomically(out / "command.txt", shlex.join(command) + "\n")
-        environment_then = environment(threads=config.train.threads)
-        write_atomically(out / "env.json", json.dumps(environment_then, indent=1) + "\n")
+        complete(run, config)
     except UnrazeError:  # the same command is to do once there is room
         for name in ("env.json", "command.txt", "samples", "checkpoints", "config.toml", ""):
             with suppress(OSError):
                 _remove(out / name)
         raise
     return run
+
+
+def complete(run: Run, config: Config) -> None:
+    """Makes what a run has before its first step and does not have yet; raises `UnrazeError`."""
+    _make(run.checkpoints)
+    _make(run.samples)
+    if not (run.path / "env.json").exists():
+        environment_then = environment(threads=config.train.threads)
+        write_atomically(run.path / "env.json", json.dumps(environment_then, indent=1) + "\n")
 
 
 def _remove(path: Path) -> None:

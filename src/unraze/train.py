@@ -310,6 +310,7 @@ def train(
         # where to begin: at the beginning, or at a checkpoint
         trainee = begin(config, images, begun_with(run, config), clusters)
         if saved is None:
+            runs.complete(run, config)  # it may have been killed while it was made
             checkpoint.write_atomically(run.stats, "")
             run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
             checkpoint.remove_after(run.best, 0)
