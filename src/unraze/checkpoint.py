@@ -1,10 +1,10 @@
 """Checkpoints: weights without code, whole or not at all.
 
 A checkpoint is a folder `step-00001000/` of `model.safetensors`, `ema.safetensors`,
-`optim.safetensors` and `state.json`, which holds the SHA-256 of each. It is written under a
-temporary name, flushed to the disk and renamed, so that a folder of that name is complete; it is
-renamed again before it is removed. What a crash leaves behind is never mistaken for one. Nor is one
-of another run: `state.json` names the run, see `unraze.run.identity`.
+`optim.safetensors` and `state.json`, which holds the SHA-256 of each, and of itself. It is written
+under a temporary name, flushed to the disk and renamed, so that a folder of that name is complete;
+it is renamed again before it is removed. What a crash leaves behind is never mistaken for one. Nor
+is one of another run: `state.json` names the run, see `unraze.run.identity`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def save(
             data = _bytes_of(tensors)
             hashes[part] = hashlib.sha256(data).hexdigest()
             files.write_and_flush(temporary / f"{part}.safetensors", data)
-        text = json.dumps({**state, "step": step, "sha256": hashes}, indent=1, sort_keys=True)
+        said = {**state, "step": step, "sha256": hashes}
+        said |= {"hash": _hash_of_state(said)}
+        text = json.dumps(said, indent=1, sort_keys=True)
         files.write_and_flush(temporary / "state.json", text.encode())
         files.flush_folder(temporary)
         if final.exists():  # a damaged one of the same step, made anew
@@ -224,6 +226,8 @@ def read(path: Path, *, run: str = "") -> Checkpoint:
         raise CheckpointError(f"{state_file}: is damaged ({what})") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{state_file}: is damaged ({error})") from error
+    if state.get("hash") not in (None, _hash_of_state(state)):
+        raise CheckpointError(f"{state_file}: is damaged, it is not what its own hash says")
     if path.name != f"step-{step:08d}":
         raise CheckpointError(f"{state_file}: is of step {step}, its folder's name says another")
     if run and state.get("run") not in (None, "", run):
@@ -311,6 +315,12 @@ def write_atomically(path: Path, text: str) -> None:
         files.flush_folder(path.parent)
     except OSError as error:
         raise UnrazeError(cannot_write(path, error)) from error
+
+
+def _hash_of_state(state: Mapping[str, Any]) -> str:
+    """SHA-256, hexadecimal, of all that a state says but this."""
+    rest = {key: value for key, value in state.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:

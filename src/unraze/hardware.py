@@ -13,8 +13,8 @@ from unraze.errors import InputError, UnrazeError
 
 __all__ = ["has_bfloat16", "memory", "memory_told", "require_device", "resident"]
 
-GROUPS = Path("/sys/fs/cgroup")
-"""Where Linux shows the control groups."""
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux shows the control groups, and says which is this process's."""
 
 DEVICE = re.compile(r"(?:cpu|mps)(?::0)?|cuda(?::\d{1,3})?")
 """What can be asked for: torch knows more names, of which some compute nothing ("meta")."""
@@ -84,7 +84,7 @@ def _first_sentence(error: BaseException) -> str:
 def _limit_of_group() -> int:
     """The least that this process's control group and those above it allow; 2⁶³ without one."""
     try:
-        told = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+        told = OWN_GROUP.read_text(encoding="utf-8")
     except OSError:
         return 2**63
     found = [2**63]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from processes import Forker, command, forking, left_by, make_data
 
 

@@ -8,6 +8,7 @@ that each import torch would take minutes; these are as real, and die as well.
 import fcntl
 import json
 import os
+import resource
 import signal
 import sys
 import termios
@@ -21,8 +22,10 @@ from PIL import Image
 torch.set_num_threads(1)
 
 import injected
-from unraze import __main__ as program, checkpoint, cli, generate, plots, preview, train  # noqa: F401  (imported once, for all)
-from unraze.cli import show, train as commands  # noqa: F401
+import memory
+
+from unraze import __main__ as program, checkpoint, generate, plots, preview
+from unraze.cli import show, train as commands  # noqa: F401  (imported once, for all)
 from unraze.config import DataConfig
 from unraze.data import load
 from unraze.evaluate import during, feature_training
@@ -43,6 +46,11 @@ def work(job: dict[str, Any]) -> int:
         signal.signal(signal.Signals[name], signal.SIG_IGN)
     os.environ.update(job.get("env", {}))
     os.chdir(job.get("cwd", "."))
+    if "address space" in job:
+        resource.setrlimit(resource.RLIMIT_AS, (job["address space"],) * 2)
+    if "user" in job and os.geteuid() == 0:  # who may do everything is kept from nothing
+        os.setegid(job["user"])
+        os.seteuid(job["user"])
     for fault in job.get("faults", []):
         injected.install(fault)
     match job["do"]:
@@ -52,6 +60,12 @@ def work(job: dict[str, Any]) -> int:
         case "map":  # as sets are that are too large for memory
             images = load(DataConfig(source=job["source"]), memory=0)
             print(images.fingerprint, flush=True)
+            return 0
+        case "steps":
+            print(json.dumps(memory.of_steps(Path(job["run"]), job["counts"])))
+            return 0
+        case "samples":
+            print(json.dumps(memory.of_samples(Path(job["run"]), job["counts"])))
             return 0
         case _:
             raise ValueError(job["do"])

@@ -38,11 +38,9 @@ def install(fault: dict[str, Any]) -> None:
         case {"die half-way in write": int(at)}:
             half_written(at)
         case {"enter": str(phase), "time": int(at), "marker": str(marker)}:
-            marked(phase, at, Path(marker))
+            marked(phase, at, Path(marker), fault.get("seconds a step", 0.0))
         case {"clock": "jumps"}:
             jumping_clock()
-        case {"slow drawing": float(seconds)}:
-            slow_drawing(seconds)
         case _:
             raise ValueError(fault)
 
@@ -60,7 +58,7 @@ def at_change(
     *,
     lasting: bool = False,
 ) -> None:
-    """Acts before change number `at` (from 1) of what is below a folder; `lasting`: and all later."""
+    """Acts before change number `at`, from 1, of what is below a folder; `lasting`: and later."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         global seen
@@ -109,8 +107,11 @@ def half_written(at: int) -> None:
     files.write_and_flush = write_and_flush
 
 
-def marked(phase: str, at: int, marker: Path) -> None:
-    """A file is there while this process is in a part of the run for the time number `at`."""
+def marked(phase: str, at: int, marker: Path, seconds: float) -> None:
+    """A file is there while this process is in a part of the run for the time number `at`.
+
+    Each step of drawing takes so long then.
+    """
     module, name = PHASES[phase]
     honest, count = getattr(module, name), 0
 
@@ -120,16 +121,20 @@ def marked(phase: str, at: int, marker: Path) -> None:
         if count != at:
             return honest(*args, **options)
         marker.touch()
+        at_once = generate.generate
         try:
+            if seconds:
+                generate.generate = slowly(seconds)
             return honest(*args, **options)
         finally:
+            generate.generate = at_once
             marker.unlink()
 
     setattr(module, name, function)
 
 
-def slow_drawing(seconds: float) -> None:
-    """Each step of drawing takes so long: an evaluation or a preview is under way for a while."""
+def slowly(seconds: float) -> Callable[..., Iterator[Any]]:
+    """Drawing of which each step takes so long."""
     honest = generate.generate
 
     def generated(*args: Any, **options: Any) -> Iterator[Any]:
@@ -137,7 +142,7 @@ def slow_drawing(seconds: float) -> None:
             time.sleep(seconds)
             yield step
 
-    generate.generate = generated
+    return generated
 
 
 def jumping_clock() -> None:

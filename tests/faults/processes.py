@@ -115,12 +115,13 @@ SETTINGS = {
 
 def command(data: Path, out: Path | str, **settings: Any) -> list[str]:
     """The command of a small run that evaluates, saves and previews every few steps."""
-    tiny = ["network.fold=2", "network.widths=[8]", "network.blocks=1", "network.groups=4"]
+    width, clusters = settings.pop("width", 8), settings.pop("clusters", 0)
+    tiny = ["network.fold=2", f"network.widths=[{width}]", "network.blocks=1", "network.groups=4"]
     tiny += ["network.heads=1", "schedule.steps=50", "sample.steps=4"]
     values = SETTINGS | settings
     tiny += [f"train.{key}={value}" for key, value in values.items() if value is not None]
     given = [word for text in tiny for word in ("--set", text)]
-    options = ["--clusters", "0", "--dtype", "float32", "--threads", "1"]
+    options = ["--clusters", str(clusters), "--dtype", "float32", "--threads", "1"]
     return ["train", str(data), *options, *given, "--out", str(out)]
 
 

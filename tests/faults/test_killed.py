@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from injected import PHASES
 from PIL import Image
+from processes import KILLED, Forker, command_for, half_made, left_by
 
 from conftest import Whole
-from injected import PHASES
-from processes import KILLED, Forker, command_for, half_made, left_by
 
 pytestmark = pytest.mark.faults
 
