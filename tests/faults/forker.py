@@ -29,6 +29,7 @@ from unraze.cli import show, train as commands  # noqa: F401  (imported once, fo
 from unraze.config import DataConfig
 from unraze.data import load
 from unraze.evaluate import during, feature_training
+from unraze.interop import tracking  # noqa: F401
 
 
 def work(job: dict[str, Any]) -> int:
@@ -48,9 +49,8 @@ def work(job: dict[str, Any]) -> int:
     os.chdir(job.get("cwd", "."))
     if "address space" in job:
         resource.setrlimit(resource.RLIMIT_AS, (job["address space"],) * 2)
-    if "user" in job and os.geteuid() == 0:  # who may do everything is kept from nothing
-        os.setegid(job["user"])
-        os.seteuid(job["user"])
+    if job.get("bound by permissions"):
+        injected.lose_privilege()
     for fault in job.get("faults", []):
         injected.install(fault)
     match job["do"]:

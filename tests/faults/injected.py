@@ -1,5 +1,6 @@
 """Faults that befall a process of a test: it dies, or its disk is full, at a chosen moment."""
 
+import ctypes
 import errno
 import os
 import signal
@@ -88,6 +89,19 @@ def _is_change(event: str, args: tuple[Any, ...], below: str) -> bool:
     # what removes a tree of folders names its files relative to one of them
     relative = event in ("os.remove", "os.rmdir") and not os.path.isabs(name)
     return relative or os.path.abspath(name).startswith(below)
+
+
+def lose_privilege() -> None:
+    """Root is bound by the permissions of files from here on, as everybody else is."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    for number in (0, 1):
+        sets[number] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def half_written(at: int) -> None:

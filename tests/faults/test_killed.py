@@ -16,7 +16,7 @@ pytestmark = pytest.mark.faults
 
 def finish(forker: Forker, whole: Whole, out: Path) -> None:
     """Goes on with a run to its end, which is to be the end of the whole one."""
-    log = out.parent / "log.txt"
+    log = out.parent.with_suffix(".log")
     argv = command_for(whole.data, out)
     assert forker.finish("cli", argv=argv, out=str(log)) == 0, log.read_text()
     found = left_by(out)

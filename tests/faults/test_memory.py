@@ -45,7 +45,7 @@ def test_what_cannot_fit_is_refused_before_the_start(
 ) -> None:
     """By `ulimit -v`, so that it is a real limit; of control groups see below."""
     out, log = tmp_path / "run", tmp_path / "log.txt"
-    job = {"argv": command(whole.data, out, batch=8192, width=256), "out": str(log)}
+    job = {"argv": command(whole.data, out, batch=65536, width=256), "out": str(log)}
     assert forker.finish("cli", **job, **{"address space": 8 * 2**30}) == 2, log.read_text()
     last = log.read_text().splitlines()[-1]
     assert "GiB" in last
