@@ -26,7 +26,7 @@ def finish(forker: Forker, whole: Whole, out: Path) -> None:
     assert half_made(out) == []
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_at_random_moments(forker: Forker, whole: Whole, tmp_path: Path, kills: int) -> None:
     moments = random.Random(kills)
     killed = number = 0
@@ -83,7 +83,7 @@ def changes_of(forker: Forker, whole: Whole, folder: Path) -> int:
     return int(count.read_text())
 
 
-@pytest.mark.parametrize("some", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("some", [2, pytest.param(60, marks=pytest.mark.slow)])
 def test_before_any_change_of_the_disk(
     forker: Forker, whole: Whole, tmp_path: Path, some: int
 ) -> None:
@@ -98,7 +98,7 @@ def test_before_any_change_of_the_disk(
         finish(forker, whole, out)
 
 
-@pytest.mark.parametrize("some", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("some", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_half_way_in_a_write(forker: Forker, whole: Whole, tmp_path: Path, some: int) -> None:
     for at in random.Random(some).sample(range(1, 30), some):
         out = tmp_path / str(at) / "run"
@@ -108,7 +108,7 @@ def test_half_way_in_a_write(forker: Forker, whole: Whole, tmp_path: Path, some:
         finish(forker, whole, out)
 
 
-@pytest.mark.parametrize("hits", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hits", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_while_the_data_cache_is_made(forker: Forker, tmp_path: Path, hits: int) -> None:
     """It is made anew, the same, and of what was half-made nothing stays."""
     folder, cache = tmp_path / "images", tmp_path / "cache"

@@ -23,7 +23,7 @@ def measured(forker: Forker, tmp_path: Path, do: str, run: Path, counts: list[in
     return list(found)
 
 
-@pytest.mark.parametrize("steps", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_steps_do_not_grow(forker: Forker, whole: Whole, tmp_path: Path, steps: int) -> None:
     out, log = tmp_path / "run", str(tmp_path / "log.txt")
     rare = {"eval_every": None, "preview_every": steps, "checkpoint_every": steps // 8}
@@ -34,7 +34,7 @@ def test_steps_do_not_grow(forker: Forker, whole: Whole, tmp_path: Path, steps: 
     assert end - warm < 8 * MIB, f"{(end - warm) / MIB:.1f} MiB"
 
 
-@pytest.mark.parametrize("calls", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calls", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_sampling_does_not_grow(forker: Forker, whole: Whole, tmp_path: Path, calls: int) -> None:
     warm, end = measured(forker, tmp_path, "samples", whole.path, [calls // 4, calls])
     assert end - warm < 8 * MIB, f"{(end - warm) / MIB:.1f} MiB"

@@ -40,9 +40,10 @@ def is_saved_and_goes_on(forker: Forker, whole: Whole, out: Path) -> None:
     [
         (signal.SIGTERM,),
         (signal.SIGHUP, signal.SIGHUP),
-        (signal.SIGINT, signal.SIGTERM),  # Ctrl-C, and what a launcher passes on of it
+        # Ctrl-C, and what a launcher passes on of it
+        pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.slow),
     ],
-    ids=lambda numbers: " ".join(number.name for number in numbers),
+    ids=["SIGTERM", "SIGHUP twice", "SIGINT and SIGTERM"],
 )
 def test_a_signal_saves(
     forker: Forker, whole: Whole, tmp_path: Path, numbers: tuple[signal.Signals, ...]
@@ -57,14 +58,21 @@ def test_a_signal_saves(
     is_saved_and_goes_on(forker, whole, out)
 
 
-@pytest.mark.parametrize("phase", ["evaluation", "preview"])
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize(
+    ("phase", "at"),
+    [
+        ("evaluation", 1),
+        ("preview", 2),
+        pytest.param("evaluation", 2, marks=pytest.mark.slow),
+        pytest.param("preview", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_is_heard_in_an_evaluation_and_in_a_preview(
     forker: Forker, whole: Whole, tmp_path: Path, phase: str, at: int
 ) -> None:
     """The first one and that of the last step: it is left for later, and its step is saved."""
     out, marker = tmp_path / "run", tmp_path / "marker"
-    faults = [{"enter": phase, "time": at, "marker": str(marker), "seconds a step": 0.5}]
+    faults = [{"enter": phase, "time": at, "marker": str(marker), "seconds a step": 0.3}]
     process = forker.start("cli", argv=command(whole.data, out), faults=faults)
     wait_for(marker.exists, process)
     os.kill(process, signal.SIGTERM)
@@ -87,7 +95,9 @@ def test_a_closed_terminal(forker: Forker, whole: Whole, tmp_path: Path) -> None
     is_saved_and_goes_on(forker, whole, out)
 
 
-@pytest.mark.parametrize("bars", [False, True], ids=["lines", "bars"])
+@pytest.mark.parametrize(
+    "bars", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["lines", "bars"]
+)
 def test_a_reader_that_has_gone(forker: Forker, whole: Whole, tmp_path: Path, bars: bool) -> None:
     """As in `unraze train … | head -1`: at the next line it is noticed."""
     out, pipe = tmp_path / "run", tmp_path / "pipe"

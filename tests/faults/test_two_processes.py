@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 
 def test_the_second_is_told_of_the_first(forker: Forker, whole: Whole, tmp_path: Path) -> None:
     out, log, marker = tmp_path / "run", tmp_path / "log.txt", tmp_path / "marker"
-    faults = [{"enter": "evaluation", "time": 1, "marker": str(marker), "seconds a step": 0.5}]
+    faults = [{"enter": "evaluation", "time": 1, "marker": str(marker), "seconds a step": 0.3}]
     first = forker.start("cli", argv=command(whole.data, out), faults=faults)
     wait_for(marker.exists, first)
     second = forker.finish("cli", argv=["resume", str(out)], out=str(log))
