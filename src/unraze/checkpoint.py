@@ -36,6 +36,7 @@ __all__ = [
     "newest",
     "read",
     "remove_after",
+    "remove_left_over",
     "require_dtypes",
     "require_fit",
     "save",
@@ -48,7 +49,7 @@ PARTS = ("model", "ema", "optim")
 NAME = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 LEFT_OVER = ".step-*.part"
-"""What a crash may leave, of one being written or removed; the next that is written removes it."""
+"""What a crash may leave, of one being written or removed."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
 """How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
 
@@ -138,8 +139,7 @@ def save(
     hashes = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(LEFT_OVER):
-            shutil.rmtree(left_over)
+        remove_left_over(folder)
         temporary.mkdir()
         for part, tensors in zip(PARTS, (model, ema, optim), strict=True):
             data = _bytes_of(tensors)
@@ -195,6 +195,12 @@ def listing(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, unread."""
     found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what a crash left half-written or half-removed; raises `OSError`."""
+    for path in folder.glob(LEFT_OVER):
+        shutil.rmtree(path)
 
 
 def remove_after(folder: Path, step: int) -> None:

@@ -362,6 +362,9 @@ def locked(run: Run) -> Iterator[str | None]:
         before = _trainer(run)
         for folder in (run.path, run.samples):
             remove_left_over(folder)
+        for folder in (run.checkpoints, run.best):
+            with suppress(OSError):  # then saving will not do either, and says so
+                checkpoint.remove_left_over(folder)
         write_atomically(run.trainer, json.dumps(_this_process()) + "\n")
         try:
             yield _left_by(run, before)

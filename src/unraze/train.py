@@ -64,7 +64,7 @@ MOST_MINUTES = 10 * 365 * 24 * 60
 ROUNDED = 0.01
 """How far outside [-1, 1] a value of an image may lie: resizing overshoots."""
 DRAWN = 64
-"""Images that are drawn at once; each takes at most half of what a step keeps for its gradient."""
+"""Images that are drawn at once; each takes about a quarter of what a step keeps of it."""
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with, once, after a rollback."""
 
@@ -240,7 +240,7 @@ def _require_memory_for_all(config: Config, images: Images, num_classes: int) ->
         network = network_of(config, num_classes=num_classes)
     weights = 20 * sum(p.numel() for p in network.parameters())
     step = kept_for_gradients(network, config)
-    drawing = DRAWN * step // (2 * (config.train.batch // config.train.accumulate))
+    drawing = DRAWN * step // (4 * (config.train.batch // config.train.accumulate))
     if config.train.eval_every is not None:  # the samples are held against the data as a whole
         drawing += 4 * during.MOST * math.prod(images.pixels.shape[1:])
     working = weights + max(step, drawing)
