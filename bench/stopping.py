@@ -2,9 +2,9 @@
 
     python bench/stopping.py [--rounds 5] [--data digits] [--size 28]
 
-Each round begins a run of `fast` and stops it in a training step, in an evaluation and in a preview;
-the seconds are those from the signal to the end of the process, which has saved by then. Slurm waits
-30 seconds before it kills, Kubernetes too.
+Each round begins a run of `fast` and stops it in a training step, in an evaluation and in a
+preview; the seconds are those from the signal to the end of the process, which has saved by then.
+Slurm and Kubernetes wait 30 seconds before they kill.
 """
 
 import argparse
