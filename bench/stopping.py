@@ -1,6 +1,6 @@
 """How long a training takes to end after SIGTERM: to save, and to leave.
 
-    python bench/stopping.py [--rounds 5] [--data digits] [--size 28]
+    python bench/stopping.py [--rounds 5] [--data digits] [--size 16]
 
 Each round begins a run of `fast` and stops it in a training step, in an evaluation and in a
 preview; the seconds are those from the signal to the end of the process, which has saved by then.
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--size", type=int, default=16)
     options = parser.parse_args()
     moments = {"a step": 20, "an evaluation": STEPS, "a preview": STEPS + STEPS // 2}
     chance = random.Random(0)
