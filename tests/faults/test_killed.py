@@ -98,7 +98,7 @@ def test_before_any_change_of_the_disk(
         finish(forker, whole, out)
 
 
-@pytest.mark.parametrize("some", [1, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("some", [1, pytest.param(29, marks=pytest.mark.slow)])
 def test_half_way_in_a_write(forker: Forker, whole: Whole, tmp_path: Path, some: int) -> None:
     for at in random.Random(some).sample(range(1, 30), some):
         out = tmp_path / str(at) / "run"
