@@ -39,7 +39,7 @@ from unraze.config import Config, from_toml, to_toml
 from unraze.data import Images, record
 from unraze.data.record import Record
 from unraze.errors import CheckpointError, InputError, UnrazeError
-from unraze.files import cannot_make, is_running, left_by, remove_left_over
+from unraze.files import cannot_make, is_full, is_running, left_by, remove_left_over
 
 __all__ = [
     "Run",
@@ -396,6 +396,8 @@ def _lock(run: Run, seconds: float) -> FileLock | None:
     except Timeout:
         return None
     except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise UnrazeError(cannot_write(run.path / ".lock", error)) from error
         why = getattr(error, "strerror", None) or error
         raise UnrazeError(
             f"{run.path / '.lock'}: cannot be locked ({why}); make the run's folder one that can "
