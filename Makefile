@@ -13,7 +13,7 @@ UNRAZE := $(BIN)/unraze
 FASHION := /usr/share/datasets/fashion-mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint clean
+.PHONY: help demo test test-full test-faults lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) \
@@ -63,6 +63,9 @@ test: $(VENV)/.installed-dev lint ## lint, types, import contract and the tests;
 
 test-full: $(VENV)/.installed-dev lint ## the same, and the slow tests
 	$(BIN)/python -m pytest -q -n 2 -m ""
+
+test-faults: $(VENV)/.installed-dev ## kills, full disks, lost terminals …, by the hundred (docs/reliability.md)
+	$(BIN)/python -m pytest -q -n 2 -m faults tests/faults
 
 lint: $(VENV)/.installed-dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from stopping import after_step
 from unraze import clusters as clustering, generate, step, train as training
 from unraze.clusters import Clusters
 from unraze.config import Config, preset, updated
@@ -181,13 +182,7 @@ def test_a_stopped_run_goes_on_with_its_clusters(told: Config, tmp_path: Path) -
     from unraze import run as runs
 
     halves = runs.create(config, out=tmp_path / "halves")
-    steps = 0
-
-    def stop() -> bool:
-        nonlocal steps
-        steps += 1
-        return steps == 5
-
+    stop = after_step(halves, 5)
     assert list(training.train(halves, images, stop=stop))[-1].phase == "stopped"
     kept = halves.clusters.read_bytes()
     halves.clusters.unlink()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from stopping import after_step
 from unraze import checkpoint, rng, run as runs, step as step_of_training
 from unraze.config import Config, updated
 from unraze.consistency import jump, ladder
@@ -145,8 +146,7 @@ def test_stopped_and_resumed_it_is_the_same_to_the_byte(
     teacher: Path, whole: Run, tmp_path: Path, stop_at: int
 ) -> None:
     run = begun(teacher, tmp_path / "run")
-    asked = iter(range(1, 100))
-    reports = list(train(run, two_kinds(), stop=lambda: next(asked) == stop_at))
+    reports = list(train(run, two_kinds(), stop=after_step(run, stop_at)))
     assert reports[-1].phase == "stopped"
     said = [r.message for r in train(run, two_kinds()) if r.message]
     assert any(f"continuing from step {stop_at}" in text for text in said)
@@ -180,8 +180,7 @@ def test_every_kind_of_it_resumes(teacher: Path, tmp_path: Path, changes: dict[s
     for stop_at in (None, 4):
         run = begun(teacher, tmp_path / f"run-{stop_at}", **changes)
         if stop_at is not None:
-            asked = iter(range(1, 100))
-            list(train(run, two_kinds(), stop=lambda asked=asked: next(asked) == 4))
+            list(train(run, two_kinds(), stop=after_step(run, 4)))
         list(train(run, two_kinds()))
         ends.append(weights(run))
     assert ends[0] == ends[1]
@@ -195,8 +194,7 @@ def test_a_run_of_augmented_images_is_distilled_with_them(teacher: Path, tmp_pat
     for stop_at in (None, 4):
         run = begun(tmp_path / "teacher", tmp_path / f"run-{stop_at}")
         if stop_at is not None:
-            asked = iter(range(1, 100))
-            list(train(run, two_kinds(), stop=lambda asked=asked: next(asked) == 4))
+            list(train(run, two_kinds(), stop=after_step(run, 4)))
         list(train(run, two_kinds()))
         ends.append(weights(run))
     assert ends[0] == ends[1]

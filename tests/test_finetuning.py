@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from stopping import after_step
 from unraze import checkpoint, finetuning, generate
 from unraze.cli import main
 from unraze.config import Config, DistilledConfig, preset, updated
@@ -79,8 +80,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(old: Model, tmp_path: P
     list(train(whole, others()))
     for most in (3, 4):
         list(itertools.islice(train(parts, others()), most))
-    asked = itertools.count()
-    list(train(parts, others(), stop=lambda: next(asked) == 6))
+    list(train(parts, others(), stop=after_step(parts, 7)))
     list(train(parts, others()))
     name = "checkpoints/step-00000012/model.safetensors"
     assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from stopping import after_step
 from unraze import (
     batches,
     checkpoint,
@@ -463,8 +464,7 @@ class TestMuon:
         config = updated(tiny_config, {"train.optimizer": "muon", "train.checkpoint_every": 4})
         fit(tiny_images, config, out=tmp_path / "whole")
         run = runs.create(prepare(config, tiny_images), out=tmp_path / "stopped")
-        asked = itertools.count()
-        list(train(run, tiny_images, stop=lambda: next(asked) == 5))
+        list(train(run, tiny_images, stop=after_step(run, 6)))
         assert list(train(run, tiny_images))[-1].phase == "done"
         whole, stopped = (
             checkpoint.listing(tmp_path / name / "checkpoints")[-1] for name in ("whole", "stopped")

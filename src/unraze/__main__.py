@@ -3,6 +3,7 @@
 Importing takes a tenth of a second, in which Ctrl-C is to end the program as it does later.
 """
 
+import gc
 import sys
 
 INTERRUPTED = 130  # as in unraze.cli.app, which is not imported yet
@@ -15,7 +16,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("unraze: error: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return command_line()
+    status = command_line()
+    gc.freeze()  # or all of torch is looked through for garbage, which takes longer than to save
+    return status
 
 
 if __name__ == "__main__":

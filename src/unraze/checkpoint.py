@@ -1,9 +1,10 @@
 """Checkpoints: weights without code, whole or not at all.
 
 A checkpoint is a folder `step-00001000/` of `model.safetensors`, `ema.safetensors`,
-`optim.safetensors` and `state.json`, which holds the SHA-256 of each. It is written under a
-temporary name, flushed to the disk and renamed, so that a folder of that name is complete; what a
-crash leaves behind is never mistaken for one.
+`optim.safetensors` and `state.json`, which holds the SHA-256 of each, and of itself. It is written
+under a temporary name, flushed to the disk and renamed, so that a folder of that name is complete;
+it is renamed again before it is removed. What a crash leaves behind is never mistaken for one. Nor
+is one of another run: `state.json` names the run, see `unraze.run.identity`.
 
 Where weights are divided over ranks, each writes what it has, `unraze.sharded`, and the folder has
 `shard-*.safetensors` in place of the three. They are read as a whole, as if they were these.
@@ -44,6 +45,7 @@ __all__ = [
     "read",
     "read_into",
     "remove_after",
+    "remove_left_over",
     "require_dtypes",
     "require_fit",
     "save",
@@ -56,6 +58,8 @@ __all__ = [
 PARTS = ("model", "ema", "optim")
 NAME = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+LEFT_OVER = ".step-*.part"
+"""What a crash may leave, of one being written or removed."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
 """How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
 
@@ -106,6 +110,7 @@ class _State(_Part):
     lr_factor: Annotated[float, Field(gt=0, le=1)]
     rolled_back: bool
     periodic: bool
+    run: str = ""
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> _State:
@@ -170,8 +175,7 @@ def _prepared(final: Path) -> Path:
     temporary = files.temporary(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in final.parent.glob(".step-*.part"):
-            shutil.rmtree(left_over)
+        remove_left_over(final.parent)
         temporary.mkdir()
     except OSError as error:
         raise UnrazeError(cannot_write(final, error)) from error
@@ -181,18 +185,19 @@ def _prepared(final: Path) -> Path:
 def _complete(temporary: Path, final: Path, state: dict[str, Any], *, keep: int) -> None:
     """Writes what makes the files of a folder a checkpoint, gives it its name, and removes all but
     the newest. Raises `OSError`."""
+    state = state | {"hash": _hash_of_state(state)}
     text = json.dumps(state, indent=1, sort_keys=True)
     files.write_and_flush(temporary / "state.json", text.encode())
     files.flush_folder(temporary)
     if final.exists():  # one of the same step, made anew
-        shutil.rmtree(final)
+        _remove(final)
     temporary.rename(final)
     files.flush_folder(final.parent)
     there = listing(final.parent)
     periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
     for old in there[:-keep]:
         if old != periodic:
-            shutil.rmtree(old)
+            _remove(old)
 
 
 def save_weights(
@@ -227,11 +232,17 @@ def listing(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found) if path.is_dir()]
 
 
+def remove_left_over(folder: Path) -> None:
+    """Removes what a crash left half-written or half-removed; raises `OSError`."""
+    for path in folder.glob(LEFT_OVER):
+        shutil.rmtree(path)
+
+
 def remove_after(folder: Path, step: int) -> None:
-    """Removes the checkpoints of later steps, the newest first."""
+    """Removes the checkpoints of later steps, the newest first; raises `UnrazeError`."""
     for path in reversed(listing(folder)):
         if int(path.name[5:]) > step:
-            shutil.rmtree(path)
+            _remove(path)
 
 
 @dataclass(frozen=True)
@@ -303,7 +314,7 @@ def gather(path: Path) -> Path:
     saved = read(path)
     if "shards" not in saved.state:
         return path
-    state = {k: v for k, v in saved.state.items() if k not in ("shards", "sha256", "step")}
+    state = {k: v for k, v in saved.state.items() if k not in ("shards", "sha256", "step", "hash")}
     parts = {"model": saved.model, "ema": saved.ema, "optim": saved.optim}
     return save(path.parent, saved.step, **parts, state=state, keep=len(listing(path.parent)))
 
@@ -322,10 +333,11 @@ def read_into(saved: Checkpoint, **parts: Mapping[str, Tensor]) -> None:
         ) from error
 
 
-def read(path: Path, *, whole: bool = True) -> Checkpoint:
+def read(path: Path, *, run: str = "", whole: bool = True) -> Checkpoint:
     """Reads one checkpoint and verifies its checksums; raises `CheckpointError`.
 
-    Where not `whole`, of shards nothing is read but what is needed to verify them.
+    Where `run` is given, one that says it is of another run is refused. Where not `whole`, of
+    shards nothing is read but what is needed to verify them.
     """
     state_file = path / "state.json"
     if not state_file.is_file():
@@ -344,8 +356,15 @@ def read(path: Path, *, whole: bool = True) -> Checkpoint:
         raise CheckpointError(f"{state_file}: is damaged ({what})") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{state_file}: is damaged ({error})") from error
+    if state.get("hash") not in (None, _hash_of_state(state)):
+        raise CheckpointError(f"{state_file}: is damaged, it is not what its own hash says")
     if path.name != f"step-{step:08d}":
         raise CheckpointError(f"{state_file}: is of step {step}, its folder's name says another")
+    if run and state.get("run") not in (None, "", run):
+        raise CheckpointError(
+            f"{path}: is a checkpoint of another run ({state['run'][:12]}…, this one is "
+            f"{run[:12]}…)"
+        )
     if state.get("shards") is not None:
         return _read_shards(path, step, state, whole=whole)
     hashes = state["sha256"]
@@ -367,20 +386,29 @@ def _read_shards(path: Path, step: int, state: dict[str, Any], *, whole: bool) -
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged checkpoint, so that it is neither found nor counted again."""
+    """Renames a damaged checkpoint, so that it is neither found nor counted again; raises
+    `UnrazeError`."""
     aside = path.with_name(f"damaged-{path.name}")
-    if aside.exists():
-        shutil.rmtree(aside)
-    return path.rename(aside)
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        return path.rename(aside)
+    except OSError as error:
+        raise UnrazeError(
+            f"{path}: is damaged, and cannot be renamed ({error.strerror or error}); make its "
+            "folder writable"
+        ) from error
 
 
-def newest(folder: Path, *, whole: bool = True) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is undamaged, and a sentence for each damaged newer one; `whole`
-    as `read` has it."""
+def newest(
+    folder: Path, *, run: str = "", whole: bool = True
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is undamaged, and a sentence for each damaged newer one; `run` and
+    `whole` as `read` has them."""
     problems: list[str] = []
     for path in reversed(listing(folder)):
         try:
-            return read(path, whole=whole), problems
+            return read(path, run=run, whole=whole), problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
@@ -435,6 +463,25 @@ def write_atomically(path: Path, text: str) -> None:
         files.flush_folder(path.parent)
     except OSError as error:
         raise UnrazeError(cannot_write(path, error)) from error
+
+
+def _hash_of_state(state: Mapping[str, Any]) -> str:
+    """SHA-256, hexadecimal, of all that a state says but this."""
+    rest = {key: value for key, value in state.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint; half of one is never found under its name. Raises `UnrazeError`."""
+    gone = path.with_name(f".{path.name}.gone.part")
+    try:
+        if gone.exists():
+            shutil.rmtree(gone)
+        shutil.rmtree(path.rename(gone))
+    except OSError as error:
+        raise UnrazeError(
+            f"{path}: cannot be removed ({error.strerror or error}); make its folder writable"
+        ) from error
 
 
 def _bytes_of(tensors: Mapping[str, Tensor]) -> bytes:

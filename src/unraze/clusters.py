@@ -14,6 +14,7 @@ so that samples are of all the data.
 """
 
 import hashlib
+import json
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +40,7 @@ __all__ = [
     "find",
     "labelled",
     "nearest",
+    "of_others",
     "read",
     "write",
 ]
@@ -51,6 +53,8 @@ SIDE, AXES, EXPONENT = 16, 64, 0.25
 SOME, ROUNDS = 20_000, 20
 """Images that the centres are found from, at most, and rounds of Lloyd's iteration."""
 CHUNK = 4096
+BEFORE = "before"
+"""The key of `Clusters.before` in a file."""
 
 Array = np.ndarray[Any, Any]
 
@@ -63,13 +67,16 @@ class Clusters:
         mean: float64 (D,), m.
         axes: float64 (D, d), V Λ^(-1/4).
         centres: float64 (K, d).
-        labels: int64 (N,), of the training images in their order; each cluster has some.
+        labels: int64 (N,), of the training images in their order; each cluster has some, unless
+            these are other images than it was found of.
+        before: the hashes of those with the same centres, of the images before these.
     """
 
     mean: Array
     axes: Array
     centres: Array
     labels: Array
+    before: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -145,25 +152,41 @@ def labelled(images: Images, clusters: Clusters) -> Images:
     return replace(images, labels=clusters.labels, class_names=names)
 
 
+def of_others(clusters: Clusters, images: Images) -> Clusters:
+    """The same clusters, told of other images than they were found of: each is of the nearest."""
+    labels = nearest(clusters, images.pixels)
+    if np.array_equal(labels, clusters.labels):
+        return clusters
+    return replace(clusters, labels=labels, before=(*clusters.before, clusters.hash))
+
+
 def write(path: Path, clusters: Clusters) -> None:
     """Keeps them in a file, whole or not at all; raises `UnrazeError`."""
+    about = {BEFORE: " ".join(clusters.before)} if clusters.before else None
     try:
-        files.write_whole(path, safetensors.numpy.save(_tensors(clusters)))
+        files.write_whole(path, safetensors.numpy.save(_tensors(clusters), about))
     except OSError as error:
         raise UnrazeError(files.cannot_write(path, error)) from error
 
 
 def read(path: Path, expected: str | None = None) -> Clusters:
     """What `write` wrote; raises `CheckpointError` where it is not there, damaged, or has another
-    hash than `expected`."""
+    hash than `expected`, and had before the images were others."""
     remedy = "the network was told what is in it: bring it back, or train anew"
     try:
-        found = Clusters(**safetensors.numpy.load(path.read_bytes()))
+        data = path.read_bytes()
+        found = Clusters(**safetensors.numpy.load(data), before=_before(data))
     except (OSError, SafetensorError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {remedy}") from error
-    if expected is not None and found.hash != expected:
+    if expected is not None and expected not in (found.hash, *found.before):
         raise CheckpointError(f"{path}: is not that of this checkpoint; {remedy}")
     return found
+
+
+def _before(data: bytes) -> tuple[str, ...]:
+    """The hashes that a file names as those of before; `load` has found it to be whole."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tuple(header.get("__metadata__", {}).get(BEFORE, "").split())
 
 
 def _tensors(clusters: Clusters) -> dict[str, Array]:

@@ -36,7 +36,7 @@ from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.hardware import has_bfloat16, require_device
 from unraze.ranks import ALONE, Ranks
-from unraze.run import Run, find, read_config
+from unraze.run import Run, find, identity_of, read_config
 from unraze.samplers import Noise
 from unraze.schedule import Schedule
 from unraze.walk import Plan, plan, walk
@@ -45,6 +45,7 @@ __all__ = [
     "Classes",
     "Model",
     "Progress",
+    "Stopped",
     "Tuning",
     "asked",
     "calls_of",
@@ -126,6 +127,10 @@ class Model:
     engine: str = "torch"
 
 
+class Stopped(Exception):
+    """Drawing was to stop before it was done."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """One step of one batch: images `numbers` stand at time t; x (B, C, H, W) is their state.
@@ -159,11 +164,11 @@ def load(
     config = read_config(run)
     if step is not None:
         try:
-            saved = checkpoint.read(_folder_of(run, step))
+            saved = checkpoint.read(_folder_of(run, step), run=identity_of(run))
         except CheckpointError as error:
             raise CheckpointError(f"{error}; give another --checkpoint") from error
     else:
-        newest, problems = checkpoint.newest(run.checkpoints)
+        newest, problems = checkpoint.newest(run.checkpoints, run=identity_of(run))
         if problems:
             remedy = "there is no older one that is whole: train anew"
             if newest is not None:
@@ -491,14 +496,16 @@ def sample(
     classes: Classes = None,
     batch: int = 64,
     ranks: Ranks = ALONE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """n images (n, C, H, W) in [-1, 1], clamped; the same for the same seed.
 
-    Of several `ranks` each draws its share of them, which may be none, and has that alone.
+    Of several `ranks` each draws its share of them, which may be none, and has that alone. `stop`
+    is asked after every step; where it says yes, `Stopped` is raised.
     """
-    share = ranks.share(n)
+    share, drawn = ranks.share(n), [torch.empty(0, *model.shape, device=_device(model))]
     if ranks.count > 1 and not share:
-        return torch.empty(0, *model.shape, device=_device(model))
+        return drawn[0]
     steps = generate(
         model,
         len(share),
@@ -508,7 +515,12 @@ def sample(
         batch=batch,
         first=share.start,
     )
-    return torch.cat([step.x for step in steps if step.finished]).clamp(-1, 1)
+    for step in steps:
+        if step.finished:
+            drawn.append(step.x)
+        if stop():
+            raise Stopped
+    return torch.cat(drawn).clamp(-1, 1)
 
 
 def recipe(

@@ -2,13 +2,29 @@
 
 import os
 import re
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-from unraze.errors import InputError
+from unraze.errors import InputError, UnrazeError
 
-__all__ = ["Moment", "has_bfloat16", "memory", "moment", "require_device", "seconds_between"]
+__all__ = [
+    "Moment",
+    "has_bfloat16",
+    "memory",
+    "memory_told",
+    "moment",
+    "require_device",
+    "resident",
+    "seconds_between",
+]
+
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux shows the control groups, and says which is this process's."""
 
 DEVICE = re.compile(r"(?:cpu|mps)(?::0)?|cuda(?::\d{1,3})?")
 """What can be asked for: torch knows more names, of which some compute nothing ("meta")."""
@@ -35,15 +51,85 @@ def require_device(name: str) -> None:
 
 
 def memory(device: str = "cpu") -> int:
-    """The device's memory in bytes, free or not: the machine's, or that of a GPU of its own.
+    """The most bytes that this process may have on the device, free or not.
 
-    2⁶³ where the system does not say.
+    A GPU's own memory; else the machine's, or what its control group (a container, a job of Slurm)
+    or `ulimit -v` leaves of it. 2⁶³ where the system does not say.
     """
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
     if os.name != "posix":
         return 2**63
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, _limit_of_group(), _limit_of_process())
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now, mapped files left out, which take none that others
+    need; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+@contextmanager
+def memory_told(remedy: str) -> Iterator[None]:
+    """Memory that could not be had in here is an `UnrazeError`, which ends with the remedy."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UnrazeError(f"out of memory ({_first_sentence(error)}); {remedy}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's of the processor is a plain one
+            raise
+        raise UnrazeError(f"out of memory ({_first_sentence(error)}); {remedy}") from error
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = str(error).strip() or "no more could be had"
+    return re.split(r"\. |\n", text)[0]
+
+
+def _limit_of_group() -> int:
+    """The least that this process's control group and those above it allow; 2⁶³ without one."""
+    try:
+        told = OWN_GROUP.read_text(encoding="utf-8")
+    except OSError:
+        return 2**63
+    found = [2**63]
+    for line in told.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        if number == "0":  # version 2
+            top, file = GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inner = top / name.lstrip("/")
+        # in a container the name may be the host's, and not there: then its own group is the top
+        for folder in [inner, *inner.parents]:
+            found.append(_number_in(folder / file))
+            if folder == top:
+                break
+    return min(found)
+
+
+def _number_in(file: Path) -> int:
+    """2⁶³ where there is no such file, or no number in it ("max")."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return 2**63
+    return int(text) if text.isdecimal() else 2**63
+
+
+def _limit_of_process() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return 2**63 if limit == resource.RLIM_INFINITY else limit
 
 
 Moment = float | torch.cuda.Event

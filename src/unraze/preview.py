@@ -1,6 +1,8 @@
 """The pictures that a training run leaves on its way."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,12 +11,12 @@ from torch import nn
 from unraze import __version__, checkpoint, pictures, rng, run as runs
 from unraze.config import Config
 from unraze.data import Images
-from unraze.generate import Model, dtype_of, quick, sample
+from unraze.generate import Model, Stopped, dtype_of, quick, sample
 from unraze.run import Run
 from unraze.sharded import whole
 from unraze.step import Trainee, plain
 
-__all__ = ["SHARE", "averaged_model", "preview", "preview_interval", "write_reals"]
+__all__ = ["SHARE", "averaged_model", "is_previewed", "preview", "preview_interval", "write_reals"]
 
 SHARE = 0.04
 """The most of the training time that previews may take."""
@@ -26,8 +28,16 @@ def preview_interval(config: Config) -> int:
     return config.train.preview_every or max(1, math.ceil(config.train.steps / 8))
 
 
-def preview(trainee: Trainee, run: Run, step: int) -> None:
-    """Images from fixed noise at this step: as trained on the left, averaged on the right.
+def is_previewed(run: Run, step: int) -> bool:
+    """Whether there is a preview of this step."""
+    return _file(run, step).exists()
+
+
+def preview(
+    trainee: Trainee, run: Run, step: int, stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Images from fixed noise at this step: as trained on the left, averaged on the right. False
+    where it was to stop meanwhile; then there is none.
 
     The recipe holds the hashes of both, as a checkpoint of this step has them. Of several ranks
     each draws its share, and the first one writes.
@@ -42,18 +52,23 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
     sides = []
     for weights in (trainee.network.state_dict(), trainee.average):
         model = _model(trainee, plain(trainee, weights), run)
-        drawn = sample(model, count, seed=config.train.seed, settings=settings, ranks=ranks)
+        try:
+            drawn = sample(
+                model, count, seed=config.train.seed, settings=settings, ranks=ranks, stop=stop
+            )
+        except Stopped:
+            return False
         if ranks.any(not bool(torch.isfinite(drawn).all())):
             if ranks.is_first:
                 runs.log(run, f"no preview at step {step}: the images drawn are not finite")
-            return
+            return True
         sides.append(pictures.grid(pictures.pixels_of(ranks.joint(drawn, count))))
     averaged, trained = whole(trainee.average), whole(trainee.network.state_dict())
     if not ranks.is_first:
-        return
+        return True
     pictures.write_png(
         pictures.beside(sides),
-        run.samples / f"step-{step:08d}.png",
+        _file(run, step),
         {
             "unraze": __version__,
             "kind": "preview",
@@ -69,6 +84,11 @@ def preview(trainee: Trainee, run: Run, step: int) -> None:
             "settings": settings.model_dump(mode="json"),
         },
     )
+    return True
+
+
+def _file(run: Run, step: int) -> Path:
+    return run.samples / f"step-{step:08d}.png"
 
 
 def averaged_model(trainee: Trainee, run: Run) -> Model:

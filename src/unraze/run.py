@@ -5,7 +5,8 @@ runs/00003-fashion-mnist/
     env.json       machine, versions, threads     log.txt       what was said
     stats.jsonl    one line a step                reals.png     some of the training images
     samples/step-*.png   previews                 checkpoints/step-*/   weights and state
-    loss.png       the curve, at the end
+    loss.png       the curve, at the end        data.json     which images, and of which run
+    .lock          held by who trains it         .trainer.json  who that is
     launch.txt     the call of torchrun that began it, where one did
 and where training evaluates (--eval-every)
     quality.jsonl  one line an evaluation         best/step-*/   the checkpoint that did best
@@ -16,14 +17,17 @@ and where it goes on from another run (--from)
     start/step-*/        the weights that it began with
 """
 
+import hashlib
 import json
 import os
 import platform
 import re
 import shlex
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,27 +38,38 @@ from filelock import FileLock, Timeout
 from unraze import checkpoint
 from unraze.checkpoint import cannot_write, write_atomically
 from unraze.config import Config, from_toml, to_toml
+from unraze.data import Images, record
+from unraze.data.record import Record
 from unraze.errors import CheckpointError, InputError, UnrazeError
+from unraze.files import cannot_make, is_full, is_running, left_by, remove_left_over
 
 __all__ = [
     "Run",
     "Summary",
     "append_row",
+    "complete",
     "create",
     "find",
+    "identity",
+    "identity_of",
     "is_busy",
     "locked",
     "log",
     "make_numbered",
     "of_launch",
     "read_config",
+    "read_data",
     "read_env",
     "read_rows",
     "require_free",
     "summaries",
     "truncate_rows",
     "write_config",
+    "write_data",
 ]
+
+LOCK_SECONDS = 0.5
+"""How long a lock is waited for: whoever lists runs holds it for a moment."""
 
 State = Literal["running", "done", "stopped", "failed", "empty", "unreadable"]
 
@@ -101,6 +116,16 @@ class Run:
         return self.path / "clusters.safetensors"
 
     @property
+    def data(self) -> Path:
+        """Which images it is trained on, and the run's identity."""
+        return self.path / "data.json"
+
+    @property
+    def trainer(self) -> Path:
+        """Who trains it, or did when it was killed."""
+        return self.path / ".trainer.json"
+
+    @property
     def stats(self) -> Path:
         """The figures of every step, one JSON object a line."""
         return self.path / "stats.jsonl"
@@ -142,19 +167,20 @@ def create(
         out = make_numbered(runs, config.data.source)
     else:
         require_free(out)
+    run = Run(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        run = Run(out)
-        run.checkpoints.mkdir(exist_ok=True)
-        run.samples.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UnrazeError(f"{out}: cannot be made ({error.strerror})") from error
-    if launch:
-        write_atomically(run.launch, launch + "\n")
-    write_atomically(out / "command.txt", shlex.join(command) + "\n")
-    environment_then = environment(threads=config.train.threads, ranks=ranks)
-    write_atomically(out / "env.json", json.dumps(environment_then, indent=1) + "\n")
-    write_config(run, config)  # the last: with it the folder is a run
+        _make(run.path, parents=True)
+        if launch:
+            write_atomically(run.launch, launch + "\n")
+        write_config(run, config)  # before the rest, for it makes a folder a run
+        write_atomically(out / "command.txt", shlex.join(command) + "\n")
+        complete(run, config, ranks=ranks)
+    except UnrazeError:  # the same command is to do once there is room
+        left = ("env.json", "command.txt", "samples", "checkpoints", "config.toml", "launch.txt")
+        for name in (*left, ""):
+            with suppress(OSError):
+                _remove(out / name)
+        raise
     return run
 
 
@@ -170,10 +196,36 @@ def of_launch(
         run = Run(path)
         if run.launch.is_file() and run.launch.read_text(encoding="utf-8").strip() == launch:
             if (path / "config.toml").is_file():
-                then = (path / "command.txt").read_text(encoding="utf-8").strip()
-                return run if then == shlex.join(command) else None
+                file = path / "command.txt"
+                if file.is_file() and file.read_text("utf-8").strip() != shlex.join(command):
+                    return None
+                return run
             shutil.rmtree(path)
     return None
+
+
+def complete(run: Run, config: Config, *, ranks: int = 1) -> None:
+    """Makes what a run has before its first step and does not have yet; raises `UnrazeError`."""
+    _make(run.checkpoints)
+    _make(run.samples)
+    if not (run.path / "env.json").exists():
+        environment_then = environment(threads=config.train.threads, ranks=ranks)
+        write_atomically(run.path / "env.json", json.dumps(environment_then, indent=1) + "\n")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or an empty folder."""
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def _make(folder: Path, *, parents: bool = False) -> None:
+    try:
+        folder.mkdir(parents=parents, exist_ok=True)
+    except OSError as error:
+        raise UnrazeError(cannot_make(folder, error)) from error
 
 
 def make_numbered(runs: Path, source: str) -> Path:
@@ -189,19 +241,24 @@ def make_numbered(runs: Path, source: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UnrazeError(f"{folder}: cannot be made ({error.strerror})") from error
+            raise UnrazeError(cannot_make(folder, error)) from error
         return folder
 
 
 def require_free(out: Path) -> None:
     """Raises `InputError` where `out` exists and is not an empty folder."""
-    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
+    if os.path.exists(out) and (not out.is_dir() or any(map(_counts, out.iterdir()))):
         is_run = (out / "config.toml").is_file()
         remedy = f"continue it with `unraze resume {shlex.quote(str(out))}`, or " if is_run else ""
         raise InputError(
             f"--out {out}: exists and {'is a run already' if is_run else 'is not a run'}; "
             f"{remedy}give another"
         )
+
+
+def _counts(path: Path) -> bool:
+    """Whether it is more than what a process left that was killed before there was a run."""
+    return left_by(path) is None
 
 
 def find(path: Path) -> Run:
@@ -258,6 +315,36 @@ def read_env(run: Run) -> dict[str, Any]:
     return values if isinstance(values, dict) else {"env.json": "does not hold what it should"}
 
 
+def identity(config: Config, images: Images) -> str:
+    """A name for a run of this recipe on these images, 64 hex digits; its checkpoints carry it.
+
+    Two runs of one recipe have the same, and the same checkpoints.
+    """
+    recipe = config.model_dump(mode="json", exclude={"sample", "about"})
+    text = json.dumps([recipe, images.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity_of(run: Run) -> str:
+    """The run's identity, as it was kept; "" for a run of before it was, or where it is damaged."""
+    kept = read_data(run)
+    return "" if kept is None else kept.run
+
+
+def write_data(run: Run, images: Images, name: str, accepted: Sequence[str] = ()) -> None:
+    """Keeps which images it is trained on, and the run's identity; `accepted` are the fingerprints
+    of those they took the place of. Raises `UnrazeError`."""
+    write_atomically(run.data, record.written(record.record(images, name, list(accepted))))
+
+
+def read_data(run: Run) -> Record | None:
+    """What `write_data` kept; None for a run of before that was, or where it is damaged."""
+    try:
+        return record.read(run.data.read_bytes())
+    except OSError:
+        return None
+
+
 def append_row(file: Path, row: dict[str, Any]) -> None:
     """Adds a line to `stats.jsonl` or `quality.jsonl`."""
     _append(file, json.dumps(row) + "\n")
@@ -295,22 +382,31 @@ def log(run: Run, message: str) -> None:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """Holds the run for one trainer; raises `InputError` where another process has it."""
-    lock = FileLock(run.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+def locked(run: Run) -> Iterator[str | None]:
+    """Holds the run for one trainer, and yields what is to be said of the one before it, if any.
+
+    The system frees the lock of a process that ended, however it did. Raises `InputError`, which
+    names process and machine, where another process has it.
+    """
+    lock = _lock(run, LOCK_SECONDS)
+    if lock is None:
         raise InputError(
-            f"{run.path}: is being trained by another process; wait for it, or stop it first"
-        ) from None
-    except OSError as error:
-        raise UnrazeError(
-            f"{run.path / '.lock'}: cannot be locked ({error.strerror or error}); make the run's "
-            "folder one that can be written to"
-        ) from error
+            f"{run.path}: is being trained by another process{_who_trains(run)}; wait for it, or "
+            "stop it first"
+        )
     try:
-        yield
+        before = _trainer(run)
+        for folder in (run.path, run.samples):
+            remove_left_over(folder)
+        for folder in (run.checkpoints, run.best):
+            with suppress(OSError):  # then saving will not do either, and says so
+                checkpoint.remove_left_over(folder)
+        write_atomically(run.trainer, json.dumps(_this_process()) + "\n")
+        try:
+            yield _left_by(run, before)
+        finally:
+            with suppress(OSError):  # the lock alone says whether somebody trains it
+                run.trainer.unlink()
     finally:
         lock.release()
 
@@ -320,12 +416,86 @@ def is_busy(run: Run) -> bool:
     if not (run.path / ".lock").exists():
         return False
     try:
-        with locked(run):
-            return False
-    except InputError:
-        return True
+        lock = _lock(run, 0)
     except UnrazeError:  # a folder that only can be read: nobody trains there
         return False
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def _lock(run: Run, seconds: float) -> FileLock | None:
+    """The run's lock, held; None where another process holds it. Raises `UnrazeError`."""
+    lock = FileLock(run.path / ".lock")
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise UnrazeError(cannot_write(run.path / ".lock", error)) from error
+        why = getattr(error, "strerror", None) or error
+        raise UnrazeError(
+            f"{run.path / '.lock'}: cannot be locked ({why}); make the run's folder one that can "
+            "be written to, on a file system with locks"
+        ) from error
+    return lock
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"process": pid, "machine": socket.gethostname(), "begun": _begun(pid)}
+
+
+def _begun(pid: int) -> str | None:
+    """What tells a process from a later one of the same number; None where there is none, or the
+    system does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return f"{boot} {stat.rpartition(')')[2].split()[19]}"
+
+
+def _trainer(run: Run) -> dict[str, Any]:
+    """Who said last to train it; empty where nobody did, or it is not legible."""
+    try:
+        said = json.loads(run.trainer.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    whole = type(said.get("process")) is int and isinstance(said.get("machine"), str)
+    return said if whole else {}
+
+
+def _who_trains(run: Run) -> str:
+    """The process that holds the lock, in words; nothing where that is not known.
+
+    On this machine it is only named where it runs: what a dead one left is not believed.
+    """
+    for _ in range(10):  # it has the lock before it says who it is
+        said = _trainer(run)
+        if said and said["machine"] != socket.gethostname():
+            return f", {said['process']} on {said['machine']}"
+        if said and is_running(said["process"]) and _begun(said["process"]) == said.get("begun"):
+            return f", {said['process']} on this machine ({said['machine']})"
+        time.sleep(0.05)
+    return ""
+
+
+def _left_by(run: Run, before: dict[str, Any]) -> str | None:
+    """What to say where the trainer before this one did not end by itself."""
+    if not before:
+        return None
+    if before["machine"] == socket.gethostname():
+        return f"process {before['process']}, which trained it before, was killed"
+    return (
+        f"process {before['process']} on {before['machine']}, which trained it before, was killed; "
+        "where locks do not reach from one machine to another, as on some network file systems, it "
+        "may still run: make sure that it does not"
+    )
 
 
 def summaries(folder: Path) -> list[Summary]:

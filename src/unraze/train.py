@@ -35,17 +35,23 @@ from unraze import (
 from unraze.batches import samples_of
 from unraze.clusters import Clusters
 from unraze.config import Config, LeanConfig, from_dict, preset, preset_names, updated
-from unraze.data import Images, absent_classes, load as load_images_of, to_uint8
+from unraze.data import Images, absent_classes, load as load_images_of, record, to_uint8
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError
 from unraze.evaluate import during
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.stage import finish
-from unraze.generate import Model, load
-from unraze.hardware import memory, require_device
+from unraze.generate import Model, Stopped, load
+from unraze.hardware import memory, require_device, resident
 from unraze.measure import Pace, measured, told, too_short
 from unraze.nn.lean import fitted
-from unraze.preview import averaged_model, preview, preview_interval, write_reals
+from unraze.preview import (
+    averaged_model,
+    is_previewed,
+    preview,
+    preview_interval,
+    write_reals,
+)
 from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 from unraze.sharded import divided_as
@@ -67,6 +73,8 @@ MOST_STEPS = 10**9
 MOST_MINUTES = 10 * 365 * 24 * 60
 ROUNDED = 0.01
 """How far outside [-1, 1] a value of an image may lie: resizing overshoots."""
+DRAWN = 64
+"""Images that are drawn at once; each takes about a quarter of what a step keeps of it."""
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with, once, after a rollback."""
 
@@ -182,6 +190,7 @@ def prepare(config: Config, images: Images) -> Config:
         raise InputError(f"train.minutes = {minutes}: is more than ten years; give less")
     num_classes = len(images.class_names) if train.classes else config.train.clusters
     require_memory(config, num_classes=num_classes)
+    _require_memory_for_all(config, images, num_classes)
     if train.eval_every is not None:
         during.require_worth(config, load_images_of(config.data, split="held-out"))
     return config
@@ -239,16 +248,47 @@ def require_memory(config: Config, *, num_classes: int = 0) -> None:
         )
 
 
+def _require_memory_for_all(config: Config, images: Images, num_classes: int) -> None:
+    """Raises `InputError` where all of it together can't be held: this program with the images that
+    it has in memory, and, on its device, training, or drawing for previews and evaluations."""
+    with torch.device("meta"):
+        network = network_of(config, num_classes=num_classes)
+    weights = 20 * sum(p.numel() for p in network.parameters())
+    step = kept_for_gradients(network, config)
+    drawing = DRAWN * step // (4 * (config.train.batch // config.train.accumulate))
+    if config.train.eval_every is not None:  # the samples are held against the data as a whole
+        drawing += 4 * during.MOST * math.prod(images.pixels.shape[1:])
+    working = weights + max(step, drawing)
+    here, needed = memory(config.train.device), working
+    program = resident()
+    if torch.device(config.train.device).type == "cpu":
+        needed += program
+    if needed > here:
+        size = 0 if isinstance(images.pixels, np.memmap) else images.pixels.nbytes
+        raise InputError(
+            f"memory: {needed / 2**30:,.1f} GiB are needed, {working / 2**30:,.1f} to train and to "
+            f"draw, {program / 2**30:,.1f} for this program with {size / 2**30:,.1f} of images, "
+            f"and {here / 2**30:,.1f} may be had here; give a smaller --batch, --size or network, "
+            "or more memory"
+        )
+
+
 def train(
-    run: Run, images: Images, *, stop: Callable[[], bool] = never, ranks: Ranks = ALONE
+    run: Run,
+    images: Images,
+    *,
+    stop: Callable[[], bool] = never,
+    ranks: Ranks = ALONE,
+    accept_changed_data: bool = False,
 ) -> Iterator[Report]:
     """Trains a run from its newest whole checkpoint, or from its beginning, to its end.
 
-    `run` holds a configuration that `prepare` made; `images` are those it was made with. `stop` is
-    asked after every step: when it says yes, the run is saved, "stopped" is reported, and that is
-    all. Several `ranks` train it together, all of which call this; the first one reads and writes
-    the folder. Raises `DivergedError` where training cannot be rescued, `CheckpointError` where the
-    run cannot be continued, `UnrazeError` where the disk is full.
+    `run` holds a configuration that `prepare` made; `images` are those it was made with, or others,
+    where `accept_changed_data`. `stop` is asked after every step, and within evaluations and
+    previews: when it says yes, the run is saved, "stopped" is reported, and that is all. Several
+    `ranks` train it together, all of which call this; the first one reads and writes the folder.
+    Raises `DivergedError` where training cannot be rescued, `CheckpointError` where the run cannot
+    be continued, `UnrazeError` where the disk is full.
     """
     config = ranks.first(runs.read_config, run)
     require_device(config.train.device)
@@ -256,12 +296,20 @@ def train(
     divided = config.train.shard and ranks.count > 1
     apart = ranks.group() if divided else None
     pending: checkpoint.Saving | None = None
+    # ranks that draw their shares have not all as many steps to ask at
+    heard = stop if ranks.count == 1 else never
     watch = Watch(ranks, partial(_warn, run))
-    with _locked(run, ranks), reproducible(config.train), watch:
+    with _locked(run, ranks) as left, reproducible(config.train), watch:
+        if left is not None:
+            yield _said(run, ranks, left)
         saved, problems = ranks.first(_newest, run, whole=not divided)
         for text in problems:
             yield _said(run, ranks, f"DAMAGED: {text}; going back to an older checkpoint")
 
+        if accepted := ranks.first(
+            _require_its_images, run, config, saved, images, accept_changed_data
+        ):
+            yield _said(run, ranks, accepted)
         clusters = ranks.first(clusters_of, run, config, images, saved)
         if saved is None and clusters is not None:
             sizes = np.bincount(clusters.labels)
@@ -283,16 +331,18 @@ def train(
         trainee = begin(config, images, weights, clusters, ranks)
         if saved is None:
             if ranks.is_first:
+                runs.complete(run, config, ranks=ranks.count)  # killed while it was made, maybe
                 checkpoint.write_atomically(run.stats, "")
                 run.quality.unlink(missing_ok=True)  # of a run that was killed before it saved
                 checkpoint.remove_after(run.best, 0)
                 write_reals(run, images)
+                runs.write_data(run, images, runs.identity(config, images))
             if lost := absent_classes(images):
                 yield _said(run, ranks, _lost(lost, images))
             state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
             start = 0
         else:
-            differences = ranks.first(lambda: list(_differences(run, config, saved, images, ranks)))
+            differences = ranks.first(lambda: list(_differences(run, config, saved, ranks)))
             state, start = _restore(trainee, saved), saved.step
             for text in differences:
                 yield _said(run, ranks, text)
@@ -304,8 +354,9 @@ def train(
         steps, every = config.train.steps, config.train.checkpoint_every
         assert steps is not None
         assert every is not None
-        ruler = None
-        if config.train.eval_every is not None and start < steps:
+        state["run"] = ranks.first(runs.identity_of, run)
+        ruler, owed = None, ranks.first(_owed, run, config, start)
+        if config.train.eval_every is not None and (start < steps or "evaluation" in owed):
             ruler = yield from _ruler(config, images, stop, ranks)
             if ruler is None:
                 _log(run, ranks, f"stopped at step {start}")
@@ -313,6 +364,21 @@ def train(
                 yield Report("stopped", start, steps, message=said)
                 return
         cost = during.Cost.before(run, config.train.batch)
+        # what a run that was stopped in the middle of it has yet to do at the step it is at
+        stopping = False
+        if ruler is not None and "evaluation" in owed:
+            evaluated = _evaluate(trainee, ruler, run, start, state, cost, heard)
+            stopping = evaluated is None
+            if evaluated is not None:
+                _log(run, ranks, evaluated)
+                yield Report("evaluated", start, steps, message=evaluated)
+        if "preview" in owed and not stopping:
+            stopping = not preview(trainee, run, start, heard)
+        if stopping:
+            _log(run, ranks, f"stopped at step {start}")
+            said = f"stopped at step {start} of {steps}, before the next one"
+            yield Report("stopped", start, steps, message=said)
+            return
         step, pace = start, Pace(config.train.batch)
         while step < steps:
             step += 1
@@ -366,11 +432,18 @@ def train(
                 _peak_memory(),
             )
             yield report
-            if ruler is not None and (step % ruler.every == 0 or step == steps):
+            evaluating = ruler is not None and (step % ruler.every == 0 or step == steps)
+            if ruler is not None and evaluating and not stopping:
                 with watch.doing(f"the evaluation at step {step}", LONG):
-                    said = _evaluate(trainee, ruler, run, step, state, cost)
-                _log(run, ranks, said)
-                yield replace(report, phase="evaluated", message=said)
+                    evaluated = _evaluate(trainee, ruler, run, step, state, cost, heard)
+                stopping = evaluated is None
+                if evaluated is not None:
+                    _log(run, ranks, evaluated)
+                    yield replace(report, phase="evaluated", message=evaluated)
+                pace.restart()
+            if (step % preview_interval(config) == 0 or step == steps) and not stopping:
+                with watch.doing(f"the preview at step {step}", LONG):
+                    stopping = not preview(trainee, run, step, heard)
                 pace.restart()
             periodic = step % every == 0 and state["bad"] == 0
             if periodic or stopping or step == steps:
@@ -388,10 +461,6 @@ def train(
             elif pending is not None and pending.is_written:
                 pending.finish()
                 pending = None
-            if step % preview_interval(config) == 0 or step == steps:
-                with watch.doing(f"the preview at step {step}", LONG):
-                    preview(trainee, run, step)
-                pace.restart()
             if stopping:
                 _log(run, ranks, f"stopped at step {step}")
                 yield replace(report, phase="stopped", message=f"saved at step {step} of {steps}")
@@ -469,11 +538,10 @@ def _lost(classes: tuple[str, ...], images: Images) -> str:
 
 
 @contextmanager
-def _locked(run: Run, ranks: Ranks) -> Iterator[None]:
-    """Holds the run for these ranks: the first one has the lock."""
+def _locked(run: Run, ranks: Ranks) -> Iterator[str | None]:
+    """Holds the run for these ranks: the first one has the lock. What is yielded is `locked`'s."""
     with ExitStack() as held:
-        ranks.first(lambda: held.enter_context(runs.locked(run)))
-        yield
+        yield ranks.first(lambda: held.enter_context(runs.locked(run)))
 
 
 def _require_alike(images: Images, config: Config, ranks: Ranks) -> None:
@@ -497,7 +565,7 @@ def _newest(run: Run, *, whole: bool) -> tuple[checkpoint.Checkpoint | None, lis
     """The newest checkpoint that is whole, with a sentence for each damaged newer one, which is set
     aside; raises `CheckpointError` where there are only damaged ones."""
     (run.path / "failed.txt").unlink(missing_ok=True)
-    saved, problems = checkpoint.newest(run.checkpoints, whole=whole)
+    saved, problems = checkpoint.newest(run.checkpoints, run=runs.identity_of(run), whole=whole)
     if saved is None and problems:
         raise CheckpointError(
             f"{run.path}: every checkpoint is damaged, the newest: {problems[0]}; train it anew"
@@ -587,43 +655,54 @@ def _evaluate(
     step: int,
     state: dict[str, Any],
     cost: during.Cost,
-) -> str:
-    """Evaluates the averaged weights, logs it, keeps them where none were better; in words.
+    stop: Callable[[], bool],
+) -> str | None:
+    """Evaluates the averaged weights, logs it, keeps them where none were better; in words. None
+    where it was to stop meanwhile.
 
     What it cost is logged too: how long this one took, and the share of the time so far that was
     spent evaluating. Nothing depends on it.
     """
     ranks = trainee.ranks
     with cost.of_evaluation():
-        figure = during.quality(averaged_model(trainee, run), ruler, ranks)
-    said, is_best = ranks.first(_judged, run, ruler, step, figure, cost)
+        try:
+            figure = during.quality(averaged_model(trainee, run), ruler, ranks, stop=stop)
+        except Stopped:
+            return None
+    said, is_best = ranks.first(_judged, run, ruler, step, figure, cost, state["run"])
     if is_best:
         assert figure is not None
         best_state = state | {"periodic": False, "kid": figure.value}
         saving = _save(trainee, run.best, step, best_state, keep=1)
         if saving is not None:
             saving.finish()
+    if figure is not None and ranks.is_first:  # the last, for it says that the evaluation is done
+        row: dict[str, Any] = {"step": step, "kid": figure.value}
+        row |= {"low": figure.low, "high": figure.high}
+        row |= {"samples": ruler.count, "features": ruler.space.hash}
+        row |= {"seconds": round(cost.seconds, 2), "share": round(cost.share, 4)}
+        runs.append_row(run.quality, row)
     return said
 
 
 def _judged(
-    run: Run, ruler: during.Ruler, step: int, figure: Figure | None, cost: during.Cost
+    run: Run,
+    ruler: during.Ruler,
+    step: int,
+    figure: Figure | None,
+    cost: during.Cost,
+    name: str,
 ) -> tuple[str, bool]:
-    """Logs the figure of a step; in words, and whether it is the best so far, in whose place no
-    other is left."""
+    """What an evaluation says, in words, and whether it is the best so far, in whose place no other
+    is left; `name` is the run's identity."""
     spent = f"; it took {cost.seconds:.1f} s, evaluating {cost.share:.1%} of the time so far"
     if figure is None:
         return f"step {step}: not evaluated, the images drawn are not finite{spent}", False
-    row: dict[str, Any] = {"step": step, "kid": figure.value}
-    row |= {"low": figure.low, "high": figure.high}
-    row |= {"samples": ruler.count, "features": ruler.space.hash}
-    row |= {"seconds": round(cost.seconds, 2), "share": round(cost.share, 4)}
-    runs.append_row(run.quality, row)
     said = (
         f"step {step}: KID × 1000 is {1000 * figure.value:.2f} "
         f"({1000 * figure.low:.2f} … {1000 * figure.high:.2f})"
     )
-    best, problems = checkpoint.newest(run.best)
+    best, problems = checkpoint.newest(run.best, run=name)
     # after a crash the best may be of a step that is yet to be made again, or of this one
     is_best = best is None or best.step == step or figure.value < best.state["kid"]
     if is_best:
@@ -632,6 +711,22 @@ def _judged(
         if problems:
             said += f", or kept as such for the best is lost (DAMAGED: {problems[0]})"
     return said + spent, is_best
+
+
+def _owed(run: Run, config: Config, step: int) -> set[str]:
+    """What is to be done at the step that a run goes on from, and was not: it was stopped first."""
+    steps = config.train.steps
+    owed: set[str] = set()
+    if step == 0 or steps is None:
+        return owed
+    if config.train.eval_every is not None and (
+        step % during.every_of(config) == 0 or step == steps
+    ):
+        rows = runs.read_rows(run.quality)
+        owed |= set() if any(row["step"] == step for row in rows) else {"evaluation"}
+    if (step % preview_interval(config) == 0 or step == steps) and not is_previewed(run, step):
+        owed.add("preview")
+    return owed
 
 
 def _restore(trainee: Trainee, saved: checkpoint.Checkpoint) -> dict[str, Any]:
@@ -673,7 +768,7 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     """Back to the newest checkpoint that a run never stopped has too, or to the beginning, with a
     lower learning rate; the step. What was saved after it, where the run was stopped, goes."""
     ranks = trainee.ranks
-    saved = ranks.first(_newest_periodic, run, whole=not trainee.is_divided)
+    saved = ranks.first(_newest_periodic, run, state["run"], whole=not trainee.is_divided)
     if saved is None:
         weights = ranks.first(begun_with, run, trainee.config)
         fresh = begin(trainee.config, trainee.images, weights, trainee.clusters, ranks)
@@ -691,10 +786,10 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     return step
 
 
-def _newest_periodic(run: Run, *, whole: bool) -> checkpoint.Checkpoint | None:
+def _newest_periodic(run: Run, name: str, *, whole: bool) -> checkpoint.Checkpoint | None:
     """The newest checkpoint that a run never stopped has too."""
     for path in reversed(checkpoint.listing(run.checkpoints)):
-        found = checkpoint.read(path, whole=whole)
+        found = checkpoint.read(path, run=name, whole=whole)
         if found.state["periodic"] and found.state["bad"] == 0:
             return found
     return None
@@ -732,8 +827,55 @@ def clusters_of(
     return clustering.read(run.clusters)
 
 
+def _require_its_images(
+    run: Run,
+    config: Config,
+    saved: checkpoint.Checkpoint | None,
+    images: Images,
+    accept: bool,
+) -> str | None:
+    """Raises `CheckpointError` where the images are not those that a run was trained on, unless
+    that is accepted: then what it means is returned. It is accepted once and for all."""
+    if saved is None or not saved.state["data"]:
+        return None
+    kept, about = runs.read_data(run), saved.state["model"]
+    name = saved.state.get("run") or runs.identity(config, images)
+    if saved.state["data"] == images.fingerprint:
+        if kept is None:  # a run of before this was kept
+            runs.write_data(run, images, name)
+        return None
+    if kept and kept.fingerprint == images.fingerprint and saved.state["data"] in kept.accepted:
+        return None
+    known = kept is not None and kept.fingerprint == saved.state["data"]
+    what = record.changes(kept, images) if kept and known else "which ones, is not known"
+    shape = list(images.pixels.shape[1:])
+    if shape != about["shape"] or (
+        config.train.classes and list(images.class_names) != about["class_names"]
+    ):
+        raise CheckpointError(
+            f"{run.path}: the images are not those it was trained on ({what}), but of another "
+            "shape, or of other classes: bring them back, or train anew"
+        )
+    if not accept:
+        raise CheckpointError(
+            f"{run.path}: the images are not those it was trained on ({what}): bring them back, "
+            "train anew, or go on with those there are: unraze resume RUN --accept-changed-data"
+        )
+    if config.train.clusters:
+        found = clustering.read(run.clusters, about.get("clusters"))
+        clustering.write(run.clusters, clustering.of_others(found, images))
+    accepted = [*(kept.accepted if kept else []), saved.state["data"]]
+    runs.write_data(run, images, name, accepted)
+    evaluations = ", and evaluations no longer compare with those before"
+    return (
+        f"CHANGED images are accepted ({what}): from here on the run is no longer the one that its "
+        "command makes; what held-out images say of it is less sure, some may have been trained on"
+        f"{evaluations if config.train.eval_every else ''}"
+    )
+
+
 def _differences(
-    run: Run, config: Config, saved: checkpoint.Checkpoint, images: Images, ranks: Ranks
+    run: Run, config: Config, saved: checkpoint.Checkpoint, ranks: Ranks
 ) -> Iterator[str]:
     """A sentence for each thing that keeps a resumed run from being the same to the bit."""
     if not saved.state["data"]:
@@ -741,12 +883,6 @@ def _differences(
             f"{run.path}: was made of weights that another program trained, without the state of "
             "that training, so it cannot go on with it; `unraze train IMAGES --from RUN` begins a "
             "training with these weights"
-        )
-    if saved.state["data"] != images.fingerprint:
-        raise CheckpointError(
-            f"{run.path}: the images are not those it was trained on (their fingerprint is "
-            f"{images.fingerprint[:12]}…, was {saved.state['data'][:12]}…): bring them back, or "
-            "train anew"
         )
     # read as a whole: a run of before a key was known had that key's default
     then = from_dict(saved.state["config"], where=f"{saved.path / 'state.json'}: config")

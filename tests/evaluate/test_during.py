@@ -300,7 +300,7 @@ def test_a_best_checkpoint_that_is_damaged_is_said(
 ) -> None:
     values = iter([1.0, 2.0, 3.0])  # worse and worse: only the first would be kept
 
-    def worse(model: Model, by: Ruler, ranks: Ranks) -> Any:
+    def worse(model: Model, by: Ruler, ranks: Ranks, **_: Any) -> Any:
         found = quality(model, by, ranks)
         assert found is not None
         return replace(found, value=next(values))
@@ -325,7 +325,7 @@ def test_a_best_checkpoint_that_is_damaged_is_said(
 def test_images_that_are_no_numbers_leave_no_row(
     by: Ruler, ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(during, "quality", lambda model, by: None)
+    monkeypatch.setattr(during, "quality", lambda *_, **__: None)
     run, reports = trained(config_of(ready), tmp_path / "run")
     said = [report.message or "" for report in reports if report.phase == "evaluated"]
     assert len(said) == 3

@@ -22,6 +22,7 @@ os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # which trackio reads when it is
 from trackio.sqlite_storage import SQLiteStorage
 from trackio.utils import MEDIA_DIR
 
+from stopping import after_step
 from unraze import run as runs
 from unraze.cli import main
 from unraze.config import Config, updated
@@ -146,8 +147,7 @@ def test_killed_and_resumed(
 
 def test_stopped_and_resumed_twice(run: Run, tiny_images: Images, tracker: Name) -> None:
     for stop_at in (3, 6):
-        asked = iter(range(1, 100))
-        reports = train(run, tiny_images, stop=lambda asked=asked: next(asked) == 3)
+        reports = train(run, tiny_images, stop=after_step(run, stop_at))
         assert list(tracked(reports, run, tracker))[-1].phase == "stopped"
         is_whole(run, tracker)
         assert Seen[tracker](run).scalars("loss")[-1][0] == stop_at

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -46,10 +46,14 @@ if TYPE_CHECKING:
     from unraze.interop.tracking import Name
     from unraze.ranks import Ranks
     from unraze.run import Run
+    from unraze.train import Report
 
 __all__ = ["follow", "read_images", "resume", "settings_given", "spoken_for", "train"]
 
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""The signal that a closed terminal sends; not on every system."""
 TOGETHER = 2.0
+"""Seconds within which a signal that comes to several ranks again is the same one."""
 TOLD = "train.classes"
 """What it depends on, of a run that goes on from another, how that is taken over."""
 
@@ -287,7 +291,19 @@ def train(
     help_epilogue="Example: unraze resume runs/00000-fashion-mnist",
 )
 def resume(
-    run: Annotated[Path, Parameter(help="The run's folder.")], /, *, track: Track = None
+    run: Annotated[Path, Parameter(help="The run's folder.")],
+    /,
+    *,
+    accept_changed_data: Annotated[
+        bool,
+        Parameter(
+            group=DATA,
+            negative="",
+            show_default=False,
+            help="Go on though the images are not those it was trained on; what changed is logged.",
+        ),
+    ] = False,
+    track: Track = None,
 ) -> int:
     """Go on with a run that was stopped or killed, exactly as if it never had been.
 
@@ -297,10 +313,12 @@ def resume(
 
     found = runs.find(run)
     with spoken_for(runs.read_config(found).train.device) as ranks:
-        return _go_on(found, track, ranks)
+        return _go_on(found, track, ranks, accept_changed_data=accept_changed_data)
 
 
-def _go_on(found: Run, track: Name | None, ranks: Ranks) -> int:
+def _go_on(
+    found: Run, track: Name | None, ranks: Ranks, *, accept_changed_data: bool = False
+) -> int:
     """Trains a run that is there from where it is."""
     from unraze import run as runs
     from unraze.data import NAMES
@@ -316,7 +334,7 @@ def _go_on(found: Run, track: Name | None, ranks: Ranks) -> int:
             raise
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
-    return follow(found, images, track=track, ranks=ranks)
+    return follow(found, images, track=track, ranks=ranks, accept_changed_data=accept_changed_data)
 
 
 def _begun_before(out: Path | None) -> Run | None:
@@ -500,24 +518,48 @@ def read_images(config: Config, ranks: Ranks) -> Images:
     return images
 
 
-def follow(run: Run, images: Images, *, track: Name | None = None, ranks: Ranks) -> int:
+def follow(
+    run: Run,
+    images: Images,
+    *,
+    track: Name | None = None,
+    ranks: Ranks,
+    accept_changed_data: bool = False,
+) -> int:
     """Trains a run to its end or until it is asked to stop, shows how, and says what is next.
 
-    It is tracked where that is asked for, or was before, by the first of the ranks.
+    It is tracked where that is asked for, or was before, by the first of the ranks. Where nobody is
+    there any more to be shown anything, for the terminal or what read the pipe has gone, it is
+    stopped: saved before it ends.
     """
     from rich.console import Console
 
     from unraze import train as training
     from unraze.cli.show import follow_training
+    from unraze.hardware import memory_told
     from unraze.interop.tracking import shown_by, tracked, tracks
 
-    with _asked_to_stop() as stop:
-        reports = training.train(run, images, stop=stop, ranks=ranks)
+    path = shlex.quote(str(run.path))
+    smaller = "give a smaller --batch, or --set train.accumulate=PARTS"
+    with (
+        _asked_to_stop() as asked,
+        memory_told(f"its checkpoints are intact: unraze resume {path} goes on; or {smaller}"),
+    ):
+        reports = training.train(
+            run, images, stop=asked.is_set, ranks=ranks, accept_changed_data=accept_changed_data
+        )
         trackers = {*tracks(run), *([] if track is None else [track])} if ranks.is_first else set()
         for tracker in sorted(trackers):
             reports = tracked(reports, run, tracker)
-        last = follow_training(reports, Console())
-    path = shlex.quote(str(run.path))
+        kept = _Kept(reports)
+        try:
+            last = follow_training(kept, Console())
+        except (OSError, SystemExit):  # the latter is rich's, where a pipe has gone
+            if kept.ended:  # it was no showing that failed
+                raise
+            asked.set()
+            last = kept.drained()
+            _tell_nobody()
     for tracker in tracks(run):
         print(f"its figures: {shown_by(run, tracker)}")
     if last.phase == "stopped":
@@ -529,40 +571,82 @@ def follow(run: Run, images: Images, *, track: Name | None = None, ranks: Ranks)
     return INTERRUPTED if last.phase == "stopped" else 0
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM came; the second one ends the process.
+class _Kept:
+    """Reports of a training as they go by; remembers the last one, and whether they ended."""
 
-    torchrun hands on what came to it to processes that it came to as well: of several ranks, what
-    comes within `TOGETHER` seconds of the first is the same one.
+    def __init__(self, reports: Iterator[Report]) -> None:
+        self.reports, self.ended = reports, False
+        self.last: Report | None = None
+
+    def __iter__(self) -> Iterator[Report]:
+        return self
+
+    def __next__(self) -> Report:
+        try:
+            self.last = next(self.reports)
+        except BaseException:  # its end is a StopIteration
+            self.ended = True
+            raise
+        return self.last
+
+    def drained(self) -> Report:
+        """The last report, once all have gone by."""
+        for _ in self:
+            pass
+        assert self.last is not None, "training always reports how it ended"
+        return self.last
+
+
+def _tell_nobody() -> None:
+    """What is printed from here on goes nowhere, and does not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # what is left in it has nowhere to go
+            stream.flush()
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Is set when SIGINT, SIGTERM or SIGHUP comes (a closed terminal; left alone under nohup).
+
+    The second SIGINT or SIGTERM ends the process; a SIGHUP comes twice by itself, and one of each
+    may come from whoever started it. torchrun hands on what came to it to processes that it came to
+    as well: of several ranks, what comes again within `TOGETHER` seconds is the same one.
     """
     from unraze.ranks import are_several
 
     since = 0.0
-    asked = threading.Event()
+    asked, came = threading.Event(), set[int]()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # only the main thread may handle signals
+        yield asked  # only the main thread may handle signals
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal since
-        if asked.is_set() and are_several() and time.monotonic() - since < TOGETHER:
+        if number in came and are_several() and time.monotonic() - since < TOGETHER:
             return
         since = time.monotonic()
-        if asked.is_set():
+        if number in came and number != HANGUP:
             for each in before:
                 signal.signal(each, signal.SIG_DFL)
             signal.raise_signal(number)
+        came.add(number)
         asked.set()
-        # not print(): the signal may have come in the middle of one
-        if os.environ.get("RANK", "0") == "0":
-            os.write(2, b"\nsaving, then stopping; once more to abort at once\n")
+        # not print(): the signal may have come in the middle of one; the terminal may have gone
+        with suppress(OSError):
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, b"\nsaving, then stopping; once more to abort at once\n")
 
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP])]
+    before = {each: signal.getsignal(each) for each in numbers}
+    if HANGUP is not None and before[HANGUP] is signal.SIG_IGN:
+        del before[HANGUP]
     for each in before:
         signal.signal(each, handle)
     try:
-        yield asked.is_set
+        yield asked
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

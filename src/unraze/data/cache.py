@@ -12,25 +12,30 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
+from filelock import FileLock, Timeout
 
 from unraze.data.images import Images, fingerprint
 from unraze.errors import UnrazeError
-from unraze.files import is_full
+from unraze.files import flush_folder, is_full, write_and_flush
 
 __all__ = ["cache_folder", "describe", "kept", "key", "making"]
 
 _VERSION = 2
 _BLOCK = 2**24
 _STALE_SECONDS = 24 * 3600.0
+_MAKING = ".making-"
+_HELD = "held"
+"""The file by whose lock a folder is known to be in the making."""
 
 
 def cache_folder() -> Path:
@@ -88,17 +93,23 @@ def making(name: str, size: int) -> Iterator[Path]:
         free = shutil.disk_usage(place.parent).free
         if free < size:
             raise OSError(errno.ENOSPC, f"{free / 2**30:.1f} GiB are free")
-        folder = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+        folder, lock = _begun(place.parent)
     except OSError as error:
         raise _refused(place.parent, size, error) from error
     try:
         yield folder
-        if place.exists():
+        flush_folder(folder)
+        if place.exists():  # whoever has mapped it keeps what it has
             shutil.rmtree(place)
         os.replace(folder, place)
+        flush_folder(place.parent)
     except OSError as error:
         raise _refused(place.parent, size, error) from error
     finally:
+        for where in (folder, place):  # it is not of the set
+            with suppress(OSError):
+                (where / _HELD).unlink()
+        lock.release()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -114,7 +125,7 @@ def describe(folder: Path, images: Images) -> None:
         "held_back": images.held_back,
         "fingerprint": images.fingerprint,
     }
-    (folder / "about.json").write_text(json.dumps(about), encoding="ascii")
+    write_and_flush(folder / "about.json", json.dumps(about).encode("ascii"))
 
 
 def _place(name: str) -> Path:
@@ -129,15 +140,41 @@ def _fingerprint_of(file: Path, images: Images) -> str:
     return fingerprint(digest, images.pixels.shape, images.labels)
 
 
+def _begun(parent: Path) -> tuple[Path, FileLock]:
+    """A new folder, and its lock, held; raises `OSError`."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_made_here(), dir=parent))
+        lock = FileLock(folder / _HELD)
+        with suppress(FileNotFoundError):  # before the lock was held another took it for left over
+            lock.acquire(timeout=0)
+            if (folder / _HELD).exists():
+                return folder, lock
+        lock.release()
+
+
+def _made_here() -> str:
+    return f"{_MAKING}{socket.gethostname()}-"
+
+
 def _remove_stale(folder: Path) -> None:
-    """Removes what processes that were killed while making a set have left."""
-    for left in folder.glob(".making-*"):
-        if time.time() - max(left.stat().st_mtime, _changed(left / "pixels")) > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+    """Removes what processes that were killed while making a set have left.
+
+    One of this machine is known by its lock, which its process took with it, whatever the clock
+    says. Those of others are left alone for a day as well: locks may not reach from one to another.
+    """
+    for left in folder.glob(f"{_MAKING}*"):
+        with suppress(OSError, Timeout):  # another was quicker, or it cannot be told, or is held
+            if not (left / _HELD).exists():
+                if _is_old(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            elif left.name.startswith(_made_here()) or _is_old(left):
+                with FileLock(left / _HELD, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
-def _changed(file: Path) -> float:
-    return file.stat().st_mtime if file.exists() else 0.0
+def _is_old(folder: Path) -> bool:
+    changed = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    return time.time() - changed > _STALE_SECONDS
 
 
 def _refused(folder: Path, size: int, error: OSError) -> UnrazeError:

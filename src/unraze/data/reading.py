@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
+from unraze import hardware
 from unraze.config import DataConfig, explained
 from unraze.data import archive, arrays, cache, cifar, folder, hub, idx, named, shards
 from unraze.data.found import Arrays, Opener, Pictures, is_image, no_test_part, shown
@@ -95,7 +96,7 @@ def load(
     *,
     split: Split = "train",
     progress: Progress | None = None,
-    memory: int = MEMORY_BYTES,
+    memory: int | None = None,
 ) -> Images:
     """The images of `config.source`, all of one shape, in natural order of their names.
 
@@ -105,13 +106,16 @@ def load(
             with x_test, the data sets known by name); "held-out" for that test part, or else for
             the share `config.held_out`, which "train" leaves out (see `unraze.data.held_out`).
         progress: told how many images of how many are read.
-        memory: sets of more bytes than this are decoded once into a memory-mapped cache.
+        memory: sets of more bytes than this are decoded once into a memory-mapped cache;
+            `MEMORY_BYTES` if absent, or a quarter of what this process may have where that is less.
 
     Where a set is too small to be divided, "train" is all of it. Raises `DataError` where images
     are missing, unreadable or of several sizes, or none is held out though "held-out" is asked for,
     `InputError` for an option that will not do, `UnrazeError` where the cache cannot be written.
     """
     background = colour(config.background)
+    if memory is None:
+        memory = min(MEMORY_BYTES, hardware.memory() // 4)
     if config.size is not None and math.prod(config.size) > MAX_PIXELS:
         raise InputError(
             f"size = {config.size[0]} x {config.size[1]}: is more than "

@@ -7,7 +7,7 @@ one run can be compared more closely than the interval says.
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -172,9 +172,12 @@ def _interval(every: int, steps: int | None) -> float:
     return every if steps is None else steps / math.ceil(steps / every)
 
 
-def quality(model: Model, by: Ruler, ranks: Ranks = ALONE) -> Figure | None:
+def quality(
+    model: Model, by: Ruler, ranks: Ranks = ALONE, *, stop: Callable[[], bool] = lambda: False
+) -> Figure | None:
     """KID of `by.count` samples of noise that is the same every time; None where what is drawn is
-    not finite. Each of several `ranks` draws its share, and finds the features of that."""
+    not finite. Each of several `ranks` draws its share, and finds the features of that. Raises
+    `generate.Stopped` where it is to stop meanwhile."""
     settings = quick(model.config, CALLS)
     drawn = sample(
         model,
@@ -183,6 +186,7 @@ def quality(model: Model, by: Ruler, ranks: Ranks = ALONE) -> Figure | None:
         settings=settings,
         classes=in_proportion(model, by.held_out),
         ranks=ranks,
+        stop=stop,
     )
     if ranks.any(not bool(torch.isfinite(drawn).all())):
         return None

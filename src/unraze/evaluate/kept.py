@@ -200,6 +200,9 @@ def _as_arrays(values: Mapping[str, Array | float]) -> dict[str, Any]:
 
 def _remove_stale(folder: Path) -> None:
     for left in folder.glob(".*.part"):
+        process = files.left_by(left)
+        if process is not None and files.is_running(process):  # whatever the clock says
+            continue
         with suppress(FileNotFoundError):  # another process was done with it meanwhile
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 left.unlink()

@@ -60,8 +60,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # files count in the order of their names, which begin with the second they are made in
-        if (second := max(map(_second_of, self.folder.glob(FILES)), default=0)) == int(time.time()):
-            time.sleep(max(0.0, second + 1 - time.time()))
+        if max(map(_second_of, self.folder.glob(FILES)), default=0) == int(time.time()):
+            time.sleep(1.0)  # by another clock than that, which may jump
         self.writer = SummaryWriter(str(self.folder), purge_step=first)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
