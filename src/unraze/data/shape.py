@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from unraze.errors import InputError
+from unraze.untrusted import MAX_PIXELS
 
 __all__ = [
     "FORMATS",
@@ -25,9 +26,6 @@ __all__ = [
     "look",
     "size_of",
 ]
-
-MAX_PIXELS = 100_000_000
-"""The most pixels that a picture may declare; checked before any is decoded."""
 
 FORMATS = (
     *("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "TGA"),
@@ -203,7 +201,14 @@ def _flat(picture: Image.Image, background: Rgb) -> Image.Image:
         return picture.convert("L")
     if mode in ("P", "PA"):
         return picture.convert("RGB")
-    return picture if mode == "RGB" else picture.convert("RGB")
+    if mode == "RGB":
+        return picture
+    try:
+        return picture.convert("RGB")
+    except ValueError:
+        raise UnreadableError(
+            f"has colours of the kind {mode}, which say nothing without a profile; save it as RGB"
+        ) from None
 
 
 def _eight_bits(picture: Image.Image, background: Rgb) -> Image.Image:
