@@ -87,6 +87,7 @@ SamplerName = Literal[
 Positive = Annotated[int, Field(ge=1)]
 Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 Few = Annotated[int, Field(ge=1, le=256)]
+Blocks = Annotated[int, Field(ge=1, le=64)]
 Level = Annotated[int, Field(ge=0, lt=MOST_LEVELS)]
 Batch = Annotated[int, Field(ge=1, le=10**9)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -207,7 +208,7 @@ class LeanConfig(_Section):
     widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_LEVELS)] | None = (
         Field(None, description="channels per level; absent: by the size")
     )
-    blocks: Few = Field(1, description="ResNet blocks per level on each side")
+    blocks: Blocks = Field(1, description="ResNet blocks per level on each side")
     heads: Width = Field(4, description="attention heads, at the lowest resolution")
     groups: Width = Field(4, description="groups of the group normalisation")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -220,7 +221,7 @@ class UNetConfig(_Section):
     dim: Width = Field(28, description="channels of the first level")
     multipliers: tuple[Few, ...] = Field((1, 2, 4), min_length=1, max_length=MOST_LEVELS)
     block: Literal["resnet", "convnext"] = "resnet"
-    blocks: Few = Field(2, description="blocks per level on each side")
+    blocks: Blocks = Field(2, description="blocks per level on each side")
     attention: tuple[Level, ...] = Field(
         (),
         max_length=MOST_LEVELS,
@@ -247,7 +248,7 @@ class UNet2DConfig(_Section):
     block_out_channels: tuple[Width, ...] = Field(
         (224, 448, 672, 896), min_length=1, max_length=MOST_LEVELS
     )
-    layers_per_block: Few = 2
+    layers_per_block: Blocks = 2
     down_block_types: tuple[DownBlock, ...] = (
         "DownBlock2D",
         "AttnDownBlock2D",
