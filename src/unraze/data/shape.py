@@ -5,6 +5,8 @@ background (before resizing, so that hidden colours cannot bleed into the edges)
 asked channels, resize.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import IO, Any, Literal
 
@@ -92,31 +94,27 @@ def look(stream: IO[bytes]) -> Image.Image:
 def decode(stream: IO[bytes]) -> Image.Image:
     """The whole picture, its first frame where it moves; raises `UnreadableError`."""
     picture = look(stream)
-    try:
+    with _damage():
         picture.load()
         return ImageOps.exif_transpose(picture)
-    except MemoryError:
-        raise
-    except Exception as error:  # what decoders raise on damaged data is not a closed set
-        raise UnreadableError(_reason(error)) from error
 
 
 def size_of(picture: Image.Image) -> tuple[int, int]:
     """Height and width as the picture is to be seen, from its header; raises `UnreadableError`."""
-    try:
+    with _damage("its EXIF data "):
         turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception as error:  # see `look`
-        raise UnreadableError(f"its EXIF data is damaged ({_reason(error)})") from error
     return picture.size if turned else (picture.height, picture.width)
 
 
 def is_grey(picture: Image.Image, background: Rgb) -> bool:
-    """Whether the picture, flattened onto the background, can only hold greys; from its header."""
+    """Whether the picture, flattened onto the background, can only hold greys; from its header, or
+    where that has a palette, from all of it. Raises `UnreadableError`."""
     coloured_ground = len(set(background)) > 1
     if picture.has_transparency_data and coloured_ground:
         return False
     if picture.mode in ("P", "PA"):
-        palette = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+        with _damage():
+            palette = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
     return picture.mode in _GREY
 
@@ -155,9 +153,10 @@ def fitted(
         channels: 1 (grey: 0.299 R + 0.587 G + 0.114 B) or 3.
 
     Reducing is done with the Lanczos filter, enlarging with the bicubic one. Raises
-    `UnreadableError` for numbers whose range is not known.
+    `UnreadableError` for numbers whose range is not known, and colours that say nothing.
     """
-    flat = _flat(picture, background).convert("L" if channels == 1 else "RGB")
+    with _damage():
+        flat = _flat(picture, background).convert("L" if channels == 1 else "RGB")
     if size is not None and size != (flat.height, flat.width):
         flat = _resized(flat, size, fit, background)
     array = np.asarray(flat)
@@ -245,6 +244,17 @@ def _formats() -> tuple[str, ...]:
 
 def _too_many() -> str:
     return f"declares more than {MAX_PIXELS // 1_000_000} million pixels"
+
+
+@contextmanager
+def _damage(where: str = "") -> Iterator[None]:
+    """Raises `UnreadableError` for what decoders raise: over damage that is not a closed set."""
+    try:
+        yield
+    except (MemoryError, UnreadableError):
+        raise
+    except Exception as error:
+        raise UnreadableError(f"{where}{_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
