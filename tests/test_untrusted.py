@@ -18,8 +18,10 @@ from PIL import Image
 
 from unraze import nn as networks, pictures, untrusted, weights
 from unraze.config import Config, LeanConfig, UNetConfig, from_dict, from_toml
-from unraze.data import load_images
+from unraze.data import images, load_images
+from unraze.data.stats import stats
 from unraze.errors import CheckpointError, DataError, InputError
+from unraze.hardware import require_pictures
 from unraze.interop import from_diffusers, lucidrains
 from unraze.schedule import Schedule
 
@@ -356,6 +358,44 @@ class TestArraysAndPictures:
         Image.new("L", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
         with pytest.raises(InputError, match=r"its recipe cannot be read \(nests more than"):
             pictures.read_recipe(tmp_path / "x.png")
+
+
+def test_a_few_large_pictures_are_read_like_many_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are held in memory by their bytes, not their number: 256 MiB of them."""
+    assert images.at_once((3, 32, 32), 256) == 256
+    assert images.at_once((3, 10_000, 10_000), 256) == 1
+    assert images.at_once((1, 2000, 2000), 256, itemsize=8) == 8
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 5)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    (tmp_path / "set").mkdir()
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / "set" / f"{number}.png")
+    whole = load_images(tmp_path / "x.npy")
+    monkeypatch.setattr(images, "_CHUNK_BYTES", 50)
+    for source in ("x.npy", "set"):
+        found = load_images(tmp_path / source)
+        assert found.fingerprint == whole.fingerprint
+        assert np.array_equal(found.pixels, pixels[:, None])
+    assert stats(found) == stats(whole)
+
+
+def test_more_pictures_at_once_than_fit_are_not_begun() -> None:
+    require_pictures(64, (3, 64, 64))
+    with pytest.raises(InputError, match=r"64 pictures of 10000 x 10000 at once need \d+ GiB"):
+        require_pictures(64, (3, 10_000, 10_000))
+
+
+def test_a_link_in_a_folder_that_is_written_into_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "stats.jsonl").write_text("")
+    untrusted.require_no_links(tmp_path / "run")
+    for name, target in (("samples/step-1.png", "no/such"), ("checkpoints", "/tmp")):
+        (tmp_path / "run" / name).symlink_to(target)
+        with pytest.raises(InputError, match=f"{name}: is a link"):
+            untrusted.require_no_links(tmp_path / "run")
+        (tmp_path / "run" / name).unlink()
 
 
 def test_a_diffusers_model_of_terabytes(tmp_path: Path) -> None:

@@ -1,14 +1,24 @@
 """What this machine can do."""
 
+import math
 import os
 import re
 import time
+from collections.abc import Sequence
 
 import torch
 
 from unraze.errors import InputError
 
-__all__ = ["Moment", "has_bfloat16", "memory", "moment", "require_device", "seconds_between"]
+__all__ = [
+    "Moment",
+    "has_bfloat16",
+    "memory",
+    "moment",
+    "require_device",
+    "require_pictures",
+    "seconds_between",
+]
 
 DEVICE = re.compile(r"(?:cpu|mps)(?::0)?|cuda(?::\d{1,3})?")
 """What can be asked for: torch knows more names, of which some compute nothing ("meta")."""
@@ -32,6 +42,19 @@ def require_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(":")[0]
         raise InputError(f"device = {name!r}: cannot be used here ({reason}); {remedy}") from error
+
+
+def require_pictures(count: int, shape: Sequence[int], device: str = "cpu") -> None:
+    """Raises `InputError` where so many pictures (C, H, W) at once cannot be drawn, whatever the
+    network: x_t, its noise, and what the network says of both, in float32, are more than there is.
+    """
+    needed = 16 * count * math.prod(shape)
+    if needed > memory(device):
+        raise InputError(
+            f"{count} pictures of {' x '.join(map(str, shape[1:]))} at once need "
+            f"{needed / 2**30:,.0f} GiB and more, this machine has {memory(device) / 2**30:,.0f}; "
+            "give a smaller --batch, if the size is what it should be"
+        )
 
 
 def memory(device: str = "cpu") -> int:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unraze.errors import InputError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -28,6 +30,7 @@ __all__ = [
     "json_of",
     "one_line",
     "read",
+    "require_no_links",
     "toml_of",
 ]
 
@@ -109,6 +112,24 @@ def toml_of(file: Path, most: int = MAX_JSON) -> dict[str, Any]:
                 parts = 0
         _require_shallow(max(depth, parts))
     return tomllib.loads(text)
+
+
+def require_no_links(folder: Path) -> None:
+    """Raises `InputError` where a folder that is going to be written into holds a link, which can
+    lead anywhere."""
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        for name in sorted(folders + names):
+            link = Path(place, name)
+            if link.is_symlink():
+                raise InputError(
+                    f"{link}: is a link, and what is written there may go anywhere; put what it "
+                    "leads to in its place, if you trust it"
+                )
+
+
+def _raise(error: OSError) -> None:
+    where = error.filename
+    raise InputError(f"{where}: cannot be read ({error.strerror or error}); check its permissions")
 
 
 def one_line(text: str) -> str:
