@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from unraze import nn as networks, pictures, untrusted, weights
-from unraze.config import Config, LeanConfig, UNetConfig, from_dict, from_toml
+from unraze import checkpoint, generate, nn as networks, pictures, untrusted, weights
+from unraze.config import Config, LeanConfig, UNetConfig, from_dict, from_toml, to_toml
 from unraze.data import images, load_images
 from unraze.data.stats import stats
 from unraze.errors import CheckpointError, DataError, InputError
@@ -225,6 +225,37 @@ class TestNetworks:
             networks.build(config, channels=1, size=(2**15, 2**15))
         assert time.monotonic() - began < 20
 
+    def test_a_run_that_asks_for_a_network_beyond_its_weights(
+        self, tmp_path: Path, tiny_config: Config
+    ) -> None:
+        small = networks.shapes(tiny_config.network, channels=1, size=(8, 8))
+        zeros = {name: torch.zeros(shape) for name, shape in small.items()}
+        about = {"shape": [1, 8, 8], "class_names": [], "num_classes": 0, "sigma_data": 0.5}
+        values = tiny_config.model_dump(mode="json")
+        checkpoint.save_weights(
+            tmp_path / "checkpoints",
+            1,
+            model=zeros,
+            ema=zeros,
+            about=about | {"clusters": None},
+            data="",
+            config=values,
+        )
+        (tmp_path / "config.toml").write_text(to_toml(tiny_config))
+        assert generate.load(tmp_path).shape == (1, 8, 8)
+        large = LeanConfig(fold=1, widths=(2**16, 2**16))
+        written = to_toml(tiny_config.model_copy(update={"network": large}))
+        (tmp_path / "config.toml").write_text(written)
+        with pytest.raises(InputError, match=r"network: its|of another network|has shape"):
+            generate.load(tmp_path)
+        (tmp_path / "config.toml").write_text(to_toml(tiny_config))
+        state = tmp_path / "checkpoints" / "step-00000001" / "state.json"
+        said = json.loads(state.read_text())
+        said["model"]["shape"] = [1, 2**20, 2**20]
+        state.write_text(json.dumps(said))
+        with pytest.raises(CheckpointError, match="1048576 x 1048576 pixels, which are too many"):
+            generate.load(tmp_path)
+
     def test_asking_for_the_shapes_draws_no_number(self) -> None:
         config = LeanConfig(fold=1, widths=(8, 8))
         torch.manual_seed(0)
@@ -275,8 +306,6 @@ class TestNetworks:
         schedule = Schedule(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
         given = {"kind": "given", "steps": steps, "rescaled": False}
         config = from_dict({"schedule": given | {"alpha_bar": schedule.alpha_bar.tolist()}})
-        from unraze.config import to_toml
-
         (tmp_path / "config.toml").write_text(to_toml(config))
         assert from_toml(tmp_path / "config.toml", complete=True) == config
 
@@ -341,6 +370,24 @@ class TestArraysAndPictures:
             pixels = load_images(tmp_path / ending, channels=1).pixels
             assert pixels.shape == (1, 1, 4, 6)
             assert (pixels == 50).all()
+
+    @pytest.mark.parametrize("between", [b"", b"\0" * 9])
+    def test_a_gif_of_comments_without_end(self, tmp_path: Path, between: bytes) -> None:
+        comment = between + b"!\xfe" + (b"\xff" + b"a" * 255) * 60_000
+        began = time.monotonic()
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "0.gif").write_bytes(b"GIF89a\4\0\4\0\0\0\0" + comment)
+        with pytest.raises(DataError, match=r"0\.gif has comments of more than 1,048,576 bytes"):
+            load_images(tmp_path / "set")
+        with pytest.raises(InputError, match="cannot be read as a picture"):
+            pictures.read_recipe(tmp_path / "set" / "0.gif")
+        assert time.monotonic() - began < 20
+
+    def test_a_gif_with_a_recipe_is_read(self, tmp_path: Path) -> None:
+        frames = [Image.fromarray(np.full((4, 4, 3), level, np.uint8)) for level in (9, 99)]
+        (tmp_path / "set").mkdir()
+        pictures.write_film(frames, tmp_path / "set" / "0.gif", {"seed": 0, "x": "y" * 10**5})
+        assert (load_images(tmp_path / "set").pixels == 9).all()
 
     def test_a_recipe_is_looked_for_at_the_beginning(self, tmp_path: Path) -> None:
         recipe = {"kind": "grid", "seed": 3}

@@ -5,6 +5,7 @@ background (before resizing, so that hidden colours cannot bleed into the edges)
 asked channels, resize.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -34,6 +35,9 @@ FORMATS = (
     *("JPEG2000", "ICO"),
 )
 """The decoders that are let near a file: those of plain pictures, none that runs a program."""
+
+MAX_WORDS = 2**20
+"""The most bytes that a GIF may have before its first frame; a recipe of ours has some thousand."""
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", "I", "F", *_SIXTEEN_BITS)
@@ -67,11 +71,14 @@ def colour(name: str) -> Rgb:
 def look(stream: IO[bytes]) -> Image.Image:
     """Opens a picture by its header and checks what that declares; decodes no pixel.
 
-    Raises `UnreadableError` for an empty file, one in no known format, and one of more than
-    `MAX_PIXELS` pixels.
+    Raises `UnreadableError` for an empty file, one in no known format, one of more than
+    `MAX_PIXELS` pixels, and a GIF of comments without end.
     """
-    if not stream.read(1):
+    begin = stream.read(4)
+    if not begin:
         raise UnreadableError("is empty, 0 bytes")
+    if begin == b"GIF8":
+        _require_few_words(stream)
     stream.seek(0)
     try:
         picture = Image.open(stream, formats=_formats())
@@ -240,6 +247,26 @@ def _formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this build of Pillow knows."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _require_few_words(stream: IO[bytes]) -> None:
+    """Raises `UnreadableError` where the parts before a GIF's first frame are longer than
+    `MAX_WORDS`: its decoder copies all of a comment for every 255 bytes of it."""
+    stream.seek(10)
+    flags = stream.read(1) or b"\0"
+    stream.seek(13 + (3 << (flags[0] & 7) + 1 if flags[0] & 128 else 0))
+    words = 0
+    while (mark := stream.read(1)) not in (b"", b",", b";"):
+        words += 1  # whatever else stands there is passed over by the decoder too
+        if mark == b"!":
+            stream.read(1)
+            while (size := stream.read(1)) not in (b"", b"\0"):
+                words += size[0]
+                stream.seek(size[0], os.SEEK_CUR)
+                if words > MAX_WORDS:
+                    break
+        if words > MAX_WORDS:
+            raise UnreadableError(f"has comments of more than {MAX_WORDS:,} bytes")
 
 
 def _too_many() -> str:
