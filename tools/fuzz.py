@@ -152,6 +152,32 @@ def _state(folder: Path, data: bytes) -> None:
     generate.load(folder)
 
 
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+
+
+def _shards(folder: Path, data: bytes) -> None:
+    """A checkpoint of many ranks, with one file that holds all parts."""
+    from unraze import generate
+
+    (folder / SAVED / SHARD).write_bytes(data)
+    state = json.loads(_in_a_run("state.json")[0])
+    del state["sha256"]
+    state["shards"] = {SHARD: hashlib.sha256(data).hexdigest()}
+    (folder / SAVED / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    generate.load(folder)
+
+
+def _shards_seeds() -> list[bytes]:
+    import safetensors.torch
+
+    (data,) = _in_a_run("ema.safetensors")
+    whole = safetensors.torch.load(data)
+    parts = {f"{part}/{name}": v.clone() for part in ("model", "ema") for name, v in whole.items()}
+    places = {key: {"saved_offsets": [0] * value.ndim} for key, value in parts.items()}
+    said = {"DCP_SHARDING_INFO": json.dumps(places)}
+    return [safetensors.torch.save(parts, metadata=said)]
+
+
 def _sampling(folder: Path, data: bytes) -> None:
     from unraze import generate
 
@@ -474,6 +500,7 @@ def _cache_seeds() -> list[bytes]:
 TARGETS = {
     "config": Reader(_config, _config_seeds),
     "weights": Reader(_weights, lambda: _in_a_run("ema.safetensors"), _run),
+    "shards": Reader(_shards, _shards_seeds, _run),
     "state": Reader(_state, lambda: _in_a_run("state.json"), _run),
     "sampling": Reader(_sampling, _sampling_seeds, _run),
     "clusters": Reader(_clusters, _clusters_seeds),

@@ -15,7 +15,7 @@ from torch import Tensor
 from unraze import untrusted
 from unraze.hardware import memory
 
-__all__ = ["MAX_HEADER", "parsed", "read"]
+__all__ = ["MAX_HEADER", "parsed", "read", "require_header"]
 
 MAX_HEADER = 2**24
 """The most bytes of a header: a hundred times that of a network of a thousand tensors."""
@@ -27,14 +27,27 @@ def read(file: Path) -> bytes:
     return untrusted.read(file, memory())
 
 
-def parsed(data: bytes) -> dict[str, Tensor]:
-    """The tensors by name; raises `ValueError` with what is wrong with them."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
-        raise ValueError(f"a header of {length:,} bytes, in a file of {len(data):,}")
+def require_header(file: Path) -> None:
+    """Raises `ValueError` for a file whose header is longer or deeper than one of weights is, and
+    `OSError`; for what opens the file itself, which has bounds of its own or none."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        untrusted.json_in(stream.read(_length(stream.read(8), size)))
+
+
+def _length(begin: bytes, size: int) -> int:
+    """Bytes of the header, in a file of that size; raises `ValueError`."""
+    length = int.from_bytes(begin, "little")
+    if len(begin) < 8 or length > size - 8:
+        raise ValueError(f"a header of {length:,} bytes, in a file of {size:,}")
     if length > MAX_HEADER:
         raise ValueError(f"a header of {length:,} bytes, more than {MAX_HEADER:,}")
-    header = untrusted.json_in(data[8 : 8 + length])
+    return length
+
+
+def parsed(data: bytes) -> dict[str, Tensor]:
+    """The tensors by name; raises `ValueError` with what is wrong with them."""
+    header = untrusted.json_in(data[8 : 8 + _length(data[:8], len(data))])
     if not isinstance(header, dict):
         raise ValueError("a header that holds no names")
     for name, about in header.items():

@@ -17,7 +17,14 @@ WORDS = (
     *(b"9" * 30, b"1e999", b'"', b"\\", b"../", b"\n", b"true", b"PK\x01\x02", b"\x80\x02c"),
 )
 """What files are made to stumble over."""
-EXAMPLES = {"weights": 20, "state": 20, "sampling": 12, "config": 20, "lucidrains": 30}
+EXAMPLES = {
+    "weights": 20,
+    "shards": 20,
+    "state": 20,
+    "sampling": 12,
+    "config": 20,
+    "lucidrains": 30,
+}
 """Of the slow ones."""
 
 
