@@ -9,7 +9,7 @@ seconds over one input. Its input is kept under fuzz-findings/. Inputs begin wit
 `seeds` makes, and are changed by atheris (libFuzzer), which keeps what reaches lines of the readers
 that no other input did. `pip install -c constraints.txt ".[fuzz]"` installs it.
 
-The tests try the same readers on a few hundred changed files each (tests/fuzz).
+The tests try the same readers on some dozens of changed files each (tests/fuzz).
 """
 
 from __future__ import annotations
