@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 DEMO_MINUTES ?= 4
+FUZZ_MINUTES ?= 60
 DEMO := runs/demo
 # More for pip, the index of torch's CPU builds say: make demo PIP_ARGS="--extra-index-url …"
 PIP_ARGS ?=
@@ -13,7 +14,7 @@ UNRAZE := $(BIN)/unraze
 FASHION := /usr/share/datasets/fashion-mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults lint clean
+.PHONY: help demo test test-full test-faults lint fuzz dist lock audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) \
@@ -73,6 +74,19 @@ lint: $(VENV)/.installed-dev ## ruff, mypy and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fuzz: $(VENV)/.installed-fuzz ## damaged files at every reader, FUZZ_MINUTES (60) for each
+	$(BIN)/python tools/fuzz.py all --minutes $(FUZZ_MINUTES)
+
+dist: $(VENV)/.installed-dist ## wheel and source distribution: built twice, compared, looked into
+	$(BIN)/python tools/dist.py --out dist
+
+lock: $(VENV)/.installed-dev $(VENV)/.installed-fuzz $(VENV)/.installed-dist ## requirements.lock
+	$(BIN)/python tools/lock.py > requirements.lock.part
+	mv requirements.lock.part requirements.lock
+
+audit: $(VENV)/.installed-dist ## known holes in what is pinned; asks a service of the network
+	$(BIN)/pip-audit --no-deps --disable-pip -r requirements.lock
+
 clean: ## removes .venv and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf build dist src/unraze.egg-info
@@ -90,6 +104,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -c constraints.txt -e .
 	@touch $@
+
+$(VENV)/.installed-fuzz $(VENV)/.installed-dist: $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -c constraints.txt -e ".[$*]"
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -c constraints.txt -e ".[dev]"

@@ -284,9 +284,10 @@ class TestBlowUp:
         ({"train.steps": 10**10}, "train.steps = 10000000000: is more than 1,000,000,000 steps"),
         ({"train.epochs": 1e300}, r"train.epochs = 1e\+300: is more than 1,000,000,000 steps"),
         ({"train.minutes": 1e300}, r"train.minutes = 1e\+300: is more than ten years"),
-        ({"train.batch": 10**12}, "train.batch = 1000000000000: so many images of 8 x 8 at once"),
-        ({"network.widths": [10**7]}, r"network: its [0-9,]+ weights need [0-9,]+ GiB"),
-        ({"network.widths": [2**40]}, "network: has more weights than can be counted"),
+        ({"train.batch": 10**9}, "train.batch = 1000000000: so many images of 8 x 8 at once"),
+        ({"train.batch": 10**12}, "train.batch = 1000000000000: give at most 1000000000"),
+        ({"network.widths": [2**16]}, r"network: its [0-9,]+ weights need [0-9,]+ GiB"),
+        ({"network.widths": [2**40]}, r"network.widths.0 = 1099511627776: give at most 65536"),
     ],
 )
 def test_what_would_fail_later_is_refused_first(

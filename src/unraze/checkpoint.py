@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from unraze import files, sharded
+from unraze import files, sharded, untrusted, weights
 from unraze.errors import CheckpointError, UnrazeError
 from unraze.ranks import Ranks
 
@@ -62,6 +61,8 @@ LEFT_OVER = ".step-*.part"
 """What a crash may leave, of one being written or removed."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
 """How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
+MAX_STATE = 2**26
+"""The most bytes of `state.json`: a name for each of a million classes."""
 
 
 Shard = Annotated[str, Field(pattern=r"^shard-[\w.-]+\.safetensors$")]
@@ -91,6 +92,8 @@ class _About(_Part):
     def _as_trained(self) -> _About:
         if self.shape[0] not in (1, 3):
             raise ValueError(f"{self.shape[0]} channels, where only 1 and 3 are trained on")
+        if self.shape[1] * self.shape[2] > untrusted.MAX_PIXELS:
+            raise ValueError(f"{self.shape[1]} x {self.shape[2]} pixels, which are too many")
         if len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} names of {self.num_classes} classes")
         return self
@@ -346,7 +349,7 @@ def read(path: Path, *, run: str = "", whole: bool = True) -> Checkpoint:
             raise CheckpointError(_is_pickle(path / pickles[0]))
         raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
     try:
-        state = json.loads(state_file.read_text(encoding="utf-8"))
+        state = untrusted.json_of(state_file, MAX_STATE)
         step = _State.model_validate(state).step
     except ValidationError as error:
         first = error.errors()[0]
@@ -354,7 +357,7 @@ def read(path: Path, *, run: str = "", whole: bool = True) -> Checkpoint:
         if place := ".".join(map(str, first["loc"])):
             what = f"{place} is missing" if first["type"] == "missing" else f"{place}: {what}"
         raise CheckpointError(f"{state_file}: is damaged ({what})") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{state_file}: is damaged ({error})") from error
     if state.get("hash") not in (None, _hash_of_state(state)):
         raise CheckpointError(f"{state_file}: is damaged, it is not what its own hash says")
@@ -492,7 +495,7 @@ def _bytes_of(tensors: Mapping[str, Tensor]) -> bytes:
 def _is_periodic(path: Path) -> bool:
     """Whether a run that is never stopped has it too; a damaged one does not count."""
     try:
-        return json.loads((path / "state.json").read_text(encoding="utf-8"))["periodic"] is True
+        return untrusted.json_of(path / "state.json", MAX_STATE)["periodic"] is True
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -501,13 +504,15 @@ def _read_part(path: Path, expected: str) -> dict[str, Tensor]:
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path}: is damaged, it is not a file")
     try:
-        data = path.read_bytes()
+        data = weights.read(path)
     except FileNotFoundError as error:
         if pickles := [p for suffix in PICKLES if (p := path.with_suffix(suffix)).exists()]:
             raise CheckpointError(_is_pickle(pickles[0])) from error
         raise CheckpointError(f"{path}: is missing") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}, does not fit in memory") from error
     found = hashlib.sha256(data).hexdigest()
     if found != expected and data.startswith(PICKLED):
         raise CheckpointError(_is_pickle(path))
@@ -516,8 +521,8 @@ def _read_part(path: Path, expected: str) -> dict[str, Tensor]:
             f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {expected[:12]}…"
         )
     try:
-        return safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+        return weights.parsed(data)
+    except ValueError as error:
         if data.startswith(PICKLED):
             raise CheckpointError(_is_pickle(path)) from error
         raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error

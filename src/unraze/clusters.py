@@ -25,10 +25,9 @@ import numpy as np
 import safetensors.numpy
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from scipy.cluster.vq import kmeans2
 
-from unraze import files, rng
+from unraze import files, rng, weights
 from unraze.data import Images, to_float
 from unraze.errors import CheckpointError, UnrazeError
 
@@ -174,9 +173,12 @@ def read(path: Path, expected: str | None = None) -> Clusters:
     hash than `expected`, and had before the images were others."""
     remedy = "the network was told what is in it: bring it back, or train anew"
     try:
-        data = path.read_bytes()
-        found = Clusters(**safetensors.numpy.load(data), before=_before(data))
-    except (OSError, SafetensorError, TypeError) as error:
+        data = weights.read(path)
+        tensors = weights.parsed(data)
+        known = {name: value.numpy() for name, value in tensors.items()}
+        found = Clusters(**known, before=_before(data))
+        _check(found)
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {remedy}") from error
     if expected is not None and expected not in (found.hash, *found.before):
         raise CheckpointError(f"{path}: is not that of this checkpoint; {remedy}")
@@ -187,6 +189,21 @@ def _before(data: bytes) -> tuple[str, ...]:
     """The hashes that a file names as those of before; `load` has found it to be whole."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tuple(header.get("__metadata__", {}).get(BEFORE, "").split())
+
+
+def _check(clusters: Clusters) -> None:
+    """Raises `ValueError` unless the parts are what they are said to be, and fit each other."""
+    kinds = {"mean": ("f8", 1), "axes": ("f8", 2), "centres": ("f8", 2), "labels": ("i8", 1)}
+    for name, (kind, dimensions) in kinds.items():
+        value = getattr(clusters, name)
+        if value.dtype != np.dtype(kind) or value.ndim != dimensions or 0 in value.shape:
+            raise ValueError(f"{name} is {value.dtype} {value.shape}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} holds values that are not finite")
+    if clusters.axes.shape != (len(clusters.mean), clusters.centres.shape[1]):
+        raise ValueError(f"axes are {clusters.axes.shape}, centres {clusters.centres.shape}")
+    if clusters.labels.min() < 0 or clusters.labels.max() >= len(clusters):
+        raise ValueError(f"labels go beyond the {len(clusters)} clusters")
 
 
 def _tensors(clusters: Clusters) -> dict[str, Array]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from unraze.errors import InputError
+from unraze.untrusted import one_line, toml_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,6 +29,8 @@ else:
 
 __all__ = [
     "DISTILLED",
+    "MOST_CLASSES",
+    "MOST_STEPS",
     "NOISE_SHARES",
     "NOT_DISTILLED",
     "OF_A_SAMPLER",
@@ -56,6 +59,14 @@ __all__ = [
     "updated",
 ]
 
+MOST_CHANNELS, MOST_LEVELS, MOST_CLASSES, MOST_STEPS = 2**16, 16, 10**6, 100_000
+"""A network's channels, levels and classes, and a schedule's steps, at most. A configuration may be
+a stranger's: whatever it says, a network's shapes can be found out, a schedule be computed."""
+MOST_OF_RESTART = 1000
+"""Calls of the restart sampler: how many of them are steps is searched from there down."""
+LONGEST_VALUE = 200
+"""The most letters of a wrong value that are shown."""
+
 Parametrisation = Literal["eps_step", "eps", "x0", "v", "edm"]
 SamplerName = Literal[
     "greedy",
@@ -74,8 +85,13 @@ SamplerName = Literal[
     "consistency",
 ]
 Positive = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
+Few = Annotated[int, Field(ge=1, le=256)]
+Blocks = Annotated[int, Field(ge=1, le=64)]
+Level = Annotated[int, Field(ge=0, lt=MOST_LEVELS)]
+Batch = Annotated[int, Field(ge=1, le=10**9)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-Times = tuple[Annotated[float, Field(ge=0.0)], ...]
+Times = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(max_length=MOST_STEPS + 1)]
 
 ORDERS: dict[SamplerName, int] = {"unipc": 3, "ipndm": 4, "deis": 4, "adams": 3, "restart": 2}
 """The samplers that have an order, and the highest."""
@@ -142,7 +158,7 @@ class ScheduleConfig(_Section):
     """ᾱ_t, the signal amplitude after t steps (`unraze.schedule`)."""
 
     kind: Literal["linear", "quadratic", "sigmoid", "cosine", "angle", "given"] = "angle"
-    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
+    steps: Annotated[int, Field(ge=2, le=MOST_STEPS)] = Field(
         1000, description="T, the number of steps"
     )
     rescaled: bool = Field(
@@ -152,7 +168,7 @@ class ScheduleConfig(_Section):
     )
     zero_terminal: bool = Field(False, description="rescale so that ᾱ_T = 0 (Lin et al. 2023)")
     allow_signal: bool = Field(False, description="accept ᾱ_T > 0.01: samples start off-course")
-    alpha_bar: tuple[Unit, ...] | None = Field(
+    alpha_bar: Annotated[tuple[Unit, ...], Field(max_length=MOST_STEPS + 1)] | None = Field(
         None, description="of given: ᾱ_0 … ᾱ_T, as `unraze import` finds them"
     )
 
@@ -186,15 +202,15 @@ class LeanConfig(_Section):
     """The fast default network: pixels folded into channels, few and wide blocks (`nn/lean.py`)."""
 
     kind: Literal["lean"] = "lean"
-    fold: Positive | None = Field(
+    fold: Few | None = Field(
         None, description="fold squares of this side into channels first; absent: by the size"
     )
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = Field(
-        None, description="channels per level; absent: by the size"
+    widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_LEVELS)] | None = (
+        Field(None, description="channels per level; absent: by the size")
     )
-    blocks: Positive = Field(1, description="ResNet blocks per level on each side")
-    heads: Positive = Field(4, description="attention heads, at the lowest resolution")
-    groups: Positive = Field(4, description="groups of the group normalisation")
+    blocks: Blocks = Field(1, description="ResNet blocks per level on each side")
+    heads: Width = Field(4, description="attention heads, at the lowest resolution")
+    groups: Width = Field(4, description="groups of the group normalisation")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
@@ -202,19 +218,21 @@ class UNetConfig(_Section):
     """The annotated U-Net, and with other numbers the network of Ho et al. (`nn/unet.py`)."""
 
     kind: Literal["unet"] = "unet"
-    dim: Positive = Field(28, description="channels of the first level")
-    multipliers: tuple[Positive, ...] = Field((1, 2, 4), min_length=1)
+    dim: Width = Field(28, description="channels of the first level")
+    multipliers: tuple[Few, ...] = Field((1, 2, 4), min_length=1, max_length=MOST_LEVELS)
     block: Literal["resnet", "convnext"] = "resnet"
-    blocks: Positive = Field(2, description="blocks per level on each side")
-    attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="levels with full attention, 0 the finest; the middle always has it"
+    blocks: Blocks = Field(2, description="blocks per level on each side")
+    attention: tuple[Level, ...] = Field(
+        (),
+        max_length=MOST_LEVELS,
+        description="levels with full attention, 0 the finest; the middle always has it",
     )
     linear_attention: bool = Field(True, description="linear attention at the other levels")
-    heads: Positive = 4
-    head_dim: Positive | None = Field(
+    heads: Width = 4
+    head_dim: Width | None = Field(
         None, description="channels per attention head; absent: a level's channels over its heads"
     )
-    groups: Positive = Field(4, description="groups of the group normalisation")
+    groups: Width = Field(4, description="groups of the group normalisation")
     scale_shift: bool = Field(True, description="time scales and shifts; false: it only shifts")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
@@ -227,8 +245,10 @@ class UNet2DConfig(_Section):
     """diffusers' UNet2DModel, by the keys of its config.json (`nn/unet2d.py`)."""
 
     kind: Literal["unet2d"] = "unet2d"
-    block_out_channels: tuple[Positive, ...] = Field((224, 448, 672, 896), min_length=1)
-    layers_per_block: Positive = 2
+    block_out_channels: tuple[Width, ...] = Field(
+        (224, 448, 672, 896), min_length=1, max_length=MOST_LEVELS
+    )
+    layers_per_block: Blocks = 2
     down_block_types: tuple[DownBlock, ...] = (
         "DownBlock2D",
         "AttnDownBlock2D",
@@ -244,11 +264,11 @@ class UNet2DConfig(_Section):
     )
     add_attention: bool = Field(True, description="in the middle")
     mid_block_scale_factor: Annotated[float, Field(gt=0.0)] = 1.0
-    attention_head_dim: Positive | None = Field(
+    attention_head_dim: Width | None = Field(
         None, description="channels per attention head; absent: one head of all"
     )
-    norm_num_groups: Positive = 32
-    attn_norm_num_groups: Positive | None = Field(
+    norm_num_groups: Width = 32
+    attn_norm_num_groups: Width | None = Field(
         None,
         description="of the middle's attention; absent: norm_num_groups, or with scale_shift none",
     )
@@ -258,11 +278,11 @@ class UNet2DConfig(_Section):
     downsample_padding: Literal[0, 1] = 1
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
-    time_embedding_dim: Positive | None = None
-    freq_shift: Annotated[int, Field(ge=0)] = 0
+    time_embedding_dim: Annotated[int, Field(ge=1, le=4 * MOST_CHANNELS)] | None = None
+    freq_shift: Annotated[int, Field(ge=0, le=MOST_CHANNELS)] = 0
     flip_sin_to_cos: bool = True
     center_input_sample: bool = False
-    num_class_embeds: Positive | None = Field(
+    num_class_embeds: Annotated[int, Field(ge=1, le=MOST_CLASSES + 1)] | None = Field(
         None, description="rows of the table of classes; absent: one for each, and one for none"
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -288,15 +308,23 @@ class LucidrainsConfig(_Section):
     """The U-Net of denoising-diffusion-pytorch, for weights from there (`nn/lucidrains.py`)."""
 
     kind: Literal["lucidrains"] = "lucidrains"
-    dim: Positive = Field(64, description="channels that the multipliers are of; even")
-    init_dim: Positive | None = Field(None, description="of the first convolution; absent: dim")
-    multipliers: tuple[Positive, ...] = Field((1, 2, 4, 8), min_length=1)
-    attention: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (3,), description="levels with full attention, 0 the finest; the others have linear one"
+    dim: Width = Field(64, description="channels that the multipliers are of; even")
+    init_dim: Width | None = Field(None, description="of the first convolution; absent: dim")
+    multipliers: tuple[Few, ...] = Field((1, 2, 4, 8), min_length=1, max_length=MOST_LEVELS)
+    attention: tuple[Level, ...] = Field(
+        (3,),
+        max_length=MOST_LEVELS,
+        description="levels with full attention, 0 the finest; the others have linear one",
     )
-    heads: tuple[Positive, ...] = Field((4,), description="per level, or one number for all")
-    head_dim: tuple[Positive, ...] = Field((32,), description="per level, or one number for all")
-    memory: Annotated[int, Field(ge=0)] = Field(4, description="learned keys and values")
+    heads: tuple[Width, ...] = Field(
+        (4,), max_length=MOST_LEVELS, description="per level, or one number for all"
+    )
+    head_dim: tuple[Width, ...] = Field(
+        (32,), max_length=MOST_LEVELS, description="per level, or one number for all"
+    )
+    memory: Annotated[int, Field(ge=0, le=MOST_CHANNELS)] = Field(
+        4, description="learned keys and values"
+    )
     max_period: Annotated[float, Field(gt=0.0)] = Field(10000.0, description="of the time's sines")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
@@ -421,9 +449,9 @@ class TrainConfig(_Section):
     minutes: Annotated[float, Field(gt=0.0)] | None = None
     steps: Positive | None = None
     epochs: Annotated[float, Field(gt=0.0)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    batch: Positive = Field(128, description="images per optimiser step (the global batch)")
-    accumulate: Positive = Field(1, description="parts that the batch is computed in")
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    batch: Batch = Field(128, description="images per optimiser step (the global batch)")
+    accumulate: Batch = Field(1, description="parts that the batch is computed in")
     recompute: bool = Field(
         False,
         description="compute what is inside the blocks again in the backward pass in place of "
@@ -451,7 +479,9 @@ class TrainConfig(_Section):
         0.99,
     )
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    warmup: Annotated[int, Field(ge=0)] = Field(50, description="steps of rising learning rate")
+    warmup: Annotated[int, Field(ge=0, lt=2**53)] = Field(
+        50, description="steps of rising learning rate"
+    )
     decay: Unit = Field(0.7, description="last part of the budget in which lr falls to zero")
     clip: Annotated[float, Field(ge=0.0)] = Field(1.0, description="gradient norm bound; 0: none")
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.995
@@ -475,7 +505,7 @@ class TrainConfig(_Section):
     eval_every: Positive | None = Field(
         None, description="steps from one small evaluation to the next; absent: none"
     )
-    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
+    keep: Annotated[int, Field(ge=2, lt=2**53)] = Field(2, description="newest checkpoints kept")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> TrainConfig:
@@ -499,7 +529,9 @@ class SampleConfig(_Section):
     """How images are drawn from what was learned (`unraze.samplers`)."""
 
     sampler: SamplerName = "ddim"
-    steps: Positive = Field(50, description="network calls, at most T")
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(
+        50, description="network calls, at most T"
+    )
     spacing: Literal["time", "angle", "log_snr", "karras"] | Times = Field(
         "time",
         description="kept steps are even in t, in θ = arctan(β̄/ᾱ), in ln(ᾱ/β̄), as Karras et al. "
@@ -517,7 +549,9 @@ class SampleConfig(_Section):
     restart_interval: tuple[Unit, Unit] | None = Field(
         None, description="of restart: the part of t/T that it goes through again"
     )
-    restart_repeats: Positive | None = Field(None, description="of restart: how often")
+    restart_repeats: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="of restart: how often"
+    )
     clip: Literal["none", "clip", "x0-only", "dynamic"] = Field(
         "clip",
         description="of x̂₀ to [-1, 1]; x0-only: the noise ε̄ stays as it was said, as in diffusers'"
@@ -560,6 +594,8 @@ class SampleConfig(_Section):
                 raise ValueError(f"restart_interval = {low:g}, {high:g}: must rise")
         if self.sampler == "restart" and self.steps < 3:
             raise ValueError(f"steps = {self.steps}: restart needs 3 or more")
+        if self.sampler == "restart" and self.steps > MOST_OF_RESTART:
+            raise ValueError(f"steps = {self.steps}: restart takes {MOST_OF_RESTART:,} at most")
         return self
 
     @model_validator(mode="after")
@@ -656,7 +692,7 @@ def preset_text(name: str) -> str:
     """The TOML text of a preset, comments and all; raises `InputError` for an unknown name."""
     if name not in preset_names():
         raise InputError(
-            f"there is no preset '{name}'{_nearest(name, preset_names())}; "
+            f"there is no preset '{one_line(name)}'{_nearest(name, preset_names())}; "
             f"the presets are {', '.join(preset_names())}"
         )
     return (resources.files("unraze") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
@@ -674,16 +710,18 @@ def from_toml(path: Path, *, complete: bool = False) -> Config:
     the key.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = toml_of(path)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); give a TOML file such as "
             "`unraze config` prints"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not TOML ({error})") from error
+    except ValueError as error:  # which that of TOML is, and of text, and of a number too long
+        why = one_line(str(error))
+        raise InputError(f"{path}: is not TOML ({why})") from error
     if not complete:
-        values = _laid_over(preset(str(values.get("preset", "fast"))), values)
+        name = values.get("preset", "fast")
+        values = _laid_over(preset(name) if isinstance(name, str) else Config(), values)
     return from_dict(values, where=str(path))
 
 
@@ -808,11 +846,11 @@ def explained(error: ValidationError) -> str:
             *_leaves(Config().model_dump()),
             *(f"network.{key}" for kind in NETWORKS.values() for key in kind.model_fields),
         )
-        return f"there is no key '{place}'{_nearest(place, known)}"
+        return f"there is no key '{one_line(place)}'{_nearest(place, known)}"
     if first["type"] == "union_tag_not_found":
         return f"{place}.kind is missing: give {kinds}"
     if first["type"] == "union_tag_invalid":
-        return f"{place}.kind = {first['input'].get('kind')!r}: give {kinds}"
+        return f"{place}.kind = {_as_written(first['input'].get('kind'))}: give {kinds}"
     if first["type"] == "missing":  # one of the numbers of a list, whose place ends the path
         place = ".".join(path[:-1])
     what = remedy(first)
@@ -855,7 +893,8 @@ def remedy(error: ErrorDetails) -> str:
         case "model_type" | "model_attributes_type":
             return "give a section of keys"
         case "too_long":
-            return f"give {known['max_length']} numbers"
+            most = known["max_length"]
+            return f"give {most} numbers" if most < 4 else f"give {most:,} numbers or fewer"
         case "too_short":
             return f"give {known['min_length']} number or more"
         case "missing":
@@ -872,8 +911,15 @@ def _as_written(value: object) -> str:
     """A value as TOML has it, where Python has it otherwise."""
     match value:
         case bool():
-            return str(value).lower()
+            written = str(value).lower()
+        case int() if value.bit_length() > LONGEST_VALUE:
+            return f"a whole number of {value.bit_length()} bits"
         case tuple():
-            return f"[{', '.join(map(_as_written, value))}]"
+            written = f"[{', '.join(map(_as_written, value[:LONGEST_VALUE]))}]"
+        case str():
+            written = repr(value[:LONGEST_VALUE])
+        case dict():
+            return "a section of keys"
         case _:
-            return repr(value)
+            written = repr(value)
+    return written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]} …"

@@ -22,6 +22,7 @@ from unraze import (
     nn as networks,
     rng,
     schedule as schedules,
+    untrusted,
 )
 from unraze.clusters import Clusters
 from unraze.config import (
@@ -34,7 +35,7 @@ from unraze.config import (
 )
 from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError, UnrazeError
-from unraze.hardware import has_bfloat16, require_device
+from unraze.hardware import has_bfloat16, require_device, require_pictures
 from unraze.ranks import ALONE, Ranks
 from unraze.run import Run, find, identity_of, read_config
 from unraze.samplers import Noise
@@ -184,16 +185,18 @@ def load(
     about = saved.state["model"]
     told = about.get("clusters")
     channels, height, width = about["shape"]
-    network = networks.build(
-        config.network,
-        channels=channels,
-        size=(height, width),
-        num_classes=about["num_classes"],
-        self_conditioning=config.loss.self_conditioning,
-        learned_variance=config.loss.variance == "learned",
-        augment_values=augment.VALUES if config.data.augment else 0,
-    )
-    checkpoint.fill(network, saved.model if raw else saved.ema, saved.path)
+    weights, of = saved.model if raw else saved.ema, config.network
+    made: dict[str, Any] = {
+        "channels": channels,
+        "size": (height, width),
+        "num_classes": about["num_classes"],
+        "self_conditioning": config.loss.self_conditioning,
+        "learned_variance": config.loss.variance == "learned",
+        "augment_values": augment.VALUES if config.data.augment else 0,
+    }
+    checkpoint.require_fit(networks.shapes(of, **made), weights, saved.path)  # before it is made
+    network = networks.build(of, **made)
+    checkpoint.fill(network, weights, saved.path)
     return Model(
         config=config,
         network=network.to(device).eval().requires_grad_(False),
@@ -228,9 +231,9 @@ def _tuning(saved: checkpoint.Checkpoint) -> Tuning | None:
         return None
     remedy = "remove it, or make it anew with `unraze tune`"
     try:
-        tuning = Tuning.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        why = explained(error) if isinstance(error, ValidationError) else error.strerror
+        tuning = Tuning.model_validate_json(untrusted.read(file, untrusted.MAX_JSON))
+    except (OSError, ValueError) as error:
+        why = explained(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"{file}: is damaged ({why}): {remedy}") from error
     if tuning.checkpoint != saved.hash:
         raise CheckpointError(f"{file}: was found for other weights: {remedy}")
@@ -473,6 +476,7 @@ def generate(
             "n and batch are at least 1, first and seed at least 0"
         )
     check(model, settings)
+    require_pictures(min(batch, n), model.shape, str(_device(model)))
     way = plan_of(model, settings)
     batches = [range(k, min(k + batch, first + n)) for k in range(first, first + n, batch)]
     borders = model.config.loss.borders or (0.0,)

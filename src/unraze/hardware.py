@@ -1,10 +1,11 @@
 """What this machine can do."""
 
+import math
 import os
 import re
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ __all__ = [
     "memory_told",
     "moment",
     "require_device",
+    "require_pictures",
     "resident",
     "seconds_between",
 ]
@@ -48,6 +50,19 @@ def require_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(":")[0]
         raise InputError(f"device = {name!r}: cannot be used here ({reason}); {remedy}") from error
+
+
+def require_pictures(count: int, shape: Sequence[int], device: str = "cpu") -> None:
+    """Raises `InputError` where so many pictures (C, H, W) at once cannot be drawn, whatever the
+    network: x_t, its noise, and what the network says of both, in float32, are more than there is.
+    """
+    needed = 16 * count * math.prod(shape)
+    if needed > memory(device):
+        raise InputError(
+            f"{count} pictures of {' x '.join(map(str, shape[1:]))} at once need "
+            f"{needed / 2**30:,.0f} GiB and more, this machine has {memory(device) / 2**30:,.0f}; "
+            "give a smaller --batch, if the size is what it should be"
+        )
 
 
 def memory(device: str = "cpu") -> int:

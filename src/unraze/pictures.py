@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from unraze import files
+from unraze import files, untrusted
 from unraze.data import to_uint8
 from unraze.errors import InputError, UnrazeError
 
@@ -38,6 +38,9 @@ __all__ = [
 
 KEY = "unraze"
 """The PNG text entry that holds the recipe as JSON; a GIF's comment is this word and the JSON."""
+
+HEAD = 2**21
+"""Of a picture whose recipe is read, the bytes that are read: a recipe is at its beginning."""
 
 WIDE = 720
 """How many pixels wide a grid of small images is to come out, about."""
@@ -214,11 +217,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is not a file; give a picture that unraze made")
     try:
-        with Image.open(path, formats=("PNG", "GIF")) as picture:
+        with path.open("rb") as file:
+            head = io.BytesIO(file.read(HEAD))
+        with Image.open(head, formats=("PNG", "GIF")) as picture:
             text = picture.info.get(KEY) or _of_comment(picture.info.get("comment"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; give a picture that unraze made") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what decoders raise on damaged headers is not a closed set
         reason = getattr(error, "strerror", None) or "it is no PNG or GIF, or a damaged one"
         raise InputError(
             f"{path}: cannot be read as a picture ({reason}); give one that unraze made"
@@ -227,8 +232,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not text:
         raise InputError(f"{path}: holds no recipe; {remedy}")
     try:
-        recipe = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        recipe = untrusted.json_in(text, parse_constant=_no_number)
+    except ValueError as error:
         raise InputError(f"{path}: its recipe cannot be read ({error}); {remedy}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: its recipe cannot be read; {remedy}")

@@ -35,13 +35,14 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from unraze import checkpoint
+from unraze import checkpoint, untrusted
 from unraze.checkpoint import cannot_write, write_atomically
 from unraze.config import Config, from_toml, to_toml
 from unraze.data import Images, record
 from unraze.data.record import Record
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.files import cannot_make, is_full, is_running, left_by, remove_left_over
+from unraze.hardware import memory
 
 __all__ = [
     "Run",
@@ -309,8 +310,8 @@ def environment(*, threads: int | None = None, ranks: int = 1) -> dict[str, Any]
 def read_env(run: Run) -> dict[str, Any]:
     """What `environment` said when the run began; where that is lost, why."""
     try:
-        values = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = untrusted.json_of(run.path / "env.json")
+    except (OSError, ValueError) as error:
         return {"env.json": f"cannot be read ({getattr(error, 'strerror', None) or error})"}
     return values if isinstance(values, dict) else {"env.json": "does not hold what it should"}
 
@@ -351,14 +352,21 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of such a file, up to the first that is none: a last line that a crash cut off."""
+    """The rows of such a file, up to the first that is none: a last line that a crash cut off.
+
+    Raises `CheckpointError` for a file that does not fit in memory.
+    """
     if not file.is_file():
         return []
     rows = []
-    for line in file.read_bytes().splitlines():
+    try:
+        data = untrusted.read(file, memory())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}; it is no log of a run") from error
+    for line in data.splitlines():
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = untrusted.json_in(line)
+        except ValueError:
             break
         if not (isinstance(row, dict) and type(row.get("step")) is int):
             break

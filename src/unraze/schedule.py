@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from unraze.config import ScheduleConfig
+from unraze.config import MOST_STEPS, ScheduleConfig
 from unraze.errors import InputError
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 MAX_TERMINAL_SIGNAL = 0.01
 """The most of the picture, ᾱ_T, that may be left where sampling starts from pure noise."""
 
-MAX_STEPS = 100_000
+MAX_STEPS = MOST_STEPS
 """The most steps of a schedule: past them β_t is lost in rounding, and patience too."""
 
 REFERENCE_STEPS = 1000

@@ -6,7 +6,6 @@ any number of ranks, or by one process as a whole. There is no pickle in them.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unraze import files
+from unraze import files, untrusted, weights
 from unraze.errors import CheckpointError
 
 __all__ = [
@@ -111,14 +110,15 @@ def read(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
     for name in sorted(names):
         path = folder / name
         try:
+            weights.require_header(path)
             with safetensors.safe_open(path, "pt") as file:
-                places = json.loads((file.metadata() or {})[_OFFSETS])
+                places = untrusted.json_in((file.metadata() or {})[_OFFSETS])
                 for key in file.keys():  # noqa: SIM118  (it is no mapping)
                     offsets = [int(n) for n in places[key]["saved_offsets"]]
                     pieces.setdefault(key, []).append((offsets, file.get_tensor(key)))
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
-        except (KeyError, ValueError, TypeError, RecursionError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise CheckpointError(
                 f"{path}: does not say where its pieces belong ({type(error).__name__}: {error})"
             ) from error

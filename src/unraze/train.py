@@ -292,6 +292,8 @@ def train(
     """
     config = ranks.first(runs.read_config, run)
     require_device(config.train.device)
+    told_of = len(images.class_names) if config.train.classes else config.train.clusters
+    require_memory(config, num_classes=told_of or 0)
     _require_alike(images, config, ranks)
     divided = config.train.shard and ranks.count > 1
     apart = ranks.group() if divided else None

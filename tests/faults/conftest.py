@@ -2,22 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from processes import Forker, command, forking, left_by, make_data
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A run that was never stopped: its data, what it left, and the seconds it took."""
-
-    data: Path
-    path: Path
-    left: dict[str, Any]
-    seconds: float
+from processes import Forker, Whole, command, forking, left_by, make_data
 
 
 @pytest.fixture(scope="session")

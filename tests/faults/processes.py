@@ -21,6 +21,16 @@ KILLED = -signal.SIGKILL
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A run that was never stopped: its data, what it left, and the seconds it took."""
+
+    data: Path
+    path: Path
+    left: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Forker:
     """The program of forker.py, as it runs."""
 

@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from processes import Forker, command, left_by
+from processes import Forker, Whole, command, left_by
 
-from conftest import Whole
 from unraze import files
 from unraze.data import cache
 from unraze.evaluate.kept import write_bytes

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import Forker, command, command_for, half_made, left_by
+from processes import Forker, Whole, command, command_for, half_made, left_by
 
-from conftest import Whole
 from unraze import checkpoint
 from unraze.run import Run
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from injected import PHASES
 from PIL import Image
-from processes import KILLED, Forker, command_for, half_made, left_by
-
-from conftest import Whole
+from processes import KILLED, Forker, Whole, command_for, half_made, left_by
 
 pytestmark = pytest.mark.faults
 

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import Forker, command
+from processes import Forker, Whole, command
 
-from conftest import Whole
 from unraze import hardware
 from unraze.errors import UnrazeError
 

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Forker, command, has_ended, left_by
+from processes import Forker, Whole, command, has_ended, left_by
 
-from conftest import Whole
 from unraze import checkpoint, run as runs
 from unraze.run import Run
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from processes import Forker, command, left_by
+from processes import Forker, Whole, command, left_by
 from test_told_to_stop import wait_for
 
-from conftest import Whole
 from unraze import run as runs
 from unraze.errors import InputError
 from unraze.run import Run

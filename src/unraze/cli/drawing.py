@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import reprlib
@@ -274,7 +275,7 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
         else:
             place = (recipe.image or 0) - first
             pictures.write_png(pictures.to_pil(made[0])[place], target, written)
-    if target.read_bytes() != picture.read_bytes():
+    if not filecmp.cmp(target, picture, shallow=False):
         raise UnrazeError(
             f"{target}: made again, but not to the same bytes as {picture}: another machine, "
             "another version or a changed picture"

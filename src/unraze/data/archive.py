@@ -25,13 +25,17 @@ def read(path: Path) -> Pictures:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: is not a whole zip archive ({error}); make it again") from error
+            named = [info for info in archive.infolist() if info.filename]
+            members = {info.filename: info for info in named if not info.is_dir()}
+    except MemoryError:
+        raise
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}); check its permissions"
         ) from error
+    except Exception as error:  # what is raised over a damaged directory is not a closed set
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: is not a whole zip archive ({why}); make it again") from error
     found: list[tuple[tuple[str, ...], zipfile.ZipInfo]] = []
     left_out: list[str] = []
     for name, info in members.items():

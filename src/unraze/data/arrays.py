@@ -10,7 +10,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from unraze.data.found import Arrays, listed, no_test_part
+from unraze.data.found import MOST_DEFLATED, Arrays, listed, no_test_part
 from unraze.errors import DataError
 
 __all__ = ["has_test_part", "read"]
@@ -22,8 +22,6 @@ _CHANNELS = (1, 3, 4)
 _CHUNK = 4096
 _MAX_BYTES = 2**34
 _LONGEST_HEADER = 2**14
-_MOST_DEFLATED = 1032
-"""How many times larger than it is packed anything can be that is packed by deflate."""
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, NotImplementedError),
     *(RuntimeError, SyntaxError, tokenize.TokenError),
@@ -119,7 +117,7 @@ def _npz(path: Path, split: str) -> tuple[_Array, _Array | None, tuple[str, ...]
 def _member(archive: zipfile.ZipFile, key: str, path: Path) -> _Array:
     """One array of an `.npz`, read after its header was found to be harmless."""
     info = archive.getinfo(f"{key}.npy")
-    most = path.stat().st_size * (1 if info.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED)
+    most = path.stat().st_size * (1 if info.compress_type == zipfile.ZIP_STORED else MOST_DEFLATED)
     with archive.open(info) as stream:
         _check_header(stream, f"{path} [{key}]", min(info.file_size, most))
     if info.file_size > _MAX_BYTES:

@@ -24,6 +24,7 @@ import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 
+from unraze import untrusted
 from unraze.data.images import Images, fingerprint
 from unraze.errors import UnrazeError
 from unraze.files import flush_folder, is_full, write_and_flush
@@ -32,6 +33,7 @@ __all__ = ["cache_folder", "describe", "kept", "key", "making"]
 
 _VERSION = 2
 _BLOCK = 2**24
+_MAX_ABOUT = 2**30  # a name for each of millions of images
 _STALE_SECONDS = 24 * 3600.0
 _MAKING = ".making-"
 _HELD = "held"
@@ -56,7 +58,7 @@ def kept(name: str, source: str, *, verify: bool = True) -> Images | None:
     """
     folder = _place(name)
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="ascii"))
+        about = untrusted.json_of(folder / "about.json", _MAX_ABOUT)
         shape = tuple(int(n) for n in about["shape"])
         numbers = about["labels"]
         labels = None if numbers is None else np.array(numbers, dtype=np.int64)
@@ -71,7 +73,13 @@ def kept(name: str, source: str, *, verify: bool = True) -> Images | None:
             skipped=tuple(about["skipped"]),
             held_back=int(about["held_back"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):  # not there, cut off, or another's
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ):  # not there, cut off, or another's
         return None
     whole = (folder / "pixels").stat().st_size == pixels.size
     if not whole or (verify and _fingerprint_of(folder / "pixels", images) != images.fingerprint):

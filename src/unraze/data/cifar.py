@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from unraze import untrusted
 from unraze.data.found import Arrays, natural, no_test_part
 from unraze.errors import DataError
 
@@ -21,6 +22,7 @@ CLASS_NAMES = (
 )
 
 _RECORD = 1 + 3 * 32 * 32
+_MAX_BYTES = 2**30
 _TRAIN = re.compile(r"data_batch_\d+\.bin")
 _TEST = "test_batch.bin"
 _PICKLED = re.compile(r"data_batch_\d+|test_batch|batches\.meta")
@@ -57,9 +59,11 @@ def read(path: Path, split: Literal["train", "test"] = "train") -> Arrays:
     parts = []
     for file in files:
         try:
-            data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
+            data = np.frombuffer(untrusted.read(file, _MAX_BYTES), dtype=np.uint8)
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+        except ValueError as error:
+            raise DataError(f"{file}: {error}; CIFAR-10's have 30 million") from error
         if not data.size or data.size % _RECORD:
             raise DataError(
                 f"{file}: has {data.size} bytes, which is no multiple of {_RECORD}, CIFAR-10's "

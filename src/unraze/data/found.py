@@ -16,6 +16,7 @@ from unraze.errors import DataError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MOST_DEFLATED",
     "Arrays",
     "Pictures",
     "by_class",
@@ -35,6 +36,9 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 """The endings of the files that are taken for images."""
+
+MOST_DEFLATED = 1032
+"""How many times larger than it is packed anything can be that is packed by deflate."""
 
 Opener = Callable[[int], IO[bytes]]
 

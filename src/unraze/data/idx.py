@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from unraze.data.found import Arrays, listed, natural
+from unraze.data.found import MOST_DEFLATED, Arrays, listed, natural
 from unraze.errors import DataError
 
 __all__ = ["has_test_part", "is_images", "is_set", "read", "read_array"]
@@ -87,17 +87,26 @@ def read(
 def read_array(path: Path, *, dimensions: int) -> np.ndarray[Any, Any]:
     """The uint8 array of one IDX file; raises `DataError` where it is not whole, or another."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            return _parse(stream, path, dimensions)
+        packed = path.suffix == ".gz"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            most = path.stat().st_size * (MOST_DEFLATED if packed else 1)
+            return _parse(stream, path, dimensions, most)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: is damaged or cut off ({' '.join(str(error).split())}); get it again"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: does not fit in memory; save the images with np.save: a .npy file is not "
+            "read whole"
+        ) from error
 
 
-def _parse(stream: BinaryIO | gzip.GzipFile, path: Path, dimensions: int) -> np.ndarray[Any, Any]:
+def _parse(
+    stream: BinaryIO | gzip.GzipFile, path: Path, dimensions: int, most: int
+) -> np.ndarray[Any, Any]:
     header = stream.read(4 + 4 * dimensions)
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(
@@ -108,6 +117,8 @@ def _parse(stream: BinaryIO | gzip.GzipFile, path: Path, dimensions: int) -> np.
     count = math.prod(shape)
     if not 0 < count <= _MAX_BYTES:
         raise DataError(f"{path}: declares {shape} bytes; give 1 to {_MAX_BYTES} in all")
+    if count > most:  # asked before, for what is read is first made room for
+        raise DataError(f"{path}: declares {count} bytes but has only {most}; get it again")
     data = stream.read(count + 1)
     if len(data) != count:
         there = f"only {len(data)}" if len(data) < count else "more"

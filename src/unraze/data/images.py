@@ -6,6 +6,7 @@ x = p / 127.5 - 1,   p in 0 … 255,   x in [-1, 1]
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ __all__ = [
     "Images",
     "Split",
     "absent_classes",
+    "at_once",
     "batch",
     "classes",
     "evenly",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _CHUNK = 1024
+_CHUNK_BYTES = 2**28
 
 Split = Literal["train", "held-out", "test"]
 
@@ -185,6 +188,14 @@ def absent_classes(images: Images) -> tuple[str, ...]:
         return ()
     there = set(np.unique(images.labels).tolist())
     return tuple(name for i, name in enumerate(images.class_names) if i not in there)
+
+
+def at_once(shape: Sequence[int], most: int, *, itemsize: int = 1) -> int:
+    """How many images of a shape are handled at a time: `most`, or as many as make 256 MiB, or 1.
+
+    A set of a few kilobytes can hold hundreds of pictures of a hundred million pixels each.
+    """
+    return max(1, min(most, _CHUNK_BYTES // (math.prod(shape) * itemsize)))
 
 
 def evenly(count: int, most: int) -> np.ndarray[Any, Any]:

@@ -21,7 +21,7 @@ from unraze.config import DataConfig, explained
 from unraze.data import archive, arrays, cache, cifar, folder, hub, idx, named, shards
 from unraze.data.found import Arrays, Opener, Pictures, is_image, no_test_part, shown
 from unraze.data.held_out import cannot_hold_out, held_out as which_held_out, is_too_few
-from unraze.data.images import Images, Split, classes, fingerprint
+from unraze.data.images import Images, Split, at_once, classes, fingerprint
 from unraze.data.shape import (
     MAX_PIXELS,
     Rgb,
@@ -385,8 +385,10 @@ def _array_chunks(
     found: Arrays, config: DataConfig, shape: Shape, background: Rgb
 ) -> Iterator[_Chunk]:
     channels, height, width = shape
-    for first in range(0, len(found.pixels), _CHUNK):
-        flat = opaque_bytes(found.pixels[first : first + _CHUNK], background)
+    # floats become bytes by way of float64
+    many = at_once(max(found.pixels.shape[1:], shape, key=math.prod), _CHUNK, itemsize=8)
+    for first in range(0, len(found.pixels), many):
+        flat = opaque_bytes(found.pixels[first : first + many], background)
         if flat.shape[1:] == (height, width, channels):
             pixels = flat.transpose(0, 3, 1, 2)
         else:
@@ -407,12 +409,12 @@ def _picture_chunks(
     found: Pictures, config: DataConfig, shape: Shape, background: Rgb
 ) -> Iterator[_Chunk]:
     channels, height, width = shape
-    count = len(found.names)
+    count, many = len(found.names), at_once(shape, _CHUNK)
     with found.opened() as opener:
-        for first in range(0, count, _CHUNK):
+        for first in range(0, count, many):
             read: dict[int, np.ndarray[Any, Any]] = {}
             bad: list[tuple[int, str]] = []
-            for number in range(first, min(first + _CHUNK, count)):
+            for number in range(first, min(first + many, count)):
                 try:
                     picture = read_one(opener, number)
                     pixels = fitted(

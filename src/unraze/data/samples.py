@@ -4,12 +4,12 @@ The grid and the film are overviews, not images of the set. They are left out wh
 of their folder are called as samples are, and their own metadata says that they are overviews.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import IO
 
+from unraze import untrusted
 from unraze.data.shape import UnreadableError, look
 
 __all__ = ["overviews"]
@@ -50,7 +50,7 @@ def _kind(path: tuple[str, ...], opened: Callable[[tuple[str, ...]], IO[bytes]])
     if text is None and isinstance(comment, bytes) and comment.startswith(start):
         text = comment.removeprefix(start)
     try:
-        recipe = json.loads(text) if isinstance(text, str | bytes) else None
-    except (ValueError, RecursionError):
+        recipe = untrusted.json_in(text) if isinstance(text, str | bytes) else None
+    except ValueError:
         return None
     return recipe.get("kind") if isinstance(recipe, dict) else None

@@ -5,6 +5,9 @@ background (before resizing, so that hidden colours cannot bleed into the edges)
 asked channels, resize.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import IO, Any, Literal
 
@@ -12,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from unraze.errors import InputError
+from unraze.untrusted import MAX_PIXELS
 
 __all__ = [
     "FORMATS",
@@ -26,14 +30,14 @@ __all__ = [
     "size_of",
 ]
 
-MAX_PIXELS = 100_000_000
-"""The most pixels that a picture may declare; checked before any is decoded."""
-
 FORMATS = (
     *("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "TGA"),
     *("JPEG2000", "ICO"),
 )
 """The decoders that are let near a file: those of plain pictures, none that runs a program."""
+
+MAX_WORDS = 2**20
+"""The most bytes that a GIF may have before its first frame; a recipe of ours has some thousand."""
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", "I", "F", *_SIXTEEN_BITS)
@@ -67,11 +71,14 @@ def colour(name: str) -> Rgb:
 def look(stream: IO[bytes]) -> Image.Image:
     """Opens a picture by its header and checks what that declares; decodes no pixel.
 
-    Raises `UnreadableError` for an empty file, one in no known format, and one of more than
-    `MAX_PIXELS` pixels.
+    Raises `UnreadableError` for an empty file, one in no known format, one of more than
+    `MAX_PIXELS` pixels, and a GIF of comments without end.
     """
-    if not stream.read(1):
+    begin = stream.read(4)
+    if not begin:
         raise UnreadableError("is empty, 0 bytes")
+    if begin == b"GIF8":
+        _require_few_words(stream)
     stream.seek(0)
     try:
         picture = Image.open(stream, formats=_formats())
@@ -94,31 +101,27 @@ def look(stream: IO[bytes]) -> Image.Image:
 def decode(stream: IO[bytes]) -> Image.Image:
     """The whole picture, its first frame where it moves; raises `UnreadableError`."""
     picture = look(stream)
-    try:
+    with _damage():
         picture.load()
         return ImageOps.exif_transpose(picture)
-    except MemoryError:
-        raise
-    except Exception as error:  # what decoders raise on damaged data is not a closed set
-        raise UnreadableError(_reason(error)) from error
 
 
 def size_of(picture: Image.Image) -> tuple[int, int]:
     """Height and width as the picture is to be seen, from its header; raises `UnreadableError`."""
-    try:
+    with _damage("its EXIF data "):
         turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception as error:  # see `look`
-        raise UnreadableError(f"its EXIF data is damaged ({_reason(error)})") from error
     return picture.size if turned else (picture.height, picture.width)
 
 
 def is_grey(picture: Image.Image, background: Rgb) -> bool:
-    """Whether the picture, flattened onto the background, can only hold greys; from its header."""
+    """Whether the picture, flattened onto the background, can only hold greys; from its header, or
+    where that has a palette, from all of it. Raises `UnreadableError`."""
     coloured_ground = len(set(background)) > 1
     if picture.has_transparency_data and coloured_ground:
         return False
     if picture.mode in ("P", "PA"):
-        palette = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+        with _damage():
+            palette = np.array(picture.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
     return picture.mode in _GREY
 
@@ -157,9 +160,10 @@ def fitted(
         channels: 1 (grey: 0.299 R + 0.587 G + 0.114 B) or 3.
 
     Reducing is done with the Lanczos filter, enlarging with the bicubic one. Raises
-    `UnreadableError` for numbers whose range is not known.
+    `UnreadableError` for numbers whose range is not known, and colours that say nothing.
     """
-    flat = _flat(picture, background).convert("L" if channels == 1 else "RGB")
+    with _damage():
+        flat = _flat(picture, background).convert("L" if channels == 1 else "RGB")
     if size is not None and size != (flat.height, flat.width):
         flat = _resized(flat, size, fit, background)
     array = np.asarray(flat)
@@ -203,7 +207,14 @@ def _flat(picture: Image.Image, background: Rgb) -> Image.Image:
         return picture.convert("L")
     if mode in ("P", "PA"):
         return picture.convert("RGB")
-    return picture if mode == "RGB" else picture.convert("RGB")
+    if mode == "RGB":
+        return picture
+    try:
+        return picture.convert("RGB")
+    except ValueError:
+        raise UnreadableError(
+            f"has colours of the kind {mode}, which say nothing without a profile; save it as RGB"
+        ) from None
 
 
 def _eight_bits(picture: Image.Image, background: Rgb) -> Image.Image:
@@ -238,8 +249,39 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def _require_few_words(stream: IO[bytes]) -> None:
+    """Raises `UnreadableError` where the parts before a GIF's first frame are longer than
+    `MAX_WORDS`: its decoder copies all of a comment for every 255 bytes of it."""
+    stream.seek(10)
+    flags = stream.read(1) or b"\0"
+    stream.seek(13 + (3 << (flags[0] & 7) + 1 if flags[0] & 128 else 0))
+    words = 0
+    while (mark := stream.read(1)) not in (b"", b",", b";"):
+        words += 1  # whatever else stands there is passed over by the decoder too
+        if mark == b"!":
+            stream.read(1)
+            while (size := stream.read(1)) not in (b"", b"\0"):
+                words += size[0]
+                stream.seek(size[0], os.SEEK_CUR)
+                if words > MAX_WORDS:
+                    break
+        if words > MAX_WORDS:
+            raise UnreadableError(f"has comments of more than {MAX_WORDS:,} bytes")
+
+
 def _too_many() -> str:
     return f"declares more than {MAX_PIXELS // 1_000_000} million pixels"
+
+
+@contextmanager
+def _damage(where: str = "") -> Iterator[None]:
+    """Raises `UnreadableError` for what decoders raise: over damage that is not a closed set."""
+    try:
+        yield
+    except (MemoryError, UnreadableError):
+        raise
+    except Exception as error:
+        raise UnreadableError(f"{where}{_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,6 @@ know where each member lies; headers are small, and no more of them than that is
 
 import io
 import itertools
-import json
 import os
 import re
 import tarfile
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from unraze import untrusted
 from unraze.data.archive import MAX_BYTES
 from unraze.data.found import (
     IMAGE_SUFFIXES,
@@ -347,8 +347,8 @@ def _said(shards: Sequence[Path], members: Sequence[Member], kind: str) -> dict[
 
 def _from_json(text: str, where: str) -> Label | None:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = untrusted.json_in(text)
+    except ValueError as error:
         why = " ".join(str(error).split())
         raise DataError(f"{where} is not JSON ({why}); mend it, or take it out") from error
     if isinstance(value, dict):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unraze.data.images import Images, evenly
+from unraze.data.images import Images, at_once, evenly
 
 __all__ = ["Stats", "contact_sheet", "stats"]
 
@@ -43,8 +43,9 @@ def stats(images: Images) -> Stats:
     """Size, mean, spread and classes of all images, exact: from the counts of the 256 levels."""
     count, channels, height, width = images.pixels.shape
     levels = np.zeros((channels, 256), dtype=np.int64)
-    for first in range(0, count, _CHUNK):
-        part = images.pixels[first : first + _CHUNK]
+    many = at_once(images.pixels.shape[1:], _CHUNK, itemsize=8)
+    for first in range(0, count, many):
+        part = images.pixels[first : first + many]
         for channel in range(channels):
             levels[channel] += np.bincount(part[:, channel].reshape(-1), minlength=256)
     x = np.arange(256) / 127.5 - 1

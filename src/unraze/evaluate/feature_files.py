@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from unraze import files
+from unraze import files, untrusted
 from unraze.errors import CheckpointError
 from unraze.evaluate.feature_networks import Net
 from unraze.evaluate.feature_training import Recipe
@@ -58,7 +58,7 @@ def read(file: Path, net: Net, recipe: Recipe) -> tuple[Net, Score]:
     """
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
-            about = json.loads((opened.metadata() or {})["unraze"])
+            about = untrusted.json_in((opened.metadata() or {})["unraze"])
             names = opened.keys()
             kept = {name: opened.get_tensor(name) for name in names}
         score = Score(**about["score"])

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from unraze import __version__, files
+from unraze import __version__, files, untrusted
 from unraze.data import Images
 from unraze.data.cache import cache_folder
 from unraze.errors import InputError, UnrazeError
@@ -46,6 +46,8 @@ T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 
 CHUNK = 1000
+MAX_RESULT = 2**28
+"""The most bytes of a result, which names pairs of images and figures of each class."""
 STALE_SECONDS = 3600.0
 """A temporary file that is older than this was left by a process that was killed."""
 DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -114,8 +116,8 @@ def kept_part(
 def found_part(file: Path, adapter: TypeAdapter[T]) -> T | None:
     """The same where it was made before; None where not, or where its file is damaged."""
     try:
-        return adapter.validate_json(file.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return adapter.validate_json(untrusted.read(file, MAX_RESULT))
+    except (FileNotFoundError, ValueError):  # as that of what does not fit is too
         return None
     except OSError as error:
         raise UnrazeError(f"{file}: cannot be read ({error.strerror or error})") from error
@@ -129,7 +131,7 @@ def write_result(file: Path, adapter: TypeAdapter[T], result: T) -> None:
 def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
     """What `write_result` wrote; raises `InputError` that names the file."""
     try:
-        return adapter.validate_json(file.read_bytes())
+        return adapter.validate_json(untrusted.read(file, MAX_RESULT))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:
@@ -139,6 +141,8 @@ def read_result(file: Path, adapter: TypeAdapter[T]) -> T:
             f"{file}: is no evaluation of this version{f', {place}' if place else ''}: "
             f"{first['msg']}; give an evaluation's .json file, or evaluate again"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{file}: is no evaluation, it {error}") from error
 
 
 def newest_first(files: Iterable[Path]) -> list[Path]:
@@ -149,8 +153,8 @@ def newest_first(files: Iterable[Path]) -> list[Path]:
 def _made(file: Path) -> str:
     """When an evaluation was made, in ISO 8601 of UTC, which sorts by time."""
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["made"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return str(untrusted.json_of(file, MAX_RESULT)["made"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{file}: is damaged, or no evaluation; remove it, or name another's file"
         ) from error

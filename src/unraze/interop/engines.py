@@ -22,10 +22,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from unraze import __version__, files, rng
+from unraze import __version__, files, rng, untrusted
 from unraze.config import SampleConfig
 from unraze.errors import InputError, UnrazeError
 from unraze.generate import Model, dtype_of
+from unraze.hardware import memory
 from unraze.interop import graphs, onnx_files, openvino_files
 from unraze.interop.graphs import Arrays, Dtype
 from unraze.run import environment
@@ -261,15 +262,17 @@ def _write(file: Path, data: bytes) -> None:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return untrusted.read(file, memory())
     except OSError as error:
         raise UnrazeError(f"cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UnrazeError(f"{error}, does not fit in memory") from error
 
 
 def _read_choices(file: Path) -> dict[str, Engine]:
     """What was measured before; nothing where that is not there, or not as it was written."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = untrusted.json_of(file)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,7 +8,6 @@ Old pipelines have all of it in one folder; a model alone has no scheduler. What
 a setting that Unraze cannot follow is an error, never left out.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,18 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import SafetensorError
 from torch import Tensor
 
+from unraze import nn as networks, untrusted, weights
 from unraze.checkpoint import require_fit
 from unraze.config import Config, UNet2DConfig, explained, updated
-from unraze.data.shape import MAX_PIXELS
 from unraze.errors import CheckpointError, InputError
 from unraze.interop.diffusers_schedulers import drawing
-from unraze.nn.unet2d import UNet2D
 
 __all__ = ["WEIGHTS", "Found", "read"]
 
@@ -36,7 +32,6 @@ PICKLE = "diffusion_pytorch_model.bin"
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Of the parts of attention in models from before diffusers 0.15, and what they are called now."""
 
-MOST_CHANNELS = 2**16
 IMAGES = (1, 3)
 """Channels of pictures; others are those of latents, which an autoencoder is needed for."""
 
@@ -104,7 +99,7 @@ def read(
     if prediction is not None:
         said["prediction_type"] = prediction
     drawn = drawing(said, where, learned=learned, own=scheduler)
-    weights = _weights(at, network, shape, classes, learned=learned)
+    tensors = _weights(at, network, shape, classes, learned=learned)
     name = os.fsencode(folder.resolve().name).decode(errors="replace")
     config = updated(
         Config(),
@@ -129,7 +124,7 @@ def read(
             **{f"sample.{key}": value for key, value in drawn.sample.items()},
         },
     )
-    return Found(config, weights, shape, classes, (*notes, *drawn.notes))
+    return Found(config, tensors, shape, classes, (*notes, *drawn.notes))
 
 
 # ---------------------------------------------------------------------------------- the network
@@ -182,11 +177,6 @@ def _network(file: Path) -> tuple[UNet2DConfig, dict[str, Any]]:
         network = UNet2DConfig.model_validate(layers)
     except ValidationError as error:
         raise InputError(f"{file}: {explained(error)}") from error
-    if max(network.block_out_channels) > MOST_CHANNELS:
-        raise InputError(
-            f"{file}: block_out_channels = {max(network.block_out_channels)}: is more than "
-            f"{MOST_CHANNELS:,}"
-        )
     return network, values
 
 
@@ -234,10 +224,9 @@ def _pictures(
     found = size or theirs
     if found is None:
         raise InputError(f"{file}: does not say its sample_size; give --size")
-    if found[0] * found[1] > MAX_PIXELS:
-        raise InputError(
-            f"{file}: sample_size = {side}: is more than {MAX_PIXELS // 1_000_000} million pixels"
-        )
+    if found[0] * found[1] > untrusted.MAX_PIXELS:
+        most = untrusted.MAX_PIXELS // 1_000_000
+        raise InputError(f"{file}: sample_size = {side}: is more than {most} million pixels")
     return (channels, *found), out == 2 * channels
 
 
@@ -254,10 +243,10 @@ def _weights(
     if not file.is_file():
         raise CheckpointError(_why_no_weights(at))
     try:
-        tensors = safetensors.torch.load(file.read_bytes())
+        tensors = weights.parsed(weights.read(file))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except SafetensorError as error:
+    except ValueError as error:
         raise CheckpointError(f"{file}: is not a safetensors file ({error})") from error
     if len(tensors) < network.layers_per_block * len(network.block_out_channels):
         raise CheckpointError(
@@ -283,10 +272,15 @@ def _weights(
 def _shapes(
     network: UNet2DConfig, shape: tuple[int, int, int], classes: int, *, learned: bool
 ) -> dict[str, torch.Size]:
-    # shapes alone: nothing is allocated
-    with torch.device("meta"):
-        made = UNet2D(network, channels=shape[0], num_classes=classes, learned_variance=learned)
-    return {name: value.shape for name, value in made.state_dict().items()}
+    # of a size that it divides, whatever is said of the pictures: that is asked for later
+    divided = 2 ** (len(network.block_out_channels) - 1)
+    return networks.shapes(
+        network,
+        channels=shape[0],
+        size=(divided, divided),
+        num_classes=classes,
+        learned_variance=learned,
+    )
 
 
 def _today(name: str) -> str:
@@ -316,10 +310,10 @@ def _why_no_weights(at: Path) -> str:
 def _json(file: Path) -> dict[str, Any]:
     """An object from a JSON file; raises `CheckpointError`."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = untrusted.json_of(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: is missing; is {file.parent} a diffusers model?") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: holds no object of keys and values")

@@ -11,6 +11,7 @@ their weights in the loss what the network predicts. What they do not tell is as
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from unraze import nn as networks
+from unraze import nn as networks, untrusted
 from unraze.config import (
     Config,
     DataConfig,
@@ -32,6 +33,7 @@ from unraze.config import (
     explained,
 )
 from unraze.errors import CheckpointError, InputError
+from unraze.hardware import memory
 from unraze.samplers import even_times
 from unraze.schedule import MAX_TERMINAL_SIGNAL, Schedule
 
@@ -57,6 +59,8 @@ OBJECTIVES: dict[Objective, Literal["v", "eps", "x0"]] = {
 
 PACKAGE = "denoising-diffusion-pytorch"
 UNLESS = "give the model-….pt that its Trainer saves"
+MAX_PICKLE = 2**26
+"""The most bytes of the part that says which tensors there are."""
 BUFFERS = {
     "betas",
     "alphas_cumprod",
@@ -307,11 +311,7 @@ def _loaded(path: Path) -> Any:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
         raise CheckpointError(f"{path}: {what}; {UNLESS}")
-    try:
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    _require_plain(path)
     try:
         with warnings.catch_warnings():  # of a pickle's protocol, where the error below says it all
             warnings.simplefilter("ignore")
@@ -330,6 +330,29 @@ def _loaded(path: Path) -> Any:
         raise _no_such_file(path) from error
 
 
+def _require_plain(path: Path) -> None:
+    """Raises `CheckpointError` unless the file is a zip of parts that are stored as they are, as
+    torch.save writes them: then no part is larger than the file, and the file fits in memory."""
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # what is raised over damaged bytes is not a closed set
+        raise _no_such_file(path) from error
+    if size > memory():
+        raise CheckpointError(f"{path}: has {size:,} bytes, which do not fit in memory")
+    packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    if packed or sum(part.file_size for part in parts) > size:
+        raise CheckpointError(
+            f"{path}: holds parts that are packed, or overlap, as torch.save never writes them; "
+            f"{UNLESS}"
+        )
+    if any(p.filename.endswith("data.pkl") and p.file_size > MAX_PICKLE for p in parts):
+        raise CheckpointError(f"{path}: its list of tensors is longer than that of any network")
+
+
 def _no_such_file(path: Path) -> CheckpointError:
     return CheckpointError(f"{path}: is not a file of torch.save, or is damaged; {UNLESS}")
 
@@ -343,6 +366,11 @@ def _tensors(path: Path, part: str, held: object) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {part} holds {name!r}, a {type(value).__name__}, where tensors by name "
                 f"belong; {UNLESS}"
+            )
+        if value.is_sparse or value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {untrusted.one_line(name)} of {part} says that it is larger than what is "
+                "there; a trainer's tensors are whole"
             )
         if name in ("initted", "step"):  # of the average
             continue
