@@ -38,6 +38,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+DESCENDED = ("plain", "dropout, augmentation")
+"""Those that 20 steps are made of."""
+
+
 def config(case: str, *, shard: bool = False) -> Config:
     """A tiny run of 16 images a step, of each kind of noise that a step may have."""
     begun: dict[str, Any] = {
@@ -133,6 +137,8 @@ def main(out: Path, *, shard: bool) -> None:
         for case in CASES:
             parts = {"gradient": gradient, "weights": descended}
             for part, compute in parts.items():
+                if part == "weights" and case not in DESCENDED:
+                    continue
                 named = compute(case, ranks, shard=shard)
                 found |= {f"{part}/{case}/{k}": v for k, v in named.items()}
         everywhere = ranks.each(lambda: {k: v.sum().item() for k, v in found.items()})

@@ -141,6 +141,7 @@ def _weights(folder: Path, data: bytes) -> None:
     (folder / SAVED / "ema.safetensors").write_bytes(data)
     state = json.loads(_in_a_run("state.json")[0])
     state["sha256"]["ema"] = hashlib.sha256(data).hexdigest()
+    state["hash"] = None
     (folder / SAVED / "state.json").write_text(json.dumps(state), encoding="utf-8")
     generate.load(folder)
 
@@ -162,6 +163,7 @@ def _shards(folder: Path, data: bytes) -> None:
     (folder / SAVED / SHARD).write_bytes(data)
     state = json.loads(_in_a_run("state.json")[0])
     del state["sha256"]
+    state["hash"] = None
     state["shards"] = {SHARD: hashlib.sha256(data).hexdigest()}
     (folder / SAVED / "state.json").write_text(json.dumps(state), encoding="utf-8")
     generate.load(folder)

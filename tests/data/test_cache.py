@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from unraze.config import DataConfig
-from unraze.data import Images, batch, cache, load
+from unraze.data import Images, batch, cache, load, reading
 from unraze.errors import DataError, UnrazeError
 
 
@@ -165,3 +165,27 @@ def test_what_a_killed_process_left_is_removed_after_a_day(classes: Path, own_ca
 def test_the_folder_is_the_systems_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNRAZE_CACHE")
     assert cache.cache_folder().name == "unraze"
+
+
+def test_many_small_files_are_decoded_once(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = load(DataConfig(source=str(classes), size=(8, 8), channels=3))
+    monkeypatch.setattr(reading, "MANY_FILES", 3)
+    many = load(DataConfig(source=str(classes), size=(8, 8), channels=3))
+    assert isinstance(many.pixels, np.memmap)
+    assert not isinstance(few.pixels, np.memmap)
+    assert many.fingerprint == few.fingerprint
+    monkeypatch.setattr(reading, "read_one", None)  # it is not asked again
+    again = load(DataConfig(source=str(classes), size=(8, 8), channels=3))
+    assert np.array_equal(again.pixels, few.pixels)
+
+
+def test_many_small_files_are_read_where_nothing_can_be_kept(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(reading, "MANY_FILES", 3)
+    with pytest.warns(UserWarning, match="they are decoded again each time"):
+        images = load(DataConfig(source=str(classes), size=(8, 8), channels=3))
+    assert len(images) >= 3
+    assert not isinstance(images.pixels, np.memmap)

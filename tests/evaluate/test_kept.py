@@ -173,7 +173,8 @@ def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_goes_but_not_what_is_being_written(tmp_path: Path) -> None:
-    old, young = tmp_path / ".a.json.1.part", tmp_path / ".b.json.2.part"
+    nobody = 99_999_999  # more processes than a system has
+    old, young = tmp_path / f".a.json.{nobody}.part", tmp_path / f".b.json.{nobody}.part"
     for left in (old, young):
         left.write_bytes(b"half")
     long_ago = time.time() - 2 * kept.STALE_SECONDS

@@ -63,7 +63,8 @@ class InTensorBoard:
     @property
     def pictures(self) -> dict[int, np.ndarray[Any, Any]]:
         found = {}
-        for event in self.read.Images("preview"):
+        there = "preview" in self.read.Tags()["images"]  # not yet, where it was stopped before one
+        for event in self.read.Images("preview") if there else ():
             assert event.step not in found
             with Image.open(io.BytesIO(event.encoded_image_string)) as picture:
                 found[event.step] = np.asarray(picture)

@@ -34,7 +34,7 @@ from unraze.data.shape import (
     look,
     size_of,
 )
-from unraze.errors import DataError, InputError
+from unraze.errors import DataError, InputError, UnrazeError
 
 __all__ = [
     "IMPORTED",
@@ -52,6 +52,9 @@ __all__ = [
 
 MEMORY_BYTES = 2**30
 """The most bytes of pixels that stay in memory; larger sets are mapped from the cache."""
+
+MANY_FILES = 20_000
+"""So many pictures take a while to decode: they are kept in the cache, however small they are."""
 
 IN_MEMORY = "memory:"
 """Before the name of a source that a program gave as numbers: it cannot be read again."""
@@ -106,8 +109,9 @@ def load(
             with x_test, the data sets known by name); "held-out" for that test part, or else for
             the share `config.held_out`, which "train" leaves out (see `unraze.data.held_out`).
         progress: told how many images of how many are read.
-        memory: sets of more bytes than this are decoded once into a memory-mapped cache;
-            `MEMORY_BYTES` if absent, or a quarter of what this process may have where that is less.
+        memory: sets of more bytes than this, and those of `MANY_FILES` or more, are decoded once
+            into a memory-mapped cache; `MEMORY_BYTES` if absent, or a quarter of what this process
+            may have where that is less.
 
     Where a set is too small to be divided, "train" is all of it. Raises `DataError` where images
     are missing, unreadable or of several sizes, or none is held out though "held-out" is asked for,
@@ -153,12 +157,21 @@ def _read(
     with quiet_decoders():
         shape = shape_of(found, config, background)
         size = _count(found) * math.prod(shape)
-        chunks = _chunks(found, config, shape, background, progress)
-        taken = _Taken(part, config.held_out)
-        if size <= memory:
-            return _in_memory(found, config, shape, chunks, taken)
-        with cache.making(name, size) as made:
-            _on_disk(found, config, shape, chunks, taken, made)
+        is_quick = isinstance(found, Arrays) or _count(found) < MANY_FILES
+
+        def chunks() -> Iterator[_Chunk]:
+            return _chunks(found, config, shape, background, progress)
+
+        if size <= memory and is_quick:
+            return _in_memory(found, config, shape, chunks(), _Taken(part, config.held_out))
+        try:
+            with cache.making(name, size) as made:
+                _on_disk(found, config, shape, chunks(), _Taken(part, config.held_out), made)
+        except UnrazeError as error:
+            if isinstance(error, InputError) or size > memory:
+                raise
+            warnings.warn(f"{error}; they are decoded again each time", stacklevel=2)
+            return _in_memory(found, config, shape, chunks(), _Taken(part, config.held_out))
     images = cache.kept(name, found.source, verify=False)
     if images is None:
         raise DataError(
