@@ -275,3 +275,20 @@ def test_as_good_is_not_worse_than_intervals_explain() -> None:
     assert sample_speed.as_good(judgement(0.9, 1.0, 1.1), reference)
     assert sample_speed.as_good(judgement(2.0, 2.2, 2.4), reference)
     assert not sample_speed.as_good(judgement(2.8, 3.0, 3.2), reference)
+
+
+def test_a_ring_sends_what_it_must_and_no_step_is_faster_than_its_computing() -> None:
+    import scale
+
+    assert scale.ring_bytes(10, 2, shard=False) == 40  # each of two: half to the other, twice
+    assert scale.ring_bytes(10, 10**9, shard=False) == pytest.approx(80)
+    assert scale.ring_bytes(10, 4, shard=True) == pytest.approx(90)
+    of = scale.Assumed(per_gpu=1e12, network_speed=1e9, inside_speed=1e10)
+    costs = [scale.cost(10**8, 1e9, 64, count, of) for count in (1, 2, 8, 16, 512)]
+    assert costs[0].seconds == costs[0].computing == pytest.approx(0.064)
+    seconds = [each.seconds for each in costs]
+    assert seconds == sorted(seconds)
+    assert all(0 <= each.share < 1 and each.exposed <= each.sending for each in costs)
+    # between machines 0.8 GB take 0.8 s, of which two thirds of the computing are hidden
+    assert costs[-1].exposed == pytest.approx(costs[-1].sending - 0.064 * 2 / 3)
+    assert costs[-1].sending == pytest.approx(0.8, rel=0.01)
