@@ -4,8 +4,7 @@
 #   HEAD=machine-1 NODES=2 GPUS=4 docs/launch/nodes.sh photos/ --size 64 --device cuda --out /shared/run
 #
 # HEAD is one of the machines, by a name that all of them know; NODES how many there are; GPUS the
-# processes of each. The images are at the same path everywhere, and --out is on a disk that the
-# first rank can write to; with --shard it is one that all share.
+# processes of each. The images are at the same path everywhere, and --out is on a disk that all share.
 #
 # A process that dies is started again, with all others, up to RESTARTS times; training then goes on
 # from the newest checkpoint. A run that is there already is gone on with.
