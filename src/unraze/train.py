@@ -412,6 +412,9 @@ def train(
             if state["bad"] == BAD_STEPS_IN_A_ROW:
                 if state["rolled_back"]:
                     raise DivergedError(ranks.first(_give_up, run, trainee, step, lr))
+                if pending is not None:
+                    pending.finish()
+                    pending = None
                 step = _roll_back(trainee, run, state)
                 yield _said(
                     run,
