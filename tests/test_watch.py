@@ -20,15 +20,17 @@ def dawdling():
     time.sleep(8)
 
 def losses(trainee, x0, t, places, number, **more):
+    began = time.perf_counter()
+    found = real(trainee, x0, t, places, number, **more)
     if trainee.ranks.number == 1 and "begun" in seen:
-        time.sleep(0.1)
+        time.sleep(0.1 + 4 * (time.perf_counter() - began))
         if number == 6:
             dawdling()
         if number == 10:
             subprocess.Popen(["sh", "-c", f"sleep 8; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), signal.SIGSTOP)
     seen.add("begun")  # with the step that is thrown away
-    return real(trainee, x0, t, places, number, **more)
+    return found
 
 step._losses = losses
 sys.exit(main())
