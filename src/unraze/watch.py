@@ -63,15 +63,19 @@ class Watch:
         self.ended = threading.Event()
         self.main = threading.get_ident()
         self.told: set[str] = set()
+        self.thread: threading.Thread | None = None
 
     def __enter__(self) -> "Watch":
         if self.ranks.store is not None:
             store = self.ranks.store.clone()  # type: ignore[attr-defined]
-            threading.Thread(target=self._watch, args=(store,), daemon=True).start()
+            self.thread = threading.Thread(target=self._watch, args=(store,), daemon=True)
+            self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
+        if self.thread is not None:  # an interpreter that ends below it would be ended by it
+            self.thread.join(timeout=10 * BEAT)
 
     @contextmanager
     def doing(self, what: str, patience: float | None = None) -> Iterator[None]:
