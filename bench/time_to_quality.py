@@ -84,8 +84,11 @@ class Cell:
 
 
 def _recipe() -> str:
-    # without keys that are absent: a key that is new, and absent in the preset, changes nothing
-    return _key(preset("fast").model_dump_json(exclude={"about", "sample"}, exclude_none=True))
+    # without keys that are absent: a key that is new, and absent in the preset, changes nothing;
+    # nor with those that change how a step is computed and not what
+    how = {"recompute", "compile", "shard"}
+    left_out: dict[str, Any] = {"about": True, "sample": True, "train": how}
+    return _key(preset("fast").model_dump_json(exclude=left_out, exclude_none=True))
 
 
 def _key(text: str) -> str:
