@@ -14,7 +14,6 @@ so that samples are of all the data.
 """
 
 import hashlib
-import json
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -176,19 +175,13 @@ def read(path: Path, expected: str | None = None) -> Clusters:
         data = weights.read(path)
         tensors = weights.parsed(data)
         known = {name: value.numpy() for name, value in tensors.items()}
-        found = Clusters(**known, before=_before(data))
+        found = Clusters(**known, before=tuple(weights.metadata(data).get(BEFORE, "").split()))
         _check(found)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {remedy}") from error
     if expected is not None and expected not in (found.hash, *found.before):
         raise CheckpointError(f"{path}: is not that of this checkpoint; {remedy}")
     return found
-
-
-def _before(data: bytes) -> tuple[str, ...]:
-    """The hashes that a file names as those of before; `load` has found it to be whole."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return tuple(header.get("__metadata__", {}).get(BEFORE, "").split())
 
 
 def _check(clusters: Clusters) -> None:

@@ -110,8 +110,15 @@ class Ranks:
         if self.count == 1:
             return make()
         made: list[T] = []
-        for turn in (True, False):
-            self.each(lambda turn=turn: made.append(make()) if (self.local == 0) == turn else None)  # type: ignore[misc]
+
+        def act() -> None:
+            made.append(make())
+
+        def wait() -> None:
+            """Until the others have acted."""
+
+        self.each(act if self.local == 0 else wait)
+        self.each(wait if self.local == 0 else act)
         return made[0]
 
     def total(self, value: float) -> float:

@@ -44,6 +44,7 @@ __all__ = [
     "Trainee",
     "begin",
     "clip",
+    "divides",
     "gradients",
     "kept_for_gradients",
     "network_of",
@@ -76,12 +77,17 @@ class Trainee:
     @property
     def is_divided(self) -> bool:
         """Whether each rank has a part of the weights alone."""
-        return self.config.train.shard and self.ranks.count > 1
+        return divides(self.config, self.ranks)
 
     @property
     def forward(self) -> nn.Module:
         """What a step calls."""
         return self.network if self.together is None else self.together
+
+
+def divides(config: Config, ranks: Ranks) -> bool:
+    """Whether these ranks divide the weights; one alone has all of them."""
+    return config.train.shard and ranks.count > 1
 
 
 def network_of(config: Config, num_classes: int) -> nn.Module:
@@ -148,7 +154,7 @@ def begin(
     teacher = None
     if config.distilled is not None:
         teacher = copy.deepcopy(network).eval().requires_grad_(False)
-    is_divided = config.train.shard and ranks.count > 1
+    is_divided = divides(config, ranks)
     if is_divided:
         _divide(network, config.train.device, ranks)
     if config.train.compile:

@@ -59,6 +59,7 @@ from unraze.step import (
     Trainee,
     begin,
     clip,
+    divides,
     gradients,
     kept_for_gradients,
     network_of,
@@ -295,7 +296,7 @@ def train(
     told_of = len(images.class_names) if config.train.classes else config.train.clusters
     require_memory(config, num_classes=told_of or 0)
     _require_alike(images, config, ranks)
-    divided = config.train.shard and ranks.count > 1
+    divided = divides(config, ranks)
     apart = ranks.group() if divided else None
     pending: checkpoint.Saving | None = None
     # ranks that draw their shares have not all as many steps to ask at

@@ -15,7 +15,7 @@ from torch import Tensor
 from unraze import untrusted
 from unraze.hardware import memory
 
-__all__ = ["MAX_HEADER", "parsed", "read", "require_header"]
+__all__ = ["MAX_HEADER", "metadata", "parsed", "read", "require_header"]
 
 MAX_HEADER = 2**24
 """The most bytes of a header: a hundred times that of a network of a thousand tensors."""
@@ -43,6 +43,14 @@ def _length(begin: bytes, size: int) -> int:
     if length > MAX_HEADER:
         raise ValueError(f"a header of {length:,} bytes, more than {MAX_HEADER:,}")
     return length
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """The words beside the tensors of a file, which `parsed` has found to be whole."""
+    found: dict[str, str] = untrusted.json_in(data[8 : 8 + _length(data[:8], len(data))]).get(
+        "__metadata__", {}
+    )
+    return found
 
 
 def parsed(data: bytes) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     An `UnrazeError` is one line on stderr; any other exception is a defect and keeps its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
+    # as unraze.ranks.are_several, which is not asked: it needs torch
     if int(os.environ.get("WORLD_SIZE") or 1) > 1 and tokens[:1] not in BY_RANKS:
         command = " ".join(["unraze", *tokens[:1]])
         return _complain(f"{command}: is of one process; call it without torchrun", USAGE)

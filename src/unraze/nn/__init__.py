@@ -4,7 +4,6 @@ One that learns its variance emits twice the channels.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -48,63 +47,18 @@ def build(
     for groups or heads that do not divide a width, for what this kind of network is not told, and,
     before any weight is made, for more weights than this machine has memory for.
     """
-    options: dict[str, Any] = {
-        "channels": channels,
-        "size": size,
-        "num_classes": num_classes,
-        "self_conditioning": self_conditioning,
-        "learned_variance": learned_variance,
-        "augment_values": augment_values,
-    }
     if torch.empty(0).device.type != "meta":
-        _require_memory(shapes(config, **options))
-    return _built(config, **options)
-
-
-def shapes(
-    config: NetworkConfig,
-    *,
-    channels: int,
-    size: tuple[int, int],
-    num_classes: int = 0,
-    self_conditioning: bool = False,
-    learned_variance: bool = False,
-    augment_values: int = 0,
-) -> dict[str, torch.Size]:
-    """The shapes of what `build` makes, by name; no number is allocated. Raises `InputError`."""
-    with torch.device("meta"):
-        made = _built(
-            config,
-            channels=channels,
-            size=size,
-            num_classes=num_classes,
-            self_conditioning=self_conditioning,
-            learned_variance=learned_variance,
-            augment_values=augment_values,
+        _require_memory(
+            shapes(
+                config,
+                channels=channels,
+                size=size,
+                num_classes=num_classes,
+                self_conditioning=self_conditioning,
+                learned_variance=learned_variance,
+                augment_values=augment_values,
+            )
         )
-    return {name: value.shape for name, value in made.state_dict().items()}
-
-
-def _require_memory(wanted: Mapping[str, torch.Size]) -> None:
-    """Raises `InputError` unless weights of these shapes, in float32, fit in memory."""
-    weights = sum(shape.numel() for shape in wanted.values())
-    if 4 * weights > memory():
-        raise InputError(
-            f"network: its {weights:,} weights need {4 * weights / 2**30:,.0f} GiB, this machine "
-            f"has {memory() / 2**30:,.0f}; give smaller numbers under network"
-        )
-
-
-def _built(
-    config: NetworkConfig,
-    *,
-    channels: int,
-    size: tuple[int, int],
-    num_classes: int,
-    self_conditioning: bool,
-    learned_variance: bool,
-    augment_values: int,
-) -> nn.Module:
     if channels < 1 or num_classes < 0 or augment_values < 0:
         raise ValueError(
             f"channels = {channels}, num_classes = {num_classes}, augment_values = "
@@ -158,6 +112,40 @@ def _built(
             )
         case _:
             assert_never(config)
+
+
+def shapes(
+    config: NetworkConfig,
+    *,
+    channels: int,
+    size: tuple[int, int],
+    num_classes: int = 0,
+    self_conditioning: bool = False,
+    learned_variance: bool = False,
+    augment_values: int = 0,
+) -> dict[str, torch.Size]:
+    """The shapes of what `build` makes, by name; no number is allocated. Raises `InputError`."""
+    with torch.device("meta"):
+        made = build(
+            config,
+            channels=channels,
+            size=size,
+            num_classes=num_classes,
+            self_conditioning=self_conditioning,
+            learned_variance=learned_variance,
+            augment_values=augment_values,
+        )
+    return {name: value.shape for name, value in made.state_dict().items()}
+
+
+def _require_memory(wanted: Mapping[str, torch.Size]) -> None:
+    """Raises `InputError` unless weights of these shapes, in float32, fit in memory."""
+    weights = sum(shape.numel() for shape in wanted.values())
+    if 4 * weights > memory():
+        raise InputError(
+            f"network: its {weights:,} weights need {4 * weights / 2**30:,.0f} GiB, this machine "
+            f"has {memory() / 2**30:,.0f}; give smaller numbers under network"
+        )
 
 
 def parameters_in(network: nn.Module) -> int:
