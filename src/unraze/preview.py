@@ -50,7 +50,8 @@ def preview(
     affordable = SHARE * preview_interval(config) * config.train.batch * 3 / (2 * calls)
     count = max(1, min(32, int(affordable)))
     sides = []
-    for weights in (trainee.network.state_dict(), trainee.average):
+    trained, averaged = whole(trainee.network.state_dict()), whole(trainee.average)
+    for weights in (trained, averaged):
         model = _model(trainee, plain(trainee, weights), run)
         try:
             drawn = sample(
@@ -63,7 +64,6 @@ def preview(
                 runs.log(run, f"no preview at step {step}: the images drawn are not finite")
             return True
         sides.append(pictures.grid(pictures.pixels_of(ranks.joint(drawn, count))))
-    averaged, trained = whole(trainee.average), whole(trainee.network.state_dict())
     if not ranks.is_first:
         return True
     pictures.write_png(
