@@ -59,7 +59,7 @@ demo: $(VENV)/.installed ## trains on Fashion-MNIST for DEMO_MINUTES (4), sample
 	@echo "  $(UNRAZE) destroy $(DEMO)/pictures/00000.png"
 	@echo "  $(UNRAZE) eval $(DEMO)"
 
-test: $(VENV)/.installed-dev lint ## lint, types, import contract and the tests; under ten minutes
+test: $(VENV)/.installed-dev lint ## lint, types, import contract and the tests; ten to twenty minutes
 	$(BIN)/python -m pytest -q -n 2
 
 test-full: $(VENV)/.installed-dev lint ## the same, and the slow tests
