@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -275,6 +276,28 @@ def test_pictures_are_drawn_by_all_and_are_those_of_one(by_two: runs.Run, tmp_pa
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
     for k in range(20):
         assert (one / f"{k:05d}.png").read_bytes() == (two / f"{k:05d}.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_samples_that_are_measured_are_drawn_by_all(data: Path, tmp_path: Path) -> None:
+    """Two parts, one of each rank; what is drawn and measured is what one process draws."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    what = ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}", f"--out={one}"]
+    assert main([*what, "--held-out=0.3", "--steps=2"]) == 0
+    shutil.copytree(one, two)
+    more = ["-n", "103", "--threads=1", "--skip=memorisation"]
+    more += ["--skip=levels", "--skip=bound", "--skip=flow"]
+    done = unraze(2, "eval", str(two), *more)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report.html") == 1
+    assert main(["eval", str(one), *more]) == 0
+    drawn = [sorted((run / "eval").rglob("images-*.npz")) for run in (one, two)]
+    assert [[p.name for p in files] for files in drawn] == [
+        ["images-00000-00099.npz", "images-00100-00102.npz"]
+    ] * 2
+    for ours, theirs in zip(*drawn, strict=True):
+        with np.load(ours) as a, np.load(theirs) as b:
+            assert np.array_equal(a["pixels"], b["pixels"])
 
 
 def test_ctrl_c_reaches_every_process_and_is_one(data: Path, tmp_path: Path) -> None:

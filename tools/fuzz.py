@@ -499,6 +499,23 @@ def _cache_seeds() -> list[bytes]:
     return [json.dumps(said).encode()]
 
 
+def _record(folder: Path, data: bytes) -> None:
+    from unraze.data import Images, record
+
+    (folder / "data.json").write_bytes(data)
+    kept = record.read(folder / "data.json")
+    if kept is not None:
+        record.changes(kept, Images.from_arrays(np.zeros((2, 1, 4, 4), np.uint8)))
+
+
+def _record_seeds() -> list[bytes]:
+    from unraze.data import Images, record
+
+    pixels = np.zeros((2, 1, 4, 4), np.uint8)
+    sets = Images.from_arrays(pixels), Images.from_arrays(pixels, names=["a.png", "b.png"])
+    return [record.written(record.record(images, "run")).encode() for images in sets]
+
+
 TARGETS = {
     "config": Reader(_config, _config_seeds),
     "weights": Reader(_weights, lambda: _in_a_run("ema.safetensors"), _run),
@@ -519,6 +536,7 @@ TARGETS = {
     "recipe": Reader(_recipe, _recipe_seeds),
     "recipe-text": Reader(_recipe_text, lambda: [_recipe_words()]),
     "cache": Reader(_cache, _cache_seeds, _cached),
+    "data": Reader(_record, _record_seeds),
 }
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
 
 from unraze import files, rng, weights
 from unraze.data import Images, to_float
@@ -115,7 +115,7 @@ def find(images: Images, count: int, *, seed: int = 0) -> Clusters:
     y = (afar - mean) @ axes
     start = y[rng.permutation(seed, "cluster starts", len(y))[:count]]
     with warnings.catch_warnings(action="ignore"):  # of clusters left empty, which dissolve below
-        centres, _ = kmeans2(y, start, iter=ROUNDS, minit="matrix", missing="warn")
+        centres, _ = scipy.cluster.vq.kmeans2(y, start, iter=ROUNDS, minit="matrix", missing="warn")
     found = Clusters(mean, np.ascontiguousarray(axes), centres, np.empty(0, dtype=np.int64))
     counts = np.bincount(nearest(found, pixels), minlength=len(centres))
     kept = counts >= min(FEWEST, counts.max())

@@ -38,7 +38,7 @@ from filelock import FileLock, Timeout
 from unraze import checkpoint, untrusted
 from unraze.checkpoint import cannot_write, write_atomically
 from unraze.config import Config, from_toml, to_toml
-from unraze.data import Images, record
+from unraze.data import Images, record, remote
 from unraze.data.record import Record
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.files import cannot_make, is_full, is_running, left_by, remove_left_over
@@ -340,10 +340,7 @@ def write_data(run: Run, images: Images, name: str, accepted: Sequence[str] = ()
 
 def read_data(run: Run) -> Record | None:
     """What `write_data` kept; None for a run of before that was, or where it is damaged."""
-    try:
-        return record.read(run.data.read_bytes())
-    except OSError:
-        return None
+    return record.read(run.data)
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
@@ -394,8 +391,10 @@ def locked(run: Run) -> Iterator[str | None]:
     """Holds the run for one trainer, and yields what is to be said of the one before it, if any.
 
     The system frees the lock of a process that ended, however it did. Raises `InputError`, which
-    names process and machine, where another process has it.
+    names process and machine, where another process has it, and where a link in the run's folder
+    would have something else written to.
     """
+    untrusted.require_no_links(run.path)
     lock = _lock(run, LOCK_SECONDS)
     if lock is None:
         raise InputError(
@@ -540,7 +539,8 @@ def _summary(run: Run) -> Summary:
 
 
 def _slug(source: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", Path(source).name.lower()).strip("-") or "images"
+    name = remote.name_of(source) if remote.is_address(source) else Path(source).name
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images"
 
 
 def _append(path: Path, text: str) -> None:

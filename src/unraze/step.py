@@ -34,7 +34,7 @@ from unraze.data import Images, batch as assemble
 from unraze.denoiser import Denoiser, denoiser, guided, predict, raw_output
 from unraze.hardware import moment, seconds_between
 from unraze.loss import four_variable, reduced, weighted
-from unraze.nn.layers import blocks_of, place, recompute
+from unraze.nn.layers import blocks_of, draw_outside_of_graphs, place, recompute
 from unraze.process import destroy_at, like
 from unraze.ranks import ALONE, Ranks
 from unraze.schedule import Schedule
@@ -158,6 +158,7 @@ def begin(
     if is_divided:
         _divide(network, config.train.device, ranks)
     if config.train.compile:
+        draw_outside_of_graphs(network)
         network.compile(dynamic=False)
     trainee = Trainee(
         config=config,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from range_server import Site, serving
 
 from unraze.cli import main
 from unraze.config import DataConfig
@@ -86,6 +87,28 @@ class TestOrder:
     @pytest.mark.parametrize("pattern", ["s-{000..002}.tar", "s-00{0..2}.tar", "*.tar", ""])
     def test_named_in_several_ways(self, three: Path, pattern: str) -> None:
         assert read(three / pattern).fingerprint == read(three).fingerprint
+
+    def test_on_a_web_server_they_are_the_same(self, three: Path) -> None:
+        with serving(Site(files={f"/{p.name}": p.read_bytes() for p in three.iterdir()})) as site:
+            source = f"{site.address}/s-{{000..002}}.tar?key=SECRET"
+            images = read(source)
+            first, site.asked = site.asked, []
+            again = read(source)
+
+            # first all are asked for their versions, then each is read to find the images, their
+            # sizes, and the pixels; where the images lie is kept
+            def versions(asked: list[tuple[str, str]]) -> int:
+                return sum(wanted == "bytes=0-0" for _, wanted in asked)
+
+            assert (versions(first), versions(site.asked)) == (3, 3)
+            assert len(first) - len(site.asked) >= 3
+            site.files["/s-002.tar"] = site.files["/s-001.tar"]
+            assert levels(read(source)) == [0, 1, 10, 11, 10, 11]
+        assert images.fingerprint == again.fingerprint == read(three).fingerprint
+        assert images.names == read(three).names
+        assert "SECRET" not in images.source
+        assert images.origin is not None
+        assert images.origin.source == source
 
     def test_one_of_them(self, three: Path) -> None:
         images = read(three / "s-001.tar")

@@ -1,8 +1,10 @@
 """Images that are others when a run goes on: what changed is said, and accepted only if asked."""
 
+import base64
 import json
 import os
 import signal
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +47,9 @@ THEN = {"a": 1, "b": 2, "c": 3}
         ),
     ],
 )
-def test_what_changed_is_told(now: dict[str, int], says: str) -> None:
-    kept = record.read(record.written(record.record(images_of(THEN), "run")).encode())
+def test_what_changed_is_told(now: dict[str, int], says: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(record.written(record.record(images_of(THEN), "run")))
+    kept = record.read(tmp_path / "data.json")
     assert kept is not None
     assert record.changes(kept, images_of(now)) == says
 
@@ -68,8 +71,37 @@ def test_a_record_is_small_and_quick() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"run": 3}'])
-def test_a_record_that_is_damaged_is_none(data: bytes) -> None:
-    assert record.read(data) is None
+def test_a_record_that_is_damaged_is_none(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_bytes(data)
+    assert record.read(tmp_path / "data.json") is None
+
+
+def test_a_record_of_any_size_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "data.json").open("wb") as file:
+        file.truncate(2**42)
+    assert record.read(tmp_path / "data.json") is None
+
+
+@pytest.mark.parametrize("names", [None, "bomb"])
+def test_a_record_that_claims_more_images_than_it_has(
+    names: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "MAX_BYTES", 2**16)
+    if names is not None:
+        names = base64.b64encode(zlib.compress(b"[" + b" " * 2**20 + b"]")).decode()
+    kept = record.record(images_of(THEN), "run")
+    hostile = kept.model_copy(update={"names": names, "shape": [10**15, *SHAPE]})
+    assert "no longer legible" in record.changes(hostile, images_of({"a": 1}))
+    if names is not None:
+        bomb = kept.model_copy(update={"names": names})
+        assert "no longer legible" in record.changes(bomb, images_of({"a": 1}))
+
+
+def test_names_are_told_in_a_line(tmp_path: Path) -> None:
+    odd = images_of({"\x1b[2J" + "x" * 5000: 1, "b": 2})
+    said = record.changes(record.record(odd, "run"), images_of({"b": 2}))
+    assert "\x1b" not in said
+    assert len(said) < 300
 
 
 def test_names_that_are_not_legible_are_said_to_be() -> None:

@@ -1,6 +1,5 @@
 """An engine computes the network: pictures are torch's up to rounding, and made again exactly."""
 
-import json
 import os
 import shutil
 import sys
@@ -206,6 +205,7 @@ def test_files_are_made_once_and_those_of_other_versions_go(
     (file,) = folder.glob("*.onnx")
     old = folder / f"{model.checkpoint[:12]}-0123.onnx"
     old.write_bytes(b"")
+    (folder / "choices.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # not needed for what is there
     before = file.stat().st_mtime_ns
     with_engine(model, "onnx", how)
@@ -218,7 +218,7 @@ def test_files_are_made_once_and_those_of_other_versions_go(
     file.unlink()
     with_engine(model, "onnx", how)
     assert [path.name for path in folder.glob("*.onnx")] == [file.name]
-    assert json.loads((folder / "choices.json").read_text())
+    assert (folder / "choices.json").read_text() == "{}"
 
 
 def test_what_an_engine_cannot_do(run: Path) -> None:

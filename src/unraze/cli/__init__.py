@@ -34,7 +34,7 @@ from unraze.errors import Elsewhere, UnrazeError
 __all__ = ["main"]
 
 USAGE = 2
-BY_RANKS = (["train"], ["resume"], ["sample"], ["--help"], ["--version"])
+BY_RANKS = (["train"], ["resume"], ["sample"], ["eval"], ["--help"], ["--version"])
 """The commands that torchrun may start several processes of."""
 
 unwrap(app)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from unraze.evaluate.reference import Reference
     from unraze.evaluate.stage import Stage
     from unraze.generate import Model
+    from unraze.ranks import Ranks
 
 __all__ = ["compare", "evaluate"]
 
@@ -143,7 +144,9 @@ def evaluate(
     where it was.
     """
     from unraze.cli.drawing import MOST_PICTURES, set_threads
+    from unraze.cli.train import spoken_for
     from unraze.evaluate.evaluation import PARTS
+    from unraze.ranks import are_several
 
     for name, value, least in (("-n", n, 1), ("--seed", seed, 0)):
         if value is not None and value < least:
@@ -178,19 +181,30 @@ def evaluate(
     try:
         if not of_run:
             assert against is not None
+            if are_several():
+                raise InputError(
+                    f"{target}: images are evaluated by one process; leave torchrun out"
+                )
             return _images(target, against, parse_size(size), channels, features, parts, out)
-        return _run(
-            target,
-            features,
-            parts,
-            count=COUNT if n is None else n,
-            seed=seed or 0,
-            against=against,
-            changes={"steps": steps, "sampler": sampler, "spacing": spacing, "guidance": guidance},
-            raw=raw,
-            checkpoint=checkpoint,
-            device=device or "cpu",
-        )
+        with told_as_options({"device": "--device"}), spoken_for(device or "cpu") as ranks:
+            return _run(
+                target,
+                features,
+                parts,
+                count=COUNT if n is None else n,
+                seed=seed or 0,
+                against=against,
+                changes={
+                    "steps": steps,
+                    "sampler": sampler,
+                    "spacing": spacing,
+                    "guidance": guidance,
+                },
+                raw=raw,
+                checkpoint=checkpoint,
+                device=device or "cpu",
+                ranks=ranks,
+            )
     except KeyboardInterrupt:
         print(
             f"unraze: interrupted; what is done is kept, go on with: {_command()}", file=sys.stderr
@@ -225,6 +239,7 @@ def _run(
     raw: bool,
     checkpoint: int | Literal["best"] | None,
     device: str,
+    ranks: Ranks,
 ) -> int:
     from rich.console import Console
 
@@ -233,6 +248,9 @@ def _run(
     from unraze.evaluate.evaluation import Subject, evaluate_run, require_enough
     from unraze.evaluate.places import places_of_run
     from unraze.evaluate.reference import of_run, of_run_against
+    from unraze.evaluate.samples import draw_share, in_proportion
+    from unraze.evaluate.stage import finish
+    from unraze.untrusted import require_no_links
 
     given = {key: value for key, value in changes.items() if value is not None}
     names = {name: f"--{key}" for key in given for name in (key, f"sample.{key}")}
@@ -245,8 +263,11 @@ def _run(
         parts = tuple(part for part in parts if part not in NEED_A_NETWORK)
         if not parts:
             raise InputError("--skip: leaves nothing to measure of a distilled run; leave less out")
-    require_place(path / "eval", str(path))
-    reference = of_run(model) if against is None else of_run_against(model, against)
+    ranks.first(require_no_links, path)
+    ranks.first(require_place, path / "eval", str(path))
+    reference = ranks.in_turn(
+        lambda: of_run(model) if against is None else of_run_against(model, against)
+    )
     require_enough(f"-n {count}", count, reference, parts)
     subject = Subject(
         kind="run",
@@ -266,6 +287,19 @@ def _run(
     )
     console = Console(stderr=True)
     print(_told(subject, reference), flush=True)
+    if ranks.count > 1 and ("figures" in parts or "memorisation" in parts):
+        shared = draw_share(
+            model,
+            settings,
+            count=count,
+            seed=seed,
+            classes=in_proportion(model, reference.held_out),
+            folder=places.samples,
+            ranks=ranks,
+        )
+        ranks.each(lambda: _followed(shared, console) if ranks.is_first else finish(shared))
+    if not ranks.is_first:  # what is left is measured by one
+        return 0
     spaces = _spaces(features, reference, parts, places, subject, console, (model, settings))
     stages = evaluate_run(
         model,

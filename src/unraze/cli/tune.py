@@ -77,6 +77,7 @@ def tune(
     from unraze.evaluate.features import first_space
     from unraze.evaluate.forecast import call_time
     from unraze.evaluate.reference import of_run
+    from unraze.untrusted import require_no_links
 
     wanted = sorted(set(calls or tuning.CALLS))
     for number in wanted:
@@ -94,6 +95,7 @@ def tune(
         )
     if wanted[-1] > model.schedule.steps:
         raise InputError(f"--calls {wanted[-1]}: the run's schedule has {model.schedule.steps}")
+    require_no_links(run)
     require_place(run / "tune", str(run))
     reference = of_run(model)
     console = Console(stderr=True)

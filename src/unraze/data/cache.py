@@ -5,6 +5,8 @@ the source's path, its files' names, sizes and times of change, the data options
 
     pixels      uint8, N x C x H x W, nothing else
     about.json  the shape, labels, names, and the fingerprint that all of it is checked by
+
+And under `cache_folder()/values`, NAME.json: what took long to find out, and its SHA-256.
 """
 
 import errno
@@ -15,6 +17,7 @@ import shutil
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,9 +30,9 @@ from filelock import FileLock, Timeout
 from unraze import untrusted
 from unraze.data.images import Images, fingerprint
 from unraze.errors import UnrazeError
-from unraze.files import flush_folder, is_full, write_and_flush
+from unraze.files import flush_folder, is_full, remove_left_over, write_and_flush, write_whole
 
-__all__ = ["cache_folder", "describe", "kept", "key", "making"]
+__all__ = ["cache_folder", "describe", "keep_value", "kept", "kept_value", "key", "making"]
 
 _VERSION = 2
 _BLOCK = 2**24
@@ -134,6 +137,42 @@ def describe(folder: Path, images: Images) -> None:
         "fingerprint": images.fingerprint,
     }
     write_and_flush(folder / "about.json", json.dumps(about).encode("ascii"))
+
+
+def kept_value(name: str) -> dict[str, Any] | None:
+    """The value of that key; None where there is none, or it is damaged."""
+    try:
+        about = untrusted.json_of(_value_place(name), _MAX_ABOUT)
+        text, digest = about["value"], about["sha256"]
+        if hashlib.sha256(text.encode("ascii")).hexdigest() != digest:
+            return None
+        value = json.loads(text)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def keep_value(name: str, value: dict[str, Any]) -> None:
+    """Keeps a value of plain values under a key. Where it cannot be written that is warned of: it
+    is found out again then."""
+    text = json.dumps(value)
+    about = {"sha256": hashlib.sha256(text.encode("ascii")).hexdigest(), "value": text}
+    place = _value_place(name)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(place.parent)
+        write_whole(place, json.dumps(about).encode("ascii"))
+    except OSError as error:
+        why = "the disk is full" if is_full(error) else "cannot be written"
+        warnings.warn(
+            f"{place.parent}: {why} ({error.strerror or error}); what was found out of this data "
+            "is not kept, and will be found out again",
+            stacklevel=2,
+        )
+
+
+def _value_place(name: str) -> Path:
+    return cache_folder() / "values" / f"{name}.json"
 
 
 def _place(name: str) -> Path:

@@ -92,7 +92,7 @@ def check(
     `DataError` where there are no images to check.
     """
     colour(config.background)
-    found = find(config.source)
+    found = find(config.source, progress=progress)
     bad: dict[str, str] = {}
     seen: list[_Seen] = []
     with quiet_decoders():

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from unraze import hardware
 from unraze.config import DataConfig, explained
-from unraze.data import archive, arrays, cache, cifar, folder, hub, idx, named, shards
+from unraze.data import archive, arrays, cache, cifar, folder, hub, idx, named, remote, shards
 from unraze.data.found import Arrays, Opener, Pictures, is_image, no_test_part, shown
 from unraze.data.held_out import cannot_hold_out, held_out as which_held_out, is_too_few
 from unraze.data.images import Images, Split, at_once, classes, fingerprint
@@ -127,7 +127,7 @@ def load(
         )
     divided = split != "test" and has_test_part(config.source)
     of_test = split == "test" or (split == "held-out" and divided)
-    found = find(config.source, "test" if of_test else "train")
+    found = find(config.source, "test" if of_test else "train", progress=progress)
     part: Part = "test" if of_test else "all" if divided or not config.held_out else split
     if split == "held-out" and part == "all":
         raise cannot_hold_out(found.source, 0.0, _count(found), 0)
@@ -181,10 +181,13 @@ def _read(
     return images
 
 
-def find(source: str, split: Own = "train") -> Pictures | Arrays:
-    """What a source is and holds: a name of `NAMES`, hf: and a name, or else a path.
+def find(
+    source: str, split: Own = "train", *, progress: Progress | None = None
+) -> Pictures | Arrays:
+    """What a source is and holds: a name of `NAMES`, hf: and a name, an address, or else a path.
 
-    Raises `DataError`.
+    `progress` is told how many images are found, of 0, where that takes a while. Raises
+    `DataError`.
 
     A folder called as a data set is meant by ./digits.
     """
@@ -196,7 +199,7 @@ def find(source: str, split: Own = "train") -> Pictures | Arrays:
         if (tars := shards.named(source)) is not None:
             if split == "test":
                 raise no_test_part(source)
-            return shards.read(str(Path(source).expanduser()), tars)
+            return shards.read(_place_of(source), tars, progress)
         path = _path(source)
         if path.is_dir():
             if idx.is_set(path):
@@ -564,7 +567,14 @@ def _origin(config: DataConfig) -> DataConfig:
         return config
     if hub.is_source(config.source):
         return config.model_copy(update={"source": hub.absolute(config.source)})
+    if remote.is_address(config.source):
+        return config
     return config.model_copy(update={"source": str(Path(config.source).expanduser().resolve())})
+
+
+def _place_of(source: str) -> str:
+    """The source as messages name it and the cache knows it."""
+    return remote.short(source) if remote.is_address(source) else str(Path(source).expanduser())
 
 
 def _denied(source: str, error: OSError) -> DataError:
@@ -587,7 +597,10 @@ def _nothing(source: str) -> DataError:
 
 def _key(found: Pictures | Arrays, config: DataConfig, part: Part) -> str:
     path = found.source
-    path = hub.absolute(path) if hub.is_source(path) else str(Path(path).absolute())
+    if hub.is_source(path):
+        path = hub.absolute(path)
+    elif not remote.is_address(path):
+        path = str(Path(path).absolute())
     stamps = [list(stamp) for stamp in found.stamps]
     names = list(found.names) if isinstance(found, Pictures) else []
     options = config.model_dump(

@@ -8,17 +8,25 @@ SHA-256; the CRC-32 only tells which.
 import base64
 import json
 import zlib
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from unraze import untrusted
+from unraze.data.found import listed
 from unraze.data.images import Images
 
 __all__ = ["Record", "changes", "read", "record", "written"]
 
+MAX_BYTES = 2**30
+"""The most bytes of a record, and of the names in one: some ten million images have as many."""
+
 Array = np.ndarray[Any, Any]
 
+LONGEST = 200
+"""Letters told of a name."""
 SHOWN = 3
 """Names told of each kind of change."""
 CHUNK = 1024
@@ -78,11 +86,11 @@ def written(kept: Record) -> str:
     return kept.model_dump_json(indent=1) + "\n"
 
 
-def read(data: bytes) -> Record | None:
-    """What `written` wrote; None where it is damaged."""
+def read(file: Path) -> Record | None:
+    """What `written` wrote, from a file; None where there is none, or it is damaged."""
     try:
-        return Record.model_validate_json(data)
-    except ValidationError:
+        return Record.model_validate_json(untrusted.read(file, MAX_BYTES))
+    except (OSError, ValueError):  # pydantic's error is one
         return None
 
 
@@ -90,7 +98,7 @@ def changes(kept: Record, images: Images) -> str:
     """What is no longer as it was kept, in words: which images are gone, new or changed."""
     try:
         was = _by_name(_names_of(kept), _digests_of(kept))
-    except (ValueError, zlib.error, RecursionError):
+    except (ValueError, zlib.error):
         return f"{kept.shape[0]} then, {len(images)} now; which, is no longer legible"
     is_now = _by_name(list(images.names), digests(images))
     gone = [name for name in was if name not in is_now]
@@ -111,8 +119,7 @@ def changes(kept: Record, images: Images) -> str:
 
 
 def _counted(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} ({', '.join(names[:SHOWN])}{more})"
+    return f"{len(names)} ({listed([name[:LONGEST] for name in names[:SHOWN]] + names[SHOWN:])})"
 
 
 def _by_name(names: list[str], marks: Array) -> dict[str, int]:
@@ -129,10 +136,14 @@ def _by_name(names: list[str], marks: Array) -> dict[str, int]:
 
 def _names_of(kept: Record) -> list[str]:
     """Raises `ValueError` or `zlib.error` where they are damaged."""
-    count = kept.shape[0]
+    count = len(_digests_of(kept))
     if kept.names is None:
         return [f"number {i}" for i in range(count)]
-    names = json.loads(zlib.decompress(base64.b64decode(kept.names, validate=True)))
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(base64.b64decode(kept.names, validate=True), MAX_BYTES)
+    if not unpacker.eof:
+        raise ValueError(f"cut off, or of more than {MAX_BYTES} bytes")
+    names = untrusted.json_in(text)
     if not isinstance(names, list) or len(names) != count:
         raise ValueError("not one name for each image")
     return [str(name) for name in names]

@@ -1,10 +1,13 @@
 """Tar archives of images, as WebDataset has them, read in place: nothing is unpacked to disk.
 
+They are files, or lie on a web server (http://, https://), which is asked for ranges of them.
+
 A sample is the members of one shard whose names are the same up to the first dot of their last
 part, the key: `0001.jpg` beside `0001.cls`. Its image is the member that ends as images do, its
 class what `.cls`, `.json` (under `label`, `cls` or `class`) or `.txt` says. The order is that of
 the shards' names, and in a shard that of its members. A shard is read header by header once, to
 know where each member lies; headers are small, and no more of them than that is taken into memory.
+What was found in many, or far away, is kept in the cache, until the shards change.
 """
 
 import io
@@ -12,7 +15,7 @@ import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from unraze import untrusted
+from unraze.data import cache, remote
 from unraze.data.archive import MAX_BYTES
 from unraze.data.found import (
     IMAGE_SUFFIXES,
@@ -45,6 +49,8 @@ MAX_HEADER = 2**20
 MAX_LABEL = 2**20
 """The most bytes that a label's member may have."""
 MAX_SHARDS = 100_000
+MANY = 10_000
+"""Where so many images were found is kept; fewer are found again in a moment."""
 LONGEST_NAME, FEW_CLASSES = 100, 10
 """Texts are classes' names where they are of one line, no longer than this, and of images in number
 twice as many as the names, beyond a few: else they are captions."""
@@ -56,6 +62,7 @@ _RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 Label = int | str
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,17 @@ Sample = dict[str, Member]
 """The members of one key, by their endings in small letters."""
 
 
+@dataclass(frozen=True, eq=False)
+class Index:
+    """What shards hold: where their images lie, and all that is said of them, see `Pictures`."""
+
+    images: list[Member]
+    names: tuple[str, ...]
+    labels: np.ndarray[Any, Any] | None
+    class_names: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
 def is_set(path: Path) -> bool:
     """Whether a folder holds tar archives, and neither images nor folders beside them."""
     visible = [p for p in path.iterdir() if not is_hidden(p.name)]
@@ -84,34 +102,62 @@ def is_set(path: Path) -> bool:
     )
 
 
-def named(source: str) -> list[Path] | None:
+def named(source: str) -> list[str] | None:
     """The shards that a source names, in order: a `.tar`, a folder of them, `{000..003}` or `*` in
-    the last part of a path. None where it names something else.
+    the last part of a path, a `.tar` on a web server or `{000..003}` there. None where it names
+    something else.
 
     Raises `DataError` where a pattern matches nothing, or names too many.
     """
+    if remote.is_address(source):
+        if not remote.name_of(source).lower().endswith(".tar"):
+            raise DataError(f"{remote.short(source)}: only .tar files are read from web servers")
+        return _expanded(source)
     path = Path(source).expanduser()
     if source and os.path.isdir(path):
         return _sorted(p for p in path.iterdir() if _is_tar(p)) if is_set(path) else None
     if not source.lower().endswith(".tar"):
         return None
     if os.path.exists(path):
-        return [path] if path.is_file() else None
+        return [str(path)] if path.is_file() else None
     if "*" in path.name:
         found = _sorted(p for p in path.parent.glob(path.name) if _is_tar(p))
         if not found:
             raise DataError(f"{shown(source)}: there is no such file; check the path")
         return found
-    return [Path(name) for name in _expanded(str(path))] if _RANGE.search(source) else None
+    return _expanded(str(path)) if _RANGE.search(source) else None
 
 
-def read(source: str, shards: Sequence[Path]) -> Pictures:
+def read(source: str, shards: Sequence[str], progress: Progress | None = None) -> Pictures:
     """The images of these shards, with their classes, where each has one.
 
-    Where no member is a label, folders in the members' names are classes, as a zip's are. Raises
-    `DataError` for a shard that is missing, damaged or cut off, where there are no images at all,
-    and where some samples have a label and others do not.
+    Where no member is a label, folders in the members' names are classes, as a zip's are.
+    `progress` is told how many images are found, of 0. Raises `DataError` for a shard that is
+    missing, damaged or cut off, where there are no images at all, and where some samples have a
+    label and others do not.
     """
+    stamps = _stamps(shards)
+    key = cache.key("tar", source, [_where(shard) for shard in shards], stamps)
+    about = cache.kept_value(key)
+    index = _index_of(about) if about is not None else None
+    if index is None:
+        index = _indexed(source, shards, progress)
+        if len(index.images) >= MANY or any(map(remote.is_address, shards)):
+            cache.keep_value(key, _about(index))
+    images = index.images
+    return Pictures(
+        source=source,
+        names=index.names,
+        labels=index.labels,
+        class_names=index.class_names,
+        stamps=[stamps[image.shard] for image in images],
+        opened=lambda: _opened(shards, images),
+        left_out=index.left_out,
+    )
+
+
+def _indexed(source: str, shards: Sequence[str], progress: Progress | None) -> "Index":
+    """What the shards hold, walked from header to header."""
     samples: list[Sample] = []
     images: list[Member] = []
     others: list[Member] = []
@@ -119,6 +165,8 @@ def read(source: str, shards: Sequence[Path]) -> Pictures:
         for sample, image in _samples(shards, number, others):
             samples.append(sample)
             images.append(image)
+        if progress is not None:
+            progress(len(images), 0)
     if not images:
         raise DataError(
             f"{shown(source)}: holds no images ({counted(len(others), 'file')} of other kinds); "
@@ -127,16 +175,48 @@ def read(source: str, shards: Sequence[Path]) -> Pictures:
     labels, class_names = _labels(source, shards, images, samples, others)
     if labels is None:
         labels, class_names = by_class([_parts(image.name) for image in images], source)
-    stats = [shard.stat() for shard in shards]
-    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-    return Pictures(
-        source=source,
+    return Index(
+        images=images,
         names=tuple(_name(shards, image) for image in images),
         labels=labels,
         class_names=class_names,
-        stamps=[stamps[image.shard] for image in images],
-        opened=lambda: _opened(shards, images),
         left_out=tuple(sorted((_name(shards, other) for other in others), key=natural)),
+    )
+
+
+def _stamps(shards: Sequence[str]) -> list[tuple[int, int]]:
+    """Size and time of change of each shard, or what else tells a version from another."""
+    if all(map(remote.is_address, shards)):
+        return remote.stamps(shards)
+    stats = []
+    for shard in shards:
+        try:
+            stat = os.stat(shard)
+        except FileNotFoundError as error:
+            raise _missing(shard) from error
+        stats.append((stat.st_size, stat.st_mtime_ns))
+    return stats
+
+
+def _about(index: "Index") -> dict[str, Any]:
+    """An index in plain values, to be kept."""
+    return {
+        "members": [[m.shard, m.name, m.offset, m.size, m.problem] for m in index.images],
+        "names": list(index.names),
+        "labels": None if index.labels is None else index.labels.tolist(),
+        "class_names": list(index.class_names),
+        "left_out": list(index.left_out),
+    }
+
+
+def _index_of(about: dict[str, Any]) -> "Index":
+    labels = about["labels"]
+    return Index(
+        images=[Member(*values) for values in about["members"]],
+        names=tuple(about["names"]),
+        labels=None if labels is None else np.array(labels, dtype=np.int64),
+        class_names=tuple(about["class_names"]),
+        left_out=tuple(about["left_out"]),
     )
 
 
@@ -144,7 +224,7 @@ def read(source: str, shards: Sequence[Path]) -> Pictures:
 
 
 def _samples(
-    shards: Sequence[Path], number: int, others: list[Member]
+    shards: Sequence[str], number: int, others: list[Member]
 ) -> list[tuple[Sample, Member]]:
     """The samples of a shard that have an image, with it; what else it holds is added to
     `others`."""
@@ -158,62 +238,64 @@ def _samples(
         stem, _, ending = parts[-1].partition(".")
         sample = samples.setdefault("/".join((*parts[:-1], stem)), {})
         if ending.lower() in sample:
-            raise DataError(f"{shard}: holds {shown(member.name)} twice; make it again")
+            raise DataError(f"{_where(shard)}: holds {shown(member.name)} twice; make it again")
         sample[ending.lower()] = member
     found = []
     for key, sample in samples.items():
         image = _image(shard, key, sample)
-        labels = [sample.get(kind) for kind in _LABELS] if image is not None else []
-        others += [m for m in sample.values() if m is not image and m not in labels]
+        labels = _LABELS if image is not None else ()
+        others += [m for kind, m in sample.items() if m is not image and kind not in labels]
         if image is not None:
             found.append((sample, image))
-    by_parts = {_parts(image.name): image for _, image in found}
+    paths = [_parts(image.name) for _, image in found]
+    numbers = {parts: i for i, parts in enumerate(paths)}
     with _opened(shards, [image for _, image in found]) as opener:
-        numbers = {parts: i for i, parts in enumerate(by_parts)}
-        beside = overviews(list(by_parts), lambda parts: opener(numbers[parts]))
-    others += [by_parts[parts] for parts in beside]
-    return [pair for pair in found if _parts(pair[1].name) not in beside]
+        beside = overviews(paths, lambda parts: opener(numbers[parts]))
+    others += [found[numbers[parts]][1] for parts in beside]
+    return [pair for pair, parts in zip(found, paths, strict=True) if parts not in beside]
 
 
-def _image(shard: Path, key: str, sample: Sample) -> Member | None:
+def _image(shard: str, key: str, sample: Sample) -> Member | None:
     """The image of a sample: a name of two endings, `0001.2020.png`, is one where no other is."""
     plain = [m for ending, m in sample.items() if f".{ending}" in IMAGE_SUFFIXES]
     images = plain or [m for m in sample.values() if is_image(m.name)]
     if len(images) > 1:
         raise DataError(
-            f"{shard}: has {len(images)} images of the key {shown(key)} "
+            f"{_where(shard)}: has {len(images)} images of the key {shown(key)} "
             f"({listed([m.name for m in images])}); leave one of each key"
         )
     return images[0] if images else None
 
 
-def _members(shard: Path, number: int, others: list[Member]) -> Iterator[Member]:
+def _members(shard: str, number: int, others: list[Member]) -> Iterator[Member]:
     """The files of a tar in their order; links and devices are added to `others`.
 
     Raises `DataError` where it is no tar, or a damaged one.
     """
     try:
-        with shard.open("rb") as stream:
+        with _open(shard) as stream:
             yield from _walk(shard, number, stream, others)
     except FileNotFoundError as error:
-        raise DataError(f"{shard}: there is no such file; check the path") from error
+        raise _missing(shard) from error
     except OSError as error:
         raise DataError(
-            f"{shard}: cannot be read ({error.strerror or error}); check it, and its permissions"
+            f"{_where(shard)}: cannot be read ({error.strerror or error}); check its permissions"
         ) from error
     except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
         why = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{shard}: is no whole tar archive ({why}); make it again") from error
+        raise DataError(
+            f"{_where(shard)}: is no whole tar archive ({why}); make it again"
+        ) from error
 
 
-def _walk(shard: Path, number: int, stream: IO[bytes], others: list[Member]) -> Iterator[Member]:
+def _walk(shard: str, number: int, stream: IO[bytes], others: list[Member]) -> Iterator[Member]:
     begin = stream.read(2)
     if begin in _COMPRESSED:
         raise DataError(
-            f"{shard}: is compressed ({_COMPRESSED[begin]}), so not read in place; unpack it once, "
-            "to a plain .tar"
+            f"{_where(shard)}: is compressed ({_COMPRESSED[begin]}), so not read in place; "
+            "unpack it once, to a plain .tar"
         )
     stream.seek(0)
     headers: Any = _Headers(stream)
@@ -258,7 +340,7 @@ class _Headers:
 
 
 @contextmanager
-def _opened(shards: Sequence[Path], members: Sequence[Member]) -> Iterator[Opener]:
+def _opened(shards: Sequence[str], members: Sequence[Member]) -> Iterator[Opener]:
     """A function from the number of a member to its bytes; one shard is open at a time."""
     current: int | None = None
     stream: IO[bytes] | None = None
@@ -273,7 +355,7 @@ def _opened(shards: Sequence[Path], members: Sequence[Member]) -> Iterator[Opene
         if stream is None or member.shard != current:
             if stream is not None:
                 stream.close()
-            current, stream = member.shard, shards[member.shard].open("rb")
+            current, stream = member.shard, _open(shards[member.shard])
         stream.seek(member.offset)
         data = stream.read(member.size)
         if len(data) < member.size:
@@ -289,7 +371,7 @@ def _opened(shards: Sequence[Path], members: Sequence[Member]) -> Iterator[Opene
 
 def _labels(
     source: str,
-    shards: Sequence[Path],
+    shards: Sequence[str],
     images: Sequence[Member],
     samples: Sequence[Sample],
     others: list[Member],
@@ -326,12 +408,12 @@ def _labels(
     return labels, tuple(map(shown, names))
 
 
-def _said(shards: Sequence[Path], members: Sequence[Member], kind: str) -> dict[Member, Label]:
+def _said(shards: Sequence[str], members: Sequence[Member], kind: str) -> dict[Member, Label]:
     """What members of one kind say; JSON that is of something else says nothing."""
     out: dict[Member, Label] = {}
     with _opened(shards, members) as opener:
         for number, member in enumerate(members):
-            where = f"{shards[member.shard]}: {shown(member.name)}"
+            where = f"{_where(shards[member.shard])}: {shown(member.name)}"
             if member.size > MAX_LABEL:
                 raise DataError(f"{where} has {member.size} bytes, too many for a label")
             try:
@@ -373,8 +455,25 @@ def _are_names(labels: Sequence[Label]) -> bool:
 # ----------------------------------------------------------------------------------------- names
 
 
-def _name(shards: Sequence[Path], member: Member) -> str:
-    return f"{shards[member.shard].name}/{member.name}" if len(shards) > 1 else member.name
+def _name(shards: Sequence[str], member: Member) -> str:
+    return f"{_file_name(shards[member.shard])}/{member.name}" if len(shards) > 1 else member.name
+
+
+def _file_name(shard: str) -> str:
+    return remote.name_of(shard) if remote.is_address(shard) else os.path.basename(shard)
+
+
+def _where(shard: str) -> str:
+    """A shard as messages name it."""
+    return remote.short(shard) if remote.is_address(shard) else shard
+
+
+def _open(shard: str) -> IO[bytes]:
+    return remote.opened(shard) if remote.is_address(shard) else open(shard, "rb")
+
+
+def _missing(shard: str) -> DataError:
+    return DataError(f"{_where(shard)}: there is no such file; check the path")
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -385,8 +484,8 @@ def _is_tar(path: Path) -> bool:
     return path.suffix.lower() == ".tar" and not is_hidden(path.name) and path.is_file()
 
 
-def _sorted(paths: Iterator[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: natural(path.name))
+def _sorted(paths: Iterator[Path]) -> list[str]:
+    return [str(path) for path in sorted(paths, key=lambda path: natural(path.name))]
 
 
 def _expanded(source: str) -> list[str]:

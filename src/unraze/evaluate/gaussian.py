@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from unraze.errors import InputError
 from unraze.evaluate.figures import Figure
@@ -197,7 +197,7 @@ def _gaussian(count: int, first: Array, second: Array) -> _Gaussian:
 
 
 def _distance(a: _Gaussian, b: _Gaussian) -> float:
-    overlap = linalg.svdvals(a.root.T @ b.root).sum()
+    overlap = scipy.linalg.svdvals(a.root.T @ b.root).sum()
     return float(((a.mean - b.mean) ** 2).sum() + a.trace + b.trace - 2 * overlap)
 
 

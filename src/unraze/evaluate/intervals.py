@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from unraze.errors import InputError
 from unraze.rng import permutation
@@ -144,5 +144,5 @@ def _quantile(parts: tuple[tuple[float, int], ...]) -> float:
     freedom = min(f for _, f in parts)
     if total > 0:
         shares = [(part / total, f) for part, f in parts]
-        return float(special.stdtrit(1 / sum(share**2 / f for share, f in shares), 0.975))
-    return float(special.stdtrit(freedom, 0.975))
+        return float(scipy.special.stdtrit(1 / sum(share**2 / f for share, f in shares), 0.975))
+    return float(scipy.special.stdtrit(freedom, 0.975))

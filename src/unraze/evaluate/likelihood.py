@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 from typing_extensions import assert_never
 
@@ -447,7 +447,7 @@ def _share(sigma: Sigma, prediction: Prediction) -> Tensor:
 def _interval(values: Array) -> tuple[float, float, float]:
     """The mean of independent numbers, and Student's 95 % interval for it."""
     mean = float(values.mean())
-    half = float(stats.t.ppf(COVERAGE, len(values) - 1)) * _error(values)
+    half = float(scipy.stats.t.ppf(COVERAGE, len(values) - 1)) * _error(values)
     return mean, mean - half, mean + half
 
 

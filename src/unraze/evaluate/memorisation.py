@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import stats
 
 from unraze.data import evenly
 from unraze.errors import DataError, InputError
@@ -293,7 +293,7 @@ def _worst(near: Nearest) -> tuple[Pair, ...]:
 
 def _fisher(hits: int, n: int, their_hits: int, m: int) -> float:
     """P(at least `hits` of the n), given hits + their_hits among n + m: Fisher's one-sided test."""
-    return float(stats.hypergeom.sf(hits - 1, n + m, hits + their_hits, n))
+    return float(scipy.stats.hypergeom.sf(hits - 1, n + m, hits + their_hits, n))
 
 
 def _detectable(n: int, counts: Sequence[tuple[int, int]], level: float) -> float | None:
@@ -320,13 +320,13 @@ def _closer(ours: Array, theirs: Array) -> tuple[float, float, float]:
     """(P(ours < theirs), ties half; Z_U, negative where ours are smaller; the one-sided p)."""
     n, m = len(ours), len(theirs)
     both = np.concatenate([ours, theirs])
-    ranks = stats.rankdata(both)
+    ranks = scipy.stats.rankdata(both)
     above = float(ranks[:n].sum()) - n * (n + 1) / 2  # pairs in which ours is the larger
     ties = np.unique(both, return_counts=True)[1].astype(np.float64)
     total = n + m
     variance = n * m / 12 * (total + 1 - (ties**3 - ties).sum() / (total * (total - 1)))
     z = (above - n * m / 2) / np.sqrt(variance) if variance > 0 else 0.0
-    return 1 - above / (n * m), float(z), float(stats.norm.cdf(z))
+    return 1 - above / (n * m), float(z), float(scipy.stats.norm.cdf(z))
 
 
 def _overall(verdicts: Sequence[Verdict]) -> Verdict:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from unraze import rng
@@ -225,7 +225,7 @@ def _row(
     schedule: Schedule, t: float, ours: Array, theirs: Array, linear: Array, levels: int
 ) -> NoiseLevel:
     alpha_bar, _ = schedule.at(torch.tensor(t, dtype=torch.float64))
-    bound = float(stats.t.isf(ALPHA / levels, len(ours) - 1))
+    bound = float(scipy.stats.t.isf(ALPHA / levels, len(ours) - 1))
     above, beyond = theirs - ours, ours.mean() - linear.mean()
     return NoiseLevel(
         t=t,

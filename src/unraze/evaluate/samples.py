@@ -19,9 +19,18 @@ from unraze.errors import UnrazeError
 from unraze.evaluate.kept import read_arrays, write_arrays
 from unraze.evaluate.stage import Stage
 from unraze.generate import Classes, Model, class_of, generate, plan_of
+from unraze.ranks import Ranks
 from unraze.rng import permutation
 
-__all__ = ["BATCH", "as_bytes", "drawn", "in_proportion", "labels_asked", "to_draw"]
+__all__ = [
+    "BATCH",
+    "as_bytes",
+    "draw_share",
+    "drawn",
+    "in_proportion",
+    "labels_asked",
+    "to_draw",
+]
 
 BATCH = 100
 """Images of one part."""
@@ -43,30 +52,68 @@ def drawn(
     written.
     """
     pixels = np.empty((count, *model.shape), dtype=np.uint8)
-    states = plan_of(model, settings).states
     parts = _parts(count)
-    total, seconds = states * len(parts), 0.0
+    seconds = 0.0
     for number, part in enumerate(parts):
-        found = _kept(folder, model, part)
-        if found is None:
-            began = time.monotonic()
-            moments = generate(
-                model,
-                len(part),
-                seed=seed,
-                settings=settings,
-                classes=classes,
-                batch=BATCH,
-                first=part.start,
-            )
-            for moment in moments:
-                yield Stage("sampling", number * states + moment.done, total)
-                x = moment.x
-            found = time.monotonic() - began, as_bytes(x, part)
-            write_arrays(_file(folder, part), pixels=found[1], seconds=found[0])
-        seconds += found[0]
-        pixels[part.start : part.stop] = found[1]
+        done = number, len(parts)
+        spent, images = yield from _part(model, settings, part, done, seed, classes, folder)
+        seconds += spent
+        pixels[part.start : part.stop] = images
     return round(seconds, 1), pixels
+
+
+def draw_share(
+    model: Model,
+    settings: SampleConfig,
+    *,
+    count: int,
+    seed: int,
+    classes: Classes,
+    folder: Path,
+    ranks: Ranks,
+) -> Generator[Stage, None, None]:
+    """Draws this rank's share of the parts that `drawn` asks for, and then finds there, where all
+    ranks have one disk. Raises as `drawn` does."""
+    parts = _parts(count)
+    own = ranks.share(len(parts))
+    for number in own:
+        done = number - own.start, len(own)
+        yield from _part(model, settings, parts[number], done, seed, classes, folder)
+
+
+def _part(
+    model: Model,
+    settings: SampleConfig,
+    part: range,
+    done: tuple[int, int],
+    seed: int,
+    classes: Classes,
+    folder: Path,
+) -> Generator[Stage, None, tuple[float, np.ndarray]]:
+    """The seconds that a part took, and its images: those that are kept, or drawn and kept now.
+
+    So many parts of so many are `done`.
+    """
+    found = _kept(folder, model, part)
+    if found is not None:
+        return found
+    states = plan_of(model, settings).states
+    began = time.monotonic()
+    moments = generate(
+        model,
+        len(part),
+        seed=seed,
+        settings=settings,
+        classes=classes,
+        batch=BATCH,
+        first=part.start,
+    )
+    for moment in moments:
+        yield Stage("sampling", done[0] * states + moment.done, states * done[1])
+        x = moment.x
+    found = time.monotonic() - began, as_bytes(x, part)
+    write_arrays(_file(folder, part), pixels=found[1], seconds=found[0])
+    return found
 
 
 def in_proportion(model: Model, held_out: Images) -> Classes:

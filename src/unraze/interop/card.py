@@ -24,6 +24,7 @@ from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
 from unraze.data.hub import hub_name, is_source, short_name
 from unraze.data.reading import IMPORTED, IN_MEMORY
+from unraze.data.remote import is_address, short
 from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.kept import newest_first, read_result, write_bytes
@@ -296,6 +297,8 @@ def source_name(source: str) -> str:
         return f"not known: trained by another program ({Path(source.removeprefix(IMPORTED)).name})"
     if is_source(source):
         return short_name(source)
+    if is_address(source):
+        return short(source)
     path = Path(source)
     if "*" in path.name:  # says little without the folder
         return f"{path.parent.name}/{path.name}"

@@ -245,6 +245,7 @@ def _file(model: Model) -> Path:
 
 
 def _write(file: Path, data: bytes) -> None:
+    untrusted.require_no_links(file.parent.parent)
     try:
         file.parent.mkdir(exist_ok=True)
         files.write_whole(file, data)

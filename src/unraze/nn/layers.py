@@ -30,6 +30,7 @@ __all__ = [
     "Upsample",
     "blocks_of",
     "channels_last",
+    "draw_outside_of_graphs",
     "group_norm",
     "head_width",
     "recompute",
@@ -232,17 +233,25 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
         self.seeds: Sequence[int] | None = None
+        self.draw = _drawn
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
         if self.seeds is None:
             return F.dropout(x, self.p)
-        kept: Tensor = _drawn(x, self.seeds) >= self.p
+        kept: Tensor = self.draw(x, self.seeds) >= self.p
         return x * kept.to(x.dtype).div_(1 - self.p)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+def draw_outside_of_graphs(network: nn.Module) -> None:
+    """Has a network's dropout drawn outside of what torch.compile makes of it, which has no
+    generators; asked for only where it is compiled, for it takes a second to import."""
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.draw = torch.compiler.disable(module.draw)  # type: ignore[no-untyped-call]
+
+
 def _drawn(x: Tensor, seeds: Sequence[int]) -> Tensor:
     """Uniform float32 numbers of x's shape, each row's of its seed."""
     drawn = torch.empty(x.shape, dtype=torch.float32, device=x.device)
