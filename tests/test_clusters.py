@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from stopping import after_step
-from unraze import clusters as clustering, generate, step, train as training
+from unraze import clusters as clustering, generate, run as runs, step, train as training
 from unraze.clusters import Clusters
 from unraze.config import Config, preset, updated
 from unraze.data import Images
@@ -179,8 +179,6 @@ def test_a_stopped_run_goes_on_with_its_clusters(told: Config, tmp_path: Path) -
     images, _ = kinds(4)
     whole = training.fit(images, told, out=tmp_path / "whole")
     config = training.prepare(told, images)
-    from unraze import run as runs
-
     halves = runs.create(config, out=tmp_path / "halves")
     stop = after_step(halves, 5)
     assert list(training.train(halves, images, stop=stop))[-1].phase == "stopped"
@@ -197,6 +195,38 @@ def test_a_stopped_run_goes_on_with_its_clusters(told: Config, tmp_path: Path) -
     resumed = generate.load(find_run(tmp_path / "halves").path)
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name])
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "others"])
+def test_a_run_that_was_killed_before_it_saved_sorts_the_images_there_are(
+    told: Config, tmp_path: Path, change: str
+) -> None:
+    """Its clusters are on the disk, found of the images that were there then."""
+    images, _ = kinds(4)
+    run = runs.create(training.prepare(told, images), out=tmp_path / "run")
+    clustering.write(run.clusters, clustering.find(images, 4))
+    kept = {"fewer": slice(0, 300), "more": slice(None), "others": slice(None, None, -1)}[change]
+    pixels = images.pixels[kept]
+    if change == "more":
+        pixels = np.concatenate([pixels, pixels[:50]])
+    now = Images.from_arrays(np.ascontiguousarray(pixels))
+    assert list(training.train(run, now))[-1].phase == "done"
+    found = clustering.read(run.clusters)
+    assert np.array_equal(found.labels, clustering.nearest(found, now.pixels))
+    assert found.of == now.fingerprint
+
+
+def test_images_that_come_back_have_their_clusters_again(told: Config) -> None:
+    images, _ = kinds(4)
+    others = Images.from_arrays(np.ascontiguousarray(images.pixels[::-1]))
+    found = clustering.find(images, 4)
+    changed = clustering.of_others(found, others)
+    back = clustering.of_others(changed, images)
+    assert changed.hash != found.hash == back.hash
+    assert np.array_equal(back.labels, found.labels)
+    assert found.hash in changed.before
+    assert changed.hash in back.before  # a checkpoint of then may name it
+    assert clustering.of_others(back, images) is back
 
 
 def test_classes_and_clusters_are_one_or_the_other(told: Config) -> None:

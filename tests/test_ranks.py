@@ -6,12 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch.distributed import HashStore
 
 import ranked
 from by_torchrun import Done, tiny, torchrun
@@ -55,6 +58,39 @@ def test_what_torchrun_says_of_itself() -> None:
     once_more = {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "job 7"}
     assert (attempt(once_more), launch(once_more)) == (2, "job 7")
     assert str(os.getppid()) in launch({"TORCHELASTIC_RUN_ID": "none"})
+
+
+@pytest.mark.parametrize("lacking", ["RANK", "MASTER_PORT", "MASTER_ADDR"])
+def test_half_of_what_a_rank_is_to_be_told(
+    lacking: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29411"}
+    for key, value in told.items():
+        monkeypatch.setenv(key, "" if key == lacking else value)
+    assert main(["train", "digits"]) != 0
+    assert f"{lacking} = ''" in capsys.readouterr().err
+
+
+def test_ranks_wait_for_one_that_has_long_to_do() -> None:
+    """Not in gloo, whose patience ends."""
+    store, order = HashStore(), []
+
+    def rank(number: int) -> None:
+        own = Ranks(number, 3, store=store)
+        for meeting in range(3):
+            time.sleep(0.3 * (number == meeting))  # each is once the one that is waited for
+            order.append(("came", meeting))
+            own._meet()
+            order.append(("went", meeting))
+
+    threads = [threading.Thread(target=rank, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for meeting in range(3):
+        last_came = max(i for i, said in enumerate(order) if said == ("came", meeting))
+        assert last_came < order.index(("went", meeting))
 
 
 def test_a_run_is_known_by_the_launch_that_made_it(
@@ -324,6 +360,64 @@ def test_ctrl_c_reaches_every_process_and_is_one(data: Path, tmp_path: Path) -> 
     assert saved is not None
     assert not problems
     assert f"stopped at step {saved.step}" in (run.path / "log.txt").read_text()
+
+
+MIXED = """
+import os, sys
+from datetime import timedelta
+from unraze import ranks
+from unraze.__main__ import main
+ranks.PATIENCE = timedelta(seconds=20)
+if os.environ["RANK"] == os.environ["SAYS_RESUME"]:
+    sys.argv[1:] = ["resume", os.environ["RUN"]]
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_a_machine_that_says_resume_where_the_others_say_train(
+    by_two: runs.Run, data: Path, tmp_path: Path, number: str
+) -> None:
+    """So does one that is started anew while the others' torchrun starts theirs again."""
+    out = tmp_path / "run"
+    command = ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}", f"--out={out}"]
+    (tmp_path / "dying.py").write_text(DYING)
+    assert torchrun(2, str(tmp_path / "dying.py"), *command, VICTIM="0").returncode != 0
+    (tmp_path / "mixed.py").write_text(MIXED)
+    done = torchrun(2, str(tmp_path / "mixed.py"), *command, RUN=str(out), SAYS_RESUME=number)
+    if number == "0":  # the first knows of the run
+        assert done.returncode == 0, done.stderr
+        assert weights(runs.Run(out)) == weights(by_two)
+    else:  # the first begins another, and is refused the folder
+        assert done.returncode != 0
+        assert "start all alike" in done.stderr
+
+
+LONG = """
+import sys, time
+from datetime import timedelta
+from unraze import ranks, train
+from unraze.__main__ import main
+ranks.PATIENCE = timedelta(seconds=5)
+real = train._newest
+def slowly(*args, **kwargs):
+    time.sleep(9)
+    return real(*args, **kwargs)
+train._newest = slowly
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_what_one_rank_does_longer_than_gloo_waits(
+    by_two: runs.Run, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.py").write_text(LONG)
+    command = ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"]
+    done = torchrun(2, str(tmp_path / "long.py"), *command, f"--out={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert weights(runs.Run(tmp_path / "run")) == weights(by_two)
 
 
 class TestBadInput:

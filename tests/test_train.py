@@ -1,5 +1,6 @@
 """The loop: what it learns, what it refuses, and what it does when numbers blow up."""
 
+import gc
 import itertools
 import json
 import re
@@ -29,6 +30,7 @@ from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
 from unraze.measure import FEWEST_STEPS, told, too_short
 from unraze.process import destroy
+from unraze.ranks import Ranks
 from unraze.step import kept_for_gradients, network_of
 from unraze.train import Report, fit, prepare, train
 
@@ -331,6 +333,43 @@ def test_a_step_that_memory_does_not_bear_is_refused(
     monkeypatch.setattr(training, "memory", lambda device: 2**20)
     with pytest.raises(InputError, match=r"a step of train.batch = 64 images of 8 x 8 needs"):
         prepare(config, tiny_images)
+
+
+def test_what_one_rank_cannot_hold_many_may(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its share of a batch, and of the weights where they are divided; on processors they
+    share the memory of their machine."""
+    sizes = {"data.size": (8, 8), "data.channels": 1, "train.batch": 4096}
+    config = updated(tiny_config, {**sizes, "train.accumulate": 1})
+    monkeypatch.setattr(training, "memory", lambda device: 64 * 2**20)
+    with pytest.raises(InputError, match=r"a step of train.batch = 4096 .* needs"):
+        training.require_memory(config)
+    training.require_memory(config, ranks=Ranks(0, 64))
+    with pytest.raises(InputError, match="by each of 64 ranks"):
+        training.require_memory(config, ranks=Ranks(0, 64, 0, 64))
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in network_of(config, num_classes=0).parameters())
+    few = updated(config, {"train.batch": 64})
+    monkeypatch.setattr(training, "memory", lambda device: 12 * weights)
+    for divided in (few, updated(few, {"train.shard": True})):
+        with pytest.raises(InputError, match="weights need"):
+            training.require_memory(divided)
+    with pytest.raises(InputError, match="weights need"):
+        training.require_memory(few, ranks=Ranks(0, 4))
+    with pytest.raises(InputError, match=r"a step of train\.batch"):  # the weights alone fit
+        training.require_memory(updated(few, {"train.shard": True}), ranks=Ranks(0, 4))
+
+
+def test_a_resumed_run_does_not_keep_what_it_read(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    run = runs.create(prepare(tiny_config, tiny_images), out=tmp_path / "run")
+    list(training.train(run, tiny_images, stop=after_step(run, 5)))
+    for report in training.train(run, tiny_images):
+        if report.phase == "training" and report.step > 6:
+            gc.collect()
+            assert not [x for x in gc.get_objects() if type(x) is checkpoint.Checkpoint]
 
 
 @pytest.mark.parametrize(

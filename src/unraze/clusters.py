@@ -51,8 +51,8 @@ SIDE, AXES, EXPONENT = 16, 64, 0.25
 SOME, ROUNDS = 20_000, 20
 """Images that the centres are found from, at most, and rounds of Lloyd's iteration."""
 CHUNK = 4096
-BEFORE = "before"
-"""The key of `Clusters.before` in a file."""
+BEFORE, OF = "before", "of"
+"""The keys of `Clusters.before` and `Clusters.of` in a file."""
 
 Array = np.ndarray[Any, Any]
 
@@ -68,6 +68,7 @@ class Clusters:
         labels: int64 (N,), of the training images in their order; each cluster has some, unless
             these are other images than it was found of.
         before: the hashes of those with the same centres, of the images before these.
+        of: the images' fingerprint; empty where it is not known.
     """
 
     mean: Array
@@ -75,6 +76,7 @@ class Clusters:
     centres: Array
     labels: Array
     before: tuple[str, ...] = ()
+    of: str = ""
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -114,9 +116,11 @@ def find(images: Images, count: int, *, seed: int = 0) -> Clusters:
     axes = axes / np.maximum(variances, 1e-9) ** EXPONENT  # where nothing differs, y is near 0
     y = (afar - mean) @ axes
     start = y[rng.permutation(seed, "cluster starts", len(y))[:count]]
-    with warnings.catch_warnings(action="ignore"):  # of clusters left empty, which dissolve below
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of clusters left empty, which dissolve below
         centres, _ = scipy.cluster.vq.kmeans2(y, start, iter=ROUNDS, minit="matrix", missing="warn")
-    found = Clusters(mean, np.ascontiguousarray(axes), centres, np.empty(0, dtype=np.int64))
+    none = np.empty(0, dtype=np.int64)
+    found = Clusters(mean, np.ascontiguousarray(axes), centres, none, of=images.fingerprint)
     counts = np.bincount(nearest(found, pixels), minlength=len(centres))
     kept = counts >= min(FEWEST, counts.max())
     found = replace(found, centres=centres[kept])
@@ -152,15 +156,18 @@ def labelled(images: Images, clusters: Clusters) -> Images:
 
 def of_others(clusters: Clusters, images: Images) -> Clusters:
     """The same clusters, told of other images than they were found of: each is of the nearest."""
-    labels = nearest(clusters, images.pixels)
-    if np.array_equal(labels, clusters.labels):
+    if clusters.of == images.fingerprint:
         return clusters
-    return replace(clusters, labels=labels, before=(*clusters.before, clusters.hash))
+    labels = nearest(clusters, images.pixels)
+    now = replace(clusters, labels=labels, of=images.fingerprint)
+    if now.hash == clusters.hash:
+        return now
+    return replace(now, before=(*clusters.before, clusters.hash))
 
 
 def write(path: Path, clusters: Clusters) -> None:
     """Keeps them in a file, whole or not at all; raises `UnrazeError`."""
-    about = {BEFORE: " ".join(clusters.before)} if clusters.before else None
+    about = {BEFORE: " ".join(clusters.before), OF: clusters.of}
     try:
         files.write_whole(path, safetensors.numpy.save(_tensors(clusters), about))
     except OSError as error:
@@ -175,7 +182,9 @@ def read(path: Path, expected: str | None = None) -> Clusters:
         data = weights.read(path)
         tensors = weights.parsed(data)
         known = {name: value.numpy() for name, value in tensors.items()}
-        found = Clusters(**known, before=tuple(weights.metadata(data).get(BEFORE, "").split()))
+        about = weights.metadata(data)
+        before = tuple(about.get(BEFORE, "").split())
+        found = Clusters(**known, before=before, of=about.get(OF, ""))
         _check(found)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {remedy}") from error

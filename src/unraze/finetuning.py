@@ -13,6 +13,7 @@ from unraze.config import BegunConfig, Config, UNet2DConfig
 from unraze.data import Images
 from unraze.errors import InputError
 from unraze.generate import Model
+from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 from unraze.step import AUGMENTATION, TABLES
 from unraze.train import prepare
@@ -67,7 +68,7 @@ def create(
     *,
     out: Path | None,
     command: Sequence[str] = (),
-    ranks: int = 1,
+    ranks: Ranks = ALONE,
     launch: str = "",
 ) -> Run:
     """A run folder of that configuration, with the model's weights in it.
@@ -102,8 +103,8 @@ def create(
         checkpoint=checkpoint.hash_of(weights),
         unseen=_held_out_the_same(model, images),
     )
-    config = prepare(config.model_copy(update={"begun": begun}), images)
-    run = runs.create(config, out=out, command=command, ranks=ranks, launch=launch)
+    config = prepare(config.model_copy(update={"begun": begun}), images, ranks)
+    run = runs.create(config, out=out, command=command, ranks=ranks.count, launch=launch)
     about = {
         "shape": list(model.shape),
         "class_names": list(model.class_names) if same else [],

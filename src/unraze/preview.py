@@ -13,7 +13,6 @@ from unraze.config import Config
 from unraze.data import Images
 from unraze.generate import Model, Stopped, dtype_of, quick, sample
 from unraze.run import Run
-from unraze.sharded import whole
 from unraze.step import Trainee, plain
 
 __all__ = ["SHARE", "averaged_model", "is_previewed", "preview", "preview_interval", "write_reals"]
@@ -49,10 +48,11 @@ def preview(
     # a forward pass takes about a third of a training step
     affordable = SHARE * preview_interval(config) * config.train.batch * 3 / (2 * calls)
     count = max(1, min(32, int(affordable)))
-    sides = []
-    trained, averaged = whole(trainee.network.state_dict()), whole(trainee.average)
-    for weights in (trained, averaged):
+    sides, hashes = [], []
+    for weights in (trainee.network.state_dict(), trainee.average):
         model = _model(trainee, plain(trainee, weights), run)
+        if ranks.is_first:
+            hashes.append(checkpoint.hash_of(model.network.state_dict()))
         try:
             drawn = sample(
                 model, count, seed=config.train.seed, settings=settings, ranks=ranks, stop=stop
@@ -74,8 +74,8 @@ def preview(
             "kind": "preview",
             "run": run.path.name,
             "step": step,
-            "checkpoint": checkpoint.hash_of(averaged),
-            "checkpoint as trained": checkpoint.hash_of(trained),
+            "checkpoint": hashes[1],
+            "checkpoint as trained": hashes[0],
             "threads": torch.get_num_threads(),
             "dtype": dtype_of(model, settings),
             "left": "weights as trained",

@@ -7,13 +7,15 @@ Rank 0, the first, is the one that reads and writes the run's folder, and speaks
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,12 +33,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others: reading and decoding a large data set takes its time."""
+"""How long a rank waits for the others in what all do at once: a step, a sum over them."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of `count` processes this is: `number` of all, `local` of those on this machine.
+    """Which of `count` processes this is: `number` of all, `local` of the `here` on this machine.
 
     `store` is where they write down what they know, for each other to read; None for one alone.
     """
@@ -44,7 +46,9 @@ class Ranks:
     number: int = 0
     count: int = 1
     local: int = 0
+    here: int = 1
     store: Store | None = None
+    meetings: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -74,7 +78,9 @@ class Ranks:
                 told[0] = make(*args, **kwargs)
             except UnrazeError as error:
                 failure, told[1] = error, str(error)
-        dist.broadcast_object_list(told, src=0)
+        with _rather(failure):
+            self._meet()
+            dist.broadcast_object_list(told, src=0)
         if failure is not None:
             raise failure
         if told[1] is not None:
@@ -96,7 +102,9 @@ class Ranks:
         except UnrazeError as error:
             failure, own = error, (None, str(error))
         every: list[Any] = [None] * self.count
-        dist.all_gather_object(every, own)
+        with _rather(failure):
+            self._meet()
+            dist.all_gather_object(every, own)
         if failure is not None:
             raise failure
         for _, why in every:
@@ -120,6 +128,19 @@ class Ranks:
         self.each(act if self.local == 0 else wait)
         self.each(wait if self.local == 0 else act)
         return made[0]
+
+    def _meet(self) -> None:
+        """Waits until all ranks have come here, for as long as one of them may have to do: reading
+        a data set can take hours, more than what waits for gloo is given. Who is gone does not
+        come, and is known by torchrun, which ends the others."""
+        if self.store is None:
+            return
+        key, pause = f"meeting/{next(self.meetings)}", 0.001
+        come = self.store.add(key, 1)
+        while come < self.count:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+            come = self.store.add(key, 0)
 
     def total(self, value: float) -> float:
         """The sum of `value` over the ranks, in float64, the same on all of them."""
@@ -147,8 +168,10 @@ class Ranks:
         return rows.to(part.device)
 
 
-_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out")
-"""What gloo says where another process is gone."""
+_LOST = ("Connection closed", "Connection reset", "Broken pipe")
+"""What gloo, and the store, say where another process is gone."""
+_IN_VAIN = ("Timed out", "timed out", "timeout")
+"""What they say where it is there, or its machine is not, and nothing comes."""
 
 ALONE = Ranks()
 """One process, as without torchrun."""
@@ -156,7 +179,7 @@ ALONE = Ranks()
 
 def are_several(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun, or what sets the same variables, started more than one process."""
-    return int(environment.get("WORLD_SIZE") or 1) > 1
+    return environment.get("WORLD_SIZE", "") not in ("", "0", "1")
 
 
 def attempt(environment: Mapping[str, str] = os.environ) -> int:
@@ -173,6 +196,39 @@ def launch(environment: Mapping[str, str] = os.environ) -> str:
     return name if name != "none" else f"{socket.gethostname()}-{os.getppid()}"
 
 
+def _told(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """The rank that the environment says this is. Raises `InputError` where it says half of it."""
+    found = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} | dict(environment)
+    for key in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_PORT",
+        "MASTER_ADDR",
+    ):
+        said = found.get(key, "")
+        if not (said if key == "MASTER_ADDR" else re.fullmatch("[0-9]{1,9}", said)):
+            raise InputError(
+                f"{key} = {said!r}: there are several processes, says WORLD_SIZE, and then each is "
+                "to be told RANK, MASTER_ADDR and MASTER_PORT, and where several are on a machine "
+                "LOCAL_RANK and LOCAL_WORLD_SIZE; start them by torchrun, or leave WORLD_SIZE out"
+            )
+    number, count = int(found["RANK"]), int(found["WORLD_SIZE"])
+    return Ranks(number, count, int(found["LOCAL_RANK"]), int(found["LOCAL_WORLD_SIZE"]))
+
+
+@contextmanager
+def _rather(failure: UnrazeError | None) -> Iterator[None]:
+    """Raises this failure, where there is one, rather than what comes of waiting for others."""
+    try:
+        yield
+    except (RuntimeError, KeyboardInterrupt):
+        if failure is not None:
+            raise failure from None
+        raise
+
+
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[Ranks]:
     """The ranks that torchrun started, able to speak with each other; `ALONE` where it did not.
@@ -185,8 +241,7 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     if not are_several():
         yield ALONE
         return
-    number, count, local = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    ranks = Ranks(number, count, local)
+    ranks = _told()
     backend = "gloo"
     if device != "cpu":
         if device != "cuda":
@@ -216,11 +271,13 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     try:
         yield ranks
     except RuntimeError as error:
-        if not any(words in str(error) for words in _LOST):
+        if any(words in str(error) for words in _LOST):
+            why = "lost its connection to another, which ended"
+        elif any(words in str(error) for words in _IN_VAIN):
+            why = f"waited {PATIENCE} for another, from which nothing came"
+        else:
             raise
-        raise UnrazeError(
-            f"rank {ranks.number} of {ranks.count}: lost its connection to another, which ended"
-        ) from error
+        raise UnrazeError(f"rank {ranks.number} of {ranks.count}: {why}") from error
     finally:
         dist.destroy_process_group()
 

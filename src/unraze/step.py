@@ -289,18 +289,21 @@ def plain(trainee: Trainee, weights: Mapping[str, Tensor]) -> nn.Module:
         network = network_of(trainee.config, trainee.num_classes).to(trainee.config.train.device)
     else:
         network = copy.deepcopy(trainee.network)
-    network.load_state_dict(whole(weights))
+    own = network.state_dict()
+    for name, value in weights.items():  # one at a time: all of them gathered are as much again
+        own[name].copy_(whole({name: value})[name])
     return network
 
 
-def kept_for_gradients(network: nn.Module, config: Config) -> int:
-    """Bytes of what a step's forward pass keeps for its backward pass.
+def kept_for_gradients(network: nn.Module, config: Config, at_once: int | None = None) -> int:
+    """Bytes of what a step's forward pass keeps for its backward pass, of `at_once` images, or as
+    many as one process has at once.
 
     Counted, not measured: `network` is one of the device "meta", which holds shapes alone. Weights
     are left out; under bfloat16 every value is taken to have two bytes.
     """
     assert config.data.size is not None
-    part = config.train.batch // config.train.accumulate
+    part = at_once or -(-config.train.batch // config.train.accumulate)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from unraze.clusters import Clusters
 from unraze.config import Config, LeanConfig, from_dict, preset, preset_names, updated
 from unraze.data import Images, absent_classes, load as load_images_of, record, to_uint8
 from unraze.data.reading import IN_MEMORY
-from unraze.errors import CheckpointError, DivergedError, InputError
+from unraze.errors import CheckpointError, DivergedError, InputError, UnrazeError
 from unraze.evaluate import during
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.stage import finish
@@ -129,7 +129,7 @@ def never() -> bool:
     return False
 
 
-def prepare(config: Config, images: Images) -> Config:
+def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
     """The configuration with what the data decides filled in, checked against them.
 
     Its `data` says how these images were loaded, so that they can be again, or that they cannot.
@@ -190,8 +190,8 @@ def prepare(config: Config, images: Images) -> Config:
     if (minutes := train.minutes or 0) > MOST_MINUTES:
         raise InputError(f"train.minutes = {minutes}: is more than ten years; give less")
     num_classes = len(images.class_names) if train.classes else config.train.clusters
-    require_memory(config, num_classes=num_classes)
-    _require_memory_for_all(config, images, num_classes)
+    require_memory(config, num_classes=num_classes, ranks=ranks)
+    _require_memory_for_all(config, images, num_classes, ranks)
     if train.eval_every is not None:
         during.require_worth(config, load_images_of(config.data, split="held-out"))
     return config
@@ -212,13 +212,14 @@ def _require_own_guidance(config: Config) -> None:
         )
 
 
-def require_memory(config: Config, *, num_classes: int = 0) -> None:
+def require_memory(config: Config, *, num_classes: int = 0, ranks: Ranks = ALONE) -> None:
     """Raises `InputError` where the network or a step can't be held, or the network not be built.
 
-    Nothing is allocated. Images have the size and the channels that `config.data` names.
+    Nothing is allocated. Images have the size and the channels that `config.data` names. Of several
+    ranks each holds what `_weighing` says and computes its share of a batch.
     """
     assert config.data.size is not None
-    gib = memory(config.train.device) / 2**30
+    gib = _each_may_have(config, ranks) / 2**30
     try:
         with torch.device("meta"):  # shapes alone
             network = network_of(config, num_classes=num_classes)
@@ -227,40 +228,67 @@ def require_memory(config: Config, *, num_classes: int = 0) -> None:
             "network: has more weights than can be counted; give smaller numbers under network"
         ) from error
     weights = sum(p.numel() for p in network.parameters())
-    # in float32: weights, their gradient, two moments, their average
-    if (needed := 20 * weights / 2**30) > gib:
+    weighing, among = _weighing(weights, config, ranks), _among(ranks)
+    if (needed := weighing / 2**30) > gib:
         raise InputError(
-            f"network: its {weights:,} weights need {needed:,.0f} GiB to be trained, this machine "
-            f"has {gib:,.0f}; give smaller numbers under network"
+            f"network: its {weights:,} weights need {needed:,.0f} GiB to be trained{among}, and "
+            f"{gib:,.0f} are there; give smaller numbers under network"
         )
+    at_once = _at_once(config, ranks)
     batch, (height, width) = config.train.batch, config.data.size
     values = (config.data.channels or 1) * height * width
     # in float32: picture, noise, x_t, and what the network says of it
-    if 16 * values * (batch // config.train.accumulate) / 2**30 + 24 * batch / 2**30 > gib:
+    if 16 * values * at_once / 2**30 + 24 * batch / 2**30 > gib:
         raise InputError(
             f"train.batch = {batch}: so many images of {height} x {width} at once need more than "
-            f"the {gib:,.0f} GiB of this machine; give less, or --set train.accumulate=PARTS"
+            f"the {gib:,.0f} GiB that there are{among}; give less, or --set train.accumulate=PARTS"
         )
-    if (needed := (20 * weights + kept_for_gradients(network, config)) / 2**30) > gib:
+    if (needed := (weighing + kept_for_gradients(network, config, at_once)) / 2**30) > gib:
         raise InputError(
             f"network: a step of train.batch = {batch} images of {height} x {width} needs "
-            f"{needed:,.0f} GiB, this machine has {gib:,.0f}; give a smaller batch, --set "
+            f"{needed:,.0f} GiB{among}, and {gib:,.0f} are there; give a smaller batch, --set "
             "train.accumulate=PARTS, or smaller numbers under network"
         )
 
 
-def _require_memory_for_all(config: Config, images: Images, num_classes: int) -> None:
+def _weighing(weights: int, config: Config, ranks: Ranks) -> int:
+    """Bytes that so many weights cost a rank, in float32: weights, their gradient, two moments,
+    their average. Where they are divided a rank has its part of that, and all weights once: as a
+    run begins, and to draw with."""
+    if not divides(config, ranks):
+        return 20 * weights
+    return 4 * weights + -(-20 * weights // ranks.count)
+
+
+def _at_once(config: Config, ranks: Ranks) -> int:
+    """The most images that a rank computes at once."""
+    share = -(-config.train.batch // ranks.count)
+    return -(-share // config.train.accumulate)
+
+
+def _each_may_have(config: Config, ranks: Ranks) -> int:
+    """Bytes of memory that each rank may have: those of one machine share its processors'."""
+    all_of_it = memory(config.train.device)
+    return all_of_it // ranks.here if torch.device(config.train.device).type == "cpu" else all_of_it
+
+
+def _among(ranks: Ranks) -> str:
+    return f" by each of {ranks.count} ranks" if ranks.count > 1 else ""
+
+
+def _require_memory_for_all(config: Config, images: Images, num_classes: int, ranks: Ranks) -> None:
     """Raises `InputError` where all of it together can't be held: this program with the images that
     it has in memory, and, on its device, training, or drawing for previews and evaluations."""
     with torch.device("meta"):
         network = network_of(config, num_classes=num_classes)
-    weights = 20 * sum(p.numel() for p in network.parameters())
-    step = kept_for_gradients(network, config)
-    drawing = DRAWN * step // (4 * (config.train.batch // config.train.accumulate))
+    weights = _weighing(sum(p.numel() for p in network.parameters()), config, ranks)
+    at_once = _at_once(config, ranks)
+    step = kept_for_gradients(network, config, at_once)
+    drawing = DRAWN * step // (4 * at_once)
     if config.train.eval_every is not None:  # the samples are held against the data as a whole
         drawing += 4 * during.MOST * math.prod(images.pixels.shape[1:])
     working = weights + max(step, drawing)
-    here, needed = memory(config.train.device), working
+    here, needed = _each_may_have(config, ranks), working
     program = resident()
     if torch.device(config.train.device).type == "cpu":
         needed += program
@@ -269,8 +297,8 @@ def _require_memory_for_all(config: Config, images: Images, num_classes: int) ->
         raise InputError(
             f"memory: {needed / 2**30:,.1f} GiB are needed, {working / 2**30:,.1f} to train and to "
             f"draw, {program / 2**30:,.1f} for this program with {size / 2**30:,.1f} of images, "
-            f"and {here / 2**30:,.1f} may be had here; give a smaller --batch, --size or network, "
-            "or more memory"
+            f"{_among(ranks)}, and {here / 2**30:,.1f} may be had here; give a smaller --batch, "
+            "--size or network, or more memory"
         )
 
 
@@ -294,7 +322,7 @@ def train(
     config = ranks.first(runs.read_config, run)
     require_device(config.train.device)
     told_of = len(images.class_names) if config.train.classes else config.train.clusters
-    require_memory(config, num_classes=told_of or 0)
+    require_memory(config, num_classes=told_of or 0, ranks=ranks)
     _require_alike(images, config, ranks)
     divided = divides(config, ranks)
     apart = ranks.group() if divided else None
@@ -332,6 +360,7 @@ def train(
         # where to begin: at the beginning, or at a checkpoint
         weights = ranks.first(begun_with, run, config)
         trainee = begin(config, images, weights, clusters, ranks)
+        del weights
         if saved is None:
             if ranks.is_first:
                 runs.complete(run, config, ranks=ranks.count)  # killed while it was made, maybe
@@ -345,8 +374,9 @@ def train(
             state: dict[str, Any] = {"updates": 0, "bad": 0, "lr_factor": 1.0, "rolled_back": False}
             start = 0
         else:
-            differences = ranks.first(lambda: list(_differences(run, config, saved, ranks)))
+            differences = ranks.first(_differences, run, config, saved, ranks)
             state, start = _restore(trainee, saved), saved.step
+            saved = None  # it is as large as what is trained
             for text in differences:
                 yield _said(run, ranks, text)
             if ranks.is_first:
@@ -370,13 +400,15 @@ def train(
         # what a run that was stopped in the middle of it has yet to do at the step it is at
         stopping = False
         if ruler is not None and "evaluation" in owed:
-            evaluated = _evaluate(trainee, ruler, run, start, state, cost, heard)
+            with watch.doing(f"the evaluation at step {start}", LONG):
+                evaluated = _evaluate(trainee, ruler, run, start, state, cost, heard)
             stopping = evaluated is None
             if evaluated is not None:
                 _log(run, ranks, evaluated)
                 yield Report("evaluated", start, steps, message=evaluated)
         if "preview" in owed and not stopping:
-            stopping = not preview(trainee, run, start, heard)
+            with watch.doing(f"the preview at step {start}", LONG):
+                stopping = not preview(trainee, run, start, heard)
         if stopping:
             _log(run, ranks, f"stopped at step {start}")
             said = f"stopped at step {start} of {steps}, before the next one"
@@ -391,7 +423,8 @@ def train(
             with watch.doing(f"step {step}"):
                 loss = gradients(trainee, step, computed=watch.computed)
                 norm = clip(trainee)
-            good = math.isfinite(loss) and math.isfinite(norm)
+            # where processors round otherwise, one rank may find what another does not
+            good = not ranks.any(not (math.isfinite(loss) and math.isfinite(norm)))
             row: dict[str, Any] = {"step": step, "steps": steps, "loss": loss, "lr": lr}
             if good:
                 trainee.optimizer.step()
@@ -651,7 +684,14 @@ def _ruler(
                 break
     if not ranks.first(lambda: ruler is not None):
         return None
-    return ruler if ranks.is_first else finish(during.ruler(config, images, held_out))
+    found = ruler if ruler is not None else finish(during.ruler(config, images, held_out))
+    spaces = ranks.each(lambda: found.space.hash)
+    if others := [k for k, space in enumerate(spaces) if space != spaces[0]]:
+        raise UnrazeError(
+            f"train.eval_every: rank {others[0]} trained other features than rank 0, on another "
+            "machine; let all have one cache, UNRAZE_CACHE on a disk that they share"
+        )
+    return found
 
 
 def _evaluate(
@@ -787,7 +827,8 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     state |= {"bad": 0, "lr_factor": state["lr_factor"] * LOWER_RATE, "rolled_back": True}
     step = 0 if saved is None else saved.step
     if ranks.is_first:
-        checkpoint.remove_after(run.checkpoints, step)
+        for folder in (run.checkpoints, run.best):  # the best of a course that is given up is none
+            checkpoint.remove_after(folder, step)
         runs.truncate_rows(run, step)
     return step
 
@@ -825,12 +866,15 @@ def clusters_of(
     """
     if not config.train.clusters:
         return None
-    if saved is not None:
-        return clustering.read(run.clusters, saved.state["model"].get("clusters"))
-    if not run.clusters.is_file():
+    if saved is None and not run.clusters.is_file():
         found = clustering.find(images, config.train.clusters, seed=config.train.seed)
         clustering.write(run.clusters, found)
-    return clustering.read(run.clusters)
+    expected = None if saved is None else saved.state["model"].get("clusters")
+    found = clustering.read(run.clusters, expected)
+    now = clustering.of_others(found, images)
+    if now is not found:  # they were found of others, and it was killed before it said so
+        clustering.write(run.clusters, now)
+    return now
 
 
 def _require_its_images(
@@ -867,9 +911,6 @@ def _require_its_images(
             f"{run.path}: the images are not those it was trained on ({what}): bring them back, "
             "train anew, or go on with those there are: unraze resume RUN --accept-changed-data"
         )
-    if config.train.clusters:
-        found = clustering.read(run.clusters, about.get("clusters"))
-        clustering.write(run.clusters, clustering.of_others(found, images))
     accepted = [*(kept.accepted if kept else []), saved.state["data"]]
     runs.write_data(run, images, name, accepted)
     evaluations = ", and evaluations no longer compare with those before"
@@ -880,9 +921,7 @@ def _require_its_images(
     )
 
 
-def _differences(
-    run: Run, config: Config, saved: checkpoint.Checkpoint, ranks: Ranks
-) -> Iterator[str]:
+def _differences(run: Run, config: Config, saved: checkpoint.Checkpoint, ranks: Ranks) -> list[str]:
     """A sentence for each thing that keeps a resumed run from being the same to the bit."""
     if not saved.state["data"]:
         raise CheckpointError(
@@ -893,23 +932,27 @@ def _differences(
     # read as a whole: a run of before a key was known had that key's default
     then = from_dict(saved.state["config"], where=f"{saved.path / 'state.json'}: config")
     config_then, config_now = then.model_dump(mode="json"), config.model_dump(mode="json")
+    said: list[str] = []
     for key, was, is_now in _changed_keys(config_then, config_now):
         if key.startswith("schedule.") or key == "loss.parametrisation":
             raise CheckpointError(
                 f"{run.path / 'config.toml'}: {key} was {was!r} when this was trained and is "
                 f"{is_now!r} now, which makes its weights mean something else: put it back"
             )
-        yield f"DIFFERENT from when the run began: config.toml has {key} = {is_now!r}, was {was!r}"
+        said.append(
+            f"DIFFERENT from when the run began: config.toml has {key} = {is_now!r}, was {was!r}"
+        )
     before, now = runs.read_env(run), runs.environment(ranks=ranks.count)
     if lost := before.get("env.json"):
-        yield f"{run.path / 'env.json'}: {lost}, so whether the machine is the same is not known"
-        return
+        file = run.path / "env.json"
+        return [*said, f"{file}: {lost}, so whether the machine is the same is not known"]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            yield (
+            said.append(
                 f"DIFFERENT from when the run began: {key} is {now.get(key)!r}, was "
                 f"{before.get(key)!r}; it goes on, but not to the same bits"
             )
+    return said
 
 
 def _changed_keys(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

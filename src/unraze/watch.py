@@ -18,11 +18,12 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from unraze.errors import UnrazeError
 from unraze.ranks import Ranks
 
 __all__ = ["LONG", "Beat", "Watch", "late", "slow"]
@@ -123,7 +124,8 @@ class Watch:
                 key = words.split(":")[0]
                 if key not in self.told:
                     self.told.add(key)
-                    self.tell(words)
+                    with suppress(UnrazeError):  # the log cannot be written: training will say so
+                        self.tell(words)
 
     def _heard(self, store: Store) -> dict[int, str]:
         keys = {k: f"watch/{k}" for k in range(self.ranks.count)}

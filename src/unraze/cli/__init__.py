@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     # as unraze.ranks.are_several, which is not asked: it needs torch
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and tokens[:1] not in BY_RANKS:
+    if os.environ.get("WORLD_SIZE", "") not in ("", "0", "1") and tokens[:1] not in BY_RANKS:
         command = " ".join(["unraze", *tokens[:1]])
         return _complain(f"{command}: is of one process; call it without torchrun", USAGE)
     ours = argv is None and threading.current_thread() is threading.main_thread()

@@ -280,7 +280,7 @@ def train(
         with told_as_options(_options(given)):
             ranks.first(_refuse_early, wanted, out)
             images = read_images(wanted, ranks)
-            run = ranks.first(_created, wanted, images, model, out, ranks.count)
+            run = ranks.first(_created, wanted, images, model, out, ranks)
         return follow(run, images, track=track, ranks=ranks)
 
 
@@ -313,7 +313,12 @@ def resume(
 
     found = runs.find(run)
     with spoken_for(runs.read_config(found).train.device) as ranks:
-        return _go_on(found, track, ranks, accept_changed_data=accept_changed_data)
+        # as `train` begins: a machine that is started again may say the one while others say the
+        # other, and it is the first rank that knows
+        begun = ranks.first(lambda: found)
+        if begun is None:
+            raise InputError(f"{run}: rank 0 was told to begin another run; start all alike")
+        return _go_on(begun, track, ranks, accept_changed_data=accept_changed_data)
 
 
 def _go_on(
@@ -351,17 +356,18 @@ def _begun_before(out: Path | None) -> Run | None:
 
 
 def _created(
-    wanted: Config, images: Images, model: Model | None, out: Path | None, ranks: int
+    wanted: Config, images: Images, model: Model | None, out: Path | None, ranks: Ranks
 ) -> Run:
     """The folder of a run that is yet to be trained."""
     from unraze import finetuning, run as runs, train as training
     from unraze.ranks import launch
 
-    how: dict[str, Any] = {"command": ["unraze", *sys.argv[1:]], "ranks": ranks}
+    how: dict[str, Any] = {"command": ["unraze", *sys.argv[1:]]}
     how |= {"launch": launch()}
     if model is not None:
-        return finetuning.create(model, wanted, images, out=out, **how)
-    return runs.create(training.prepare(wanted, images), out=out, **how)
+        return finetuning.create(model, wanted, images, out=out, ranks=ranks, **how)
+    config = training.prepare(wanted, images, ranks)
+    return runs.create(config, out=out, ranks=ranks.count, **how)
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def at_once(shape: Sequence[int], most: int, *, itemsize: int = 1) -> int:
 
 def evenly(count: int, most: int) -> np.ndarray[Any, Any]:
     """At most so many of 0 … count-1, evenly spaced from the first to the last: int64."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+    return np.asarray(np.linspace(0, count - 1, min(count, most)).round(), dtype=np.int64)
 
 
 def _need_bytes(pixels: np.ndarray[Any, Any]) -> None:

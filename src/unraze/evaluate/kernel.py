@@ -117,7 +117,7 @@ def _kernel(x: Array, y: Array) -> Array:
     """(z + 1)³ - 1 at z = x·y/d: a constant is nothing to KID, but would cost it digits."""
     z = x @ y.T
     z /= x.shape[1]
-    kernel = z + 3
+    kernel: Array = z + 3
     kernel *= z
     kernel += 3
     kernel *= z
