@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from torch.distributed import HashStore
 
 import ranked
 from by_torchrun import Done, tiny, torchrun
-from unraze import checkpoint, run as runs
+from unraze import checkpoint, ranks, run as runs
 from unraze.cli import main
 from unraze.config import Config, from_toml, updated
 from unraze.data import Images, load_images
+from unraze.errors import UnrazeError
 from unraze.generate import load, sample
 from unraze.ranks import ALONE, Ranks, attempt, launch
 from unraze.train import prepare, train as training
@@ -91,6 +93,25 @@ def test_ranks_wait_for_one_that_has_long_to_do() -> None:
     for meeting in range(3):
         last_came = max(i for i, said in enumerate(order) if said == ("came", meeting))
         assert last_came < order.index(("went", meeting))
+
+
+def test_one_that_is_not_heard_of_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.5))
+    monkeypatch.setattr(ranks, "BEAT", 0.05)
+    store, ended = HashStore(), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            store.add("beat/1", 1)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(UnrazeError, match="rank 0 of 3: has not heard of rank 2"):
+            Ranks(0, 3, store=store)._meet()
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_a_run_is_known_by_the_launch_that_made_it(

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ __all__ = ["ALONE", "Ranks", "are_several", "attempt", "joined", "launch"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+BEAT = 5.0
+"""Seconds between two signs of life of a rank."""
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others in what all do at once: a step, a sum over them."""
 
@@ -130,17 +133,30 @@ class Ranks:
         return made[0]
 
     def _meet(self) -> None:
-        """Waits until all ranks have come here, for as long as one of them may have to do: reading
-        a data set can take hours, more than what waits for gloo is given. Who is gone does not
-        come, and is known by torchrun, which ends the others."""
+        """Waits until all ranks have come here, for as long as one of them has something to do:
+        reading a data set can take hours, more than what waits in gloo is given. Raises
+        `UnrazeError` on the first rank where another has not been heard of for `PATIENCE`."""
         if self.store is None:
             return
         key, pause = f"meeting/{next(self.meetings)}", 0.001
-        come = self.store.add(key, 1)
+        come, due = self.store.add(key, 1), time.monotonic() + BEAT
+        heard: dict[int, tuple[int, float]] = {}
         while come < self.count:
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
-            come = self.store.add(key, 0)
+            come, now = self.store.add(key, 0), time.monotonic()
+            if not self.is_first or now < due:  # one is enough to end all
+                continue
+            due = now + BEAT
+            for other in range(1, self.count):
+                beats = self.store.add(f"beat/{other}", 0)
+                if heard.get(other, (-1, now))[0] != beats:
+                    heard[other] = beats, now
+                elif now - heard[other][1] > PATIENCE.total_seconds():
+                    raise UnrazeError(
+                        f"rank 0 of {self.count}: has not heard of rank {other} for {PATIENCE}: it "
+                        "is stopped, or its machine is, or cut off"
+                    )
 
     def total(self, value: float) -> float:
         """The sum of `value` over the ranks, in float64, the same on all of them."""
@@ -268,6 +284,9 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         raise UnrazeError(
             f"rank {ranks.number} of {ranks.count}: does not find the others at {where} ({reason})"
         ) from error
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(ranks, ended), daemon=True)
+    beating.start()
     try:
         yield ranks
     except RuntimeError as error:
@@ -279,7 +298,20 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
             raise
         raise UnrazeError(f"rank {ranks.number} of {ranks.count}: {why}") from error
     finally:
+        ended.set()
+        beating.join(timeout=BEAT)
         dist.destroy_process_group()
+
+
+def _beat(ranks: Ranks, ended: threading.Event) -> None:
+    """Lets the first rank know, until the end, that this one is there."""
+    assert ranks.store is not None
+    store = ranks.store.clone()  # type: ignore[attr-defined]
+    while not ended.wait(BEAT):
+        try:
+            store.add(f"beat/{ranks.number}", 1)
+        except RuntimeError:  # the store went with who kept it
+            return
 
 
 def _own_store(ranks: Ranks) -> Store:
