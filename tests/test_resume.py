@@ -61,6 +61,19 @@ def test_stopped_mid_epoch_and_resumed(
     assert [row["step"] for row in runs.read_rows(run.stats)] == list(range(1, 13))
 
 
+def test_stopped_while_it_was_measured_and_resumed(
+    whole: Run, tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    measured = updated(tiny_config, {"train.checkpoint_every": None})
+    run = start(measured, tiny_images, tmp_path / "stopped")
+    last = list(train(run, tiny_images, stop=lambda: True))[-1]
+    assert (last.phase, last.step) == ("stopped", 0)
+    assert not checkpoint.listing(run.checkpoints)
+    assert runs.read_config(run).train.checkpoint_every is None
+    finish(run, tiny_images)
+    assert weights(run) == weights(whole)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -6,7 +6,8 @@ Done once, before the first step, and written into the run: from there on nothin
 
 import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +31,15 @@ and their places."""
 
 
 def measured(
-    config: Config, images: Images, run: Run, ranks: Ranks = ALONE
-) -> tuple[Config, float]:
+    config: Config,
+    images: Images,
+    run: Run,
+    ranks: Ranks = ALONE,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Config, float] | None:
     """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run; also
-    the seconds that a step takes. Several `ranks` measure together, and the first one fixes it."""
+    the seconds that a step takes. Several `ranks` measure together, and the first one fixes it, and
+    alone asks whether to `stop`: None then, and nothing is fixed."""
     kind = torch.device(config.train.device).type
     able = ranks.each(lambda: has_bfloat16(kind))
     dtypes = ["float32", "bfloat16"] if all(able) else ["float32"]
@@ -41,12 +47,13 @@ def measured(
         dtypes = [config.train.dtype]
     budget = 60 * config.train.minutes if config.train.minutes else math.inf
     most = config.train.steps // 20 if config.train.steps else 200
-    seconds = {
-        d: _seconds_a_step(
-            updated(config, {"train.dtype": d}), images, most, min(5.0, 0.03 * budget), ranks
-        )
-        for d in dtypes
-    }
+    seconds = {}
+    for dtype in dtypes:
+        one = updated(config, {"train.dtype": dtype})
+        found = _seconds_a_step(one, images, most, min(5.0, 0.03 * budget), ranks, stop)
+        if found is None:
+            return None
+        seconds[dtype] = found
     return ranks.first(_fixed, config, run, seconds)
 
 
@@ -120,19 +127,28 @@ class Pace:
 
 
 def _seconds_a_step(
-    config: Config, images: Images, most: int, seconds: float, ranks: Ranks
-) -> float:
-    """The median time of a step of a run that is then thrown away, the first step left out."""
+    config: Config,
+    images: Images,
+    most: int,
+    seconds: float,
+    ranks: Ranks,
+    stop: Callable[[], bool],
+) -> float | None:
+    """The median time of a step of a run that is then thrown away, the first step left out; None
+    where it was to stop meanwhile."""
     scratch = begin(config, images, ranks=ranks)
     times: list[float] = []
     started = time.monotonic()
 
-    def goes_on() -> bool:
-        return len(times) < 2 or (
-            len(times) < max(5, most) and time.monotonic() - started < seconds
-        )
+    def what_next() -> Literal["stop", "step", "end"]:
+        if stop():
+            return "stop"
+        enough = len(times) >= max(5, most) or time.monotonic() - started >= seconds
+        return "end" if len(times) >= 2 and enough else "step"
 
-    while ranks.first(goes_on):
+    while (then := ranks.first(what_next)) != "end":
+        if then == "stop":
+            return None
         step = len(times) + 1
         before = time.perf_counter()
         gradients(scratch, step)

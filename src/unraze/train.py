@@ -76,6 +76,7 @@ ROUNDED = 0.01
 """How far outside [-1, 1] a value of an image may lie: resizing overshoots."""
 DRAWN = 64
 """Images that are drawn at once; each takes about a quarter of what a step keeps of it."""
+STOPPED_EARLY = "stopped before the first step"
 LOWER_RATE = 0.3
 """What the learning rate is multiplied with, once, after a rollback."""
 
@@ -352,7 +353,12 @@ def train(
         if saved is None and not (fixed and config.train.dtype != "auto"):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
             minutes = config.train.minutes
-            config, seconds = measured(config, images, run, ranks)
+            fixed_now = measured(config, images, run, ranks, stop)
+            if fixed_now is None:
+                _log(run, ranks, STOPPED_EARLY)
+                yield Report("stopped", 0, 0, message=STOPPED_EARLY)
+                return
+            config, seconds = fixed_now
             yield _said(run, ranks, told(config, len(images.pixels), seconds, _peak_memory()))
             if warning := too_short(minutes, config):
                 yield _said(run, ranks, warning)
