@@ -17,6 +17,7 @@ from unraze.config import DataConfig
 from unraze.data import Images, batch, cache, load, reading
 from unraze.errors import DataError, UnrazeError
 
+
 def make_some(start: Barrier, end: Barrier) -> None:
     """Makes the sets of keys 0 to 9, each to end when others do; half are there already, damaged,
     when they end."""

@@ -65,6 +65,7 @@ def kept(name: str, source: str, *, verify: bool = True) -> Images | None:
         shape = tuple(int(n) for n in about["shape"])
         numbers = about["labels"]
         labels = None if numbers is None else np.array(numbers, dtype=np.int64)
+        untrusted.require_plain(folder / "pixels")
         pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r", shape=shape)
         images = Images(
             pixels=pixels,
