@@ -274,13 +274,13 @@ def train(
     with spoken_for(wanted.train.device) as ranks:
         if wanted.train.shard and ranks.count == 1:
             raise InputError("train.shard: there is one process here; start several by torchrun")
-        begun = ranks.first(_begun_before, out)
+        begun = ranks.first(_begun_before, out, ranks)
         if begun is not None:
             return _go_on(begun, track, ranks)
         with told_as_options(_options(given)):
             ranks.first(_refuse_early, wanted, out)
             images = read_images(wanted, ranks)
-            run = ranks.first(_created, wanted, images, model, out, ranks.count)
+            run = ranks.first(_created, wanted, images, model, out, ranks)
         return follow(run, images, track=track, ranks=ranks)
 
 
@@ -337,7 +337,7 @@ def _go_on(
     return follow(found, images, track=track, ranks=ranks, accept_changed_data=accept_changed_data)
 
 
-def _begun_before(out: Path | None) -> Run | None:
+def _begun_before(out: Path | None, ranks: Ranks) -> Run | None:
     """The run that this call of torchrun began before one of its processes failed and all were
     started anew; None where it began none, or was not."""
     from unraze import run as runs
@@ -347,18 +347,18 @@ def _begun_before(out: Path | None) -> Run | None:
     # is known by its name, so that it need not be asked
     if not (launch() and (attempt() or out is not None)):
         return None
-    return runs.of_launch(launch(), ["unraze", *sys.argv[1:]], out=out)
+    return runs.of_launch(launch(ranks.call), ["unraze", *sys.argv[1:]], out=out)
 
 
 def _created(
-    wanted: Config, images: Images, model: Model | None, out: Path | None, ranks: int
+    wanted: Config, images: Images, model: Model | None, out: Path | None, ranks: Ranks
 ) -> Run:
     """The folder of a run that is yet to be trained."""
     from unraze import finetuning, run as runs, train as training
     from unraze.ranks import launch
 
-    how: dict[str, Any] = {"command": ["unraze", *sys.argv[1:]], "ranks": ranks}
-    how |= {"launch": launch()}
+    how: dict[str, Any] = {"command": ["unraze", *sys.argv[1:]], "ranks": ranks.count}
+    how |= {"launch": launch(ranks.call)}
     if model is not None:
         return finetuning.create(model, wanted, images, out=out, **how)
     return runs.create(training.prepare(wanted, images), out=out, **how)
