@@ -28,9 +28,15 @@ threads = 1
 Done = subprocess.CompletedProcess[str]
 
 
-def torchrun(count: int, *command: str, restarts: int = 0, **more: str) -> Done:
-    how = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+def torchrun(
+    count: int, *command: str, restarts: int = 0, name: str | None = None, **more: str
+) -> Done:
+    how = ["-m", "torch.distributed.run", f"--nproc-per-node={count}"]
     how += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    if name is None:
+        how += ["--standalone"]
+    else:  # as --standalone is, but for the name
+        how += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={name}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, *how, *command],

@@ -555,6 +555,9 @@ def test_sampling_into_the_run_takes_a_fresh_folder(
     assert last_line(capfd) == "run/samples-00000"
     assert main(["sample", "run", "-n", "1", "--greedy"]) == 0
     assert last_line(capfd) == "run/samples-00001"
+    (run / "samples-²").mkdir()  # a digit, but of no number
+    assert main(["sample", "run", "-n", "1"]) == 0
+    assert last_line(capfd) == "run/samples-00002"
 
 
 def test_an_array_alone_writes_no_pictures(run: Path) -> None:
@@ -725,7 +728,16 @@ def test_what_is_not_a_file_is_not_written_over(
         refused(capfd, ["destroy", "run/reals.png", "--out", "odd.png"], "leads nowhere")
 
 
-@pytest.mark.parametrize("text", ["3\n", "[]\n", "null\n", '{"step": "x"}\n', "\xff\n", "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("3\n", "[]\n", "null\n", '{"step": "x"}\n', "\xff\n", "{"),
+        '{"step": 1, "loss": 0.5, "lr": 0.1, "steps": "many"}\n',
+        '{"step": 1, "loss": 0.5, "lr": 0.1, "images_per_second": "x"}\n',
+        '{"step": 1, "loss": 1' + "0" * 400 + "}\n",
+        '{"step": 1, "loss": 0.5}\n{"step": 2, "kid": null, "seconds": [1]}\n',
+    ],
+)
 def test_runs_are_listed_whatever_stands_in_their_files(
     run: Path, text: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -738,6 +750,7 @@ def test_runs_are_listed_whatever_stands_in_their_files(
     assert "done" in table
     assert "odd" not in table
     (run / "env.json").write_bytes(text.encode("latin-1"))
+    (run / "quality.jsonl").write_bytes(text.encode("latin-1"))
     assert main(["resume", "run"]) == 0
 
 

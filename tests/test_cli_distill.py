@@ -129,6 +129,7 @@ def test_the_parts_that_ask_for_a_mean_are_left_out_of_an_evaluation(
         (["--steps", "0"], ["--steps = 0", "at least 1"]),
         (["--lr", "1", "--set", "train.lr=2"], ["--set train.lr", "an option of its own"]),
         (["--set", "train.nothing=2"], ["no key 'train.nothing'"]),
+        (["--set", "train.shard=true"], ["train.shard = true", "one process"]),
         (["--checkpoint", "99"], ["no checkpoint of step 99"]),
         (["--out", "runs/a"], ["--out runs/a", "is a run already"]),
     ],

@@ -19,7 +19,7 @@ from torch.distributed import HashStore
 
 import ranked
 from by_torchrun import Done, tiny, torchrun
-from unraze import checkpoint, ranks, run as runs
+from unraze import checkpoint, pictures, ranks, run as runs
 from unraze.cli import main
 from unraze.config import Config, from_toml, updated
 from unraze.data import Images, load_images
@@ -56,10 +56,11 @@ def test_places_are_shared_as_evenly_as_can_be(count: int) -> None:
 
 
 def test_what_torchrun_says_of_itself() -> None:
-    assert (attempt({}), launch({})) == (0, "")
+    assert (attempt({}), launch("", {})) == (0, "")
     once_more = {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "job 7"}
-    assert (attempt(once_more), launch(once_more)) == (2, "job 7")
-    assert str(os.getppid()) in launch({"TORCHELASTIC_RUN_ID": "none"})
+    assert (attempt(once_more), launch("a call", once_more)) == (2, "job 7\na call")
+    assert str(os.getppid()) in launch("", once_more)
+    assert str(os.getppid()) in launch("a call", {"TORCHELASTIC_RUN_ID": "none"})
 
 
 @pytest.mark.parametrize("lacking", ["RANK", "MASTER_PORT", "MASTER_ADDR"])
@@ -124,11 +125,72 @@ def test_a_run_is_known_by_the_launch_that_made_it(
     assert runs.of_launch("one", command, out=None, runs=tmp_path) is None  # it has no number
     assert runs.of_launch("two", command, out=out) is None
     assert runs.of_launch("one", [*command, "--seed=1"], out=out) is None
-    (out / "config.toml").unlink()  # as if it had been killed before it was a run
+    (out / "config.toml").rename(out / "config.toml.broken")  # what was trained stays
+    (out / "checkpoints" / "step-00000004").mkdir()
+    assert runs.of_launch("one", command, out=out) is None
+    assert (out / "checkpoints" / "step-00000004").is_dir()
+    shutil.rmtree(out)
+    out.mkdir()  # as if it had been killed before it was a run
+    (out / "launch.txt").write_text("one\n")
+    (out / ".config.toml.99.part").touch()
     assert runs.of_launch("two", command, out=out) is None
     assert out.is_dir()
     assert runs.of_launch("one", command, out=out) is None
     assert not out.exists()
+
+
+@pytest.mark.parametrize("what", ["a pipe", "no text", "too large"])
+def test_what_is_no_name_of_a_launch_is_none(tmp_path: Path, what: str) -> None:
+    file = tmp_path / "00000-mine" / "launch.txt"
+    file.parent.mkdir()
+    if what == "a pipe":
+        os.mkfifo(file)
+    else:
+        file.write_bytes(b"\xff")
+        os.truncate(file, 1 if what == "no text" else 2**42)
+    for out in (None, file.parent):
+        assert runs.of_launch("one", ["unraze"], out=out, runs=tmp_path) is None
+    assert file.parent.is_dir()
+
+
+def test_a_later_call_of_the_same_name_makes_a_run_of_its_own(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    command, ready = ["unraze", "train"], prepare(tiny_config, tiny_images)
+    made = runs.create(ready, out=None, runs=tmp_path, command=command, launch="job\nfirst")
+    assert runs.of_launch("job\nsecond", command, out=None, runs=tmp_path) is None
+    assert runs.of_launch("job\nfirst", command, out=None, runs=tmp_path) == made
+    assert runs.of_launch("job\nsecond", command, out=made.path) == made  # it is named
+
+
+LOST_EARLY = """
+import os, signal, sys
+from unraze.__main__ import main
+from unraze.cli import train as commands
+real = commands.read_images
+def read_images(*given):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*given)
+if os.environ["LOST"] == "early":
+    commands.read_images = read_images
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_two_calls_of_one_name_make_two_runs_though_one_is_started_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second loses a process before its run has a folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lost.py").write_text(LOST_EARLY)
+    command = [str(tmp_path / "lost.py"), "train", str(data / "images.npy")]
+    command += [f"--config={data / 'tiny.toml'}", "--steps=2"]
+    for lost in ("", "early"):
+        done = torchrun(2, *command, restarts=1, name="unraze", LOST=lost)
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 @pytest.fixture(scope="module")
@@ -330,9 +392,35 @@ def test_pictures_are_drawn_by_all_and_are_those_of_one(by_two: runs.Run, tmp_pa
     assert done.stdout.splitlines()[-1] == str(tmp_path / "by two")
     assert main([*command, f"--out={tmp_path / 'by one'}", "--film"]) == 0
     one, two = tmp_path / "by one", tmp_path / "by two"
-    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
-    for k in range(20):
-        assert (one / f"{k:05d}.png").read_bytes() == (two / f"{k:05d}.png").read_bytes()
+    names = {f"{k:05d}.png" for k in range(20)} | {"grid.png", "film.gif"}
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()} == names
+    for name in sorted(names):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+UNLIKE = """
+import os, sys
+from unraze.__main__ import main
+from unraze.interop import engines
+fast = "onnx" if os.environ["RANK"] == "0" else "torch"
+engines._seconds = lambda model, how, batch: 1.0 if model.engine == fast else 2.0
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_draw_by_the_engine_that_the_first_one_found(
+    by_two: runs.Run, tmp_path: Path
+) -> None:
+    """Though another is the fastest where the other rank is."""
+    run = shutil.copytree(by_two.path, tmp_path / "run")
+    (tmp_path / "unlike.py").write_text(UNLIKE)
+    out = tmp_path / "drawn"
+    command = ["sample", str(run), "-n=4", "--batch=2", "--engine=auto", f"--out={out}"]
+    done = torchrun(2, str(tmp_path / "unlike.py"), *command)
+    assert done.returncode == 0, done.stderr
+    recipes = [pictures.read_recipe(file) for file in sorted(out.glob("0*.png"))]
+    assert [recipe["engine"] for recipe in recipes] == ["onnx"] * 4
 
 
 @pytest.mark.slow
@@ -458,6 +546,13 @@ class TestBadInput:
         assert done.returncode != 0
         assert done.stderr.count("unraze: error:") == 1
         assert "exists and is not a run" in done.stderr
+
+    def test_a_picture_is_made_again_by_one_process(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert main(["sample", "--like", "any.png"]) == 2
+        assert "one process makes it again; leave torchrun out" in capfd.readouterr().err
 
     def test_a_command_of_one_process(self) -> None:
         done = unraze(2, "runs")

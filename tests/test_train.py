@@ -416,6 +416,25 @@ class TestBatches:
         assert np.array_equal(flips, again)
         assert abs(flips.mean() - 0.5) < 5 * 0.5 / 2000**0.5
 
+    def test_each_rank_draws_the_mirroring_of_its_own_places(self) -> None:
+        config = TrainConfig(batch=100)
+        indices, flips = batches.samples_of(config, 30, 7, flip=True)
+        assert flips is not None
+        streams = [
+            rng.generator(config.seed, "flip", int(sample), (600 + place) // 30)
+            for place, sample in enumerate(indices)
+        ]
+        assert flips.tolist() == [stream.random() < 0.5 for stream in streams]
+        together = np.zeros(100, dtype=bool)
+        for number in range(3):
+            places = Ranks(number, 3).share(100)
+            own_indices, own = batches.samples_of(config, 30, 7, flip=True, places=places)
+            assert own is not None
+            assert np.array_equal(own_indices, indices)
+            assert not together[places].any()
+            together |= own
+        assert np.array_equal(together, flips)
+
     def test_labels_are_hidden_at_the_asked_rate(self) -> None:
         config = TrainConfig(batch=5000, label_dropout=0.2)
         drawn = batches.labels_of(config, np.zeros(5000, dtype=np.int64), 3, 1)

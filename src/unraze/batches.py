@@ -21,22 +21,26 @@ __all__ = ["augmentation_of", "labels_of", "looks_twice", "samples_of", "seed_dr
 
 
 def samples_of(
-    config: TrainConfig, count: int, step: int, *, flip: bool
+    config: TrainConfig, count: int, step: int, *, flip: bool, places: range | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which of `count` images step `step` (from 1) sees (B,), and which of them mirrored."""
+    """Which of `count` images step `step` (from 1) sees (B,), and which of them mirrored.
+
+    With `places`, mirroring is drawn for these alone, the same as for all: of the others none is
+    said to be. Each takes a stream of its own, which is slow for a batch of tens of thousands.
+    """
     positions = np.arange((step - 1) * config.batch, step * config.batch)
-    epochs, places = positions // count, positions % count
+    epochs, within = positions // count, positions % count
     indices = np.empty(config.batch, dtype=np.int64)
     for epoch in np.unique(epochs).tolist():
         of_epoch = epochs == epoch
-        indices[of_epoch] = _epoch_order(config.seed, count, epoch)[places[of_epoch]]
+        indices[of_epoch] = _epoch_order(config.seed, count, epoch)[within[of_epoch]]
     if not flip:
         return indices, None
-    draws = [
-        rng.generator(config.seed, "flip", sample, epoch).random()
-        for sample, epoch in zip(indices.tolist(), epochs.tolist(), strict=True)
-    ]
-    return indices, np.array(draws) < 0.5
+    flips = np.zeros(config.batch, dtype=bool)
+    for place in range(config.batch) if places is None else places:
+        stream = rng.generator(config.seed, "flip", int(indices[place]), int(epochs[place]))
+        flips[place] = stream.random() < 0.5
+    return indices, flips
 
 
 def augmentation_of(config: TrainConfig, p: float, size: tuple[int, int], step: int) -> Tensor:

@@ -110,6 +110,7 @@ def configuration(
             "sample.final_noise": False,
             **{f"sample.{key}": None for key in OF_A_SAMPLER},
             "train.eval_every": None,
+            "train.shard": False,  # it is of one process
             **RECIPE,
             "distilled": {"run": str(Path(model.run).resolve()), "checkpoint": _hash(model)},
         }

@@ -126,7 +126,7 @@ def loss_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         above.plot(
             step, smoothed(loss), marker=marker, color=COLOURS[0], lw=2, label="running mean"
         )
-        lr = [row["lr"] for row in good]
+        lr = [row.get("lr", 0.0) for row in good]
         below.plot(step, lr, marker=marker, color=COLOURS[1], linewidth=1.5)
         below.set_ylim(0, 1.1 * max(lr) or 1)
         if loss.min() > 0 and loss.max() > LOG_FROM * loss.min():
@@ -244,13 +244,14 @@ def _steps(first: int, last: int) -> str:
 def quality_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """KID by training step with its 95 % interval, the best one marked; lower is better.
 
-    `rows` are those of `quality.jsonl`, each with "step", "kid", "low" and "high".
+    `rows` are those of `quality.jsonl` that have "step", "kid", "low" and "high".
     """
     whole = figure(8.0, 3.6)
     axes = whole.subplots()
     bare(axes)
     axes.set_title("KID × 1000 of small samples, held-out images", loc="left", fontsize=11)
     axes.set_xlabel("step", color=INK)
+    rows = [row for row in rows if "kid" in row and "low" in row and "high" in row]
     if not rows:
         axes.text(0.5, 0.5, "not evaluated yet", transform=axes.transAxes, ha="center", color=INK)
         return whole

@@ -44,6 +44,7 @@ class Ranks:
     """Which of `count` processes this is: `number` of all, `local` of the `here` on this machine.
 
     `store` is where they write down what they know, for each other to read; None for one alone.
+    `call` is a word that torchrun keeps for the first one from attempt to attempt; else empty.
     """
 
     number: int = 0
@@ -51,6 +52,7 @@ class Ranks:
     local: int = 0
     here: int = 1
     store: Store | None = None
+    call: str = ""
     meetings: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
@@ -203,13 +205,19 @@ def attempt(environment: Mapping[str, str] = os.environ) -> int:
     return int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
-def launch(environment: Mapping[str, str] = os.environ) -> str:
-    """A name of this call of torchrun, the same for each attempt; empty without torchrun."""
+def launch(call: str = "", environment: Mapping[str, str] = os.environ) -> str:
+    """A name of this call of torchrun, the same for each attempt; empty without torchrun.
+
+    Its first line is the name that the call was given, `--rdzv-id`, which a later one may be given
+    again; the second tells them apart: `Ranks.call`, or this machine's torchrun where that is not
+    known.
+    """
     name = environment.get("TORCHELASTIC_RUN_ID")
     if name is None:
         return ""
+    here = f"{socket.gethostname()}-{os.getppid()}"
     # "none" is what it is called where it was not given a name, which is on one machine alone
-    return name if name != "none" else f"{socket.gethostname()}-{os.getppid()}"
+    return f"{here if name == 'none' else name}\n{call or here}"
 
 
 def _told(environment: Mapping[str, str] = os.environ) -> Ranks:
@@ -273,8 +281,8 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         torch.cuda.set_device(ranks.local)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        store = _own_store(ranks)
-        ranks = replace(ranks, store=store)
+        store, call = _own_store(ranks)
+        ranks = replace(ranks, store=store, call=call)
         dist.init_process_group(
             backend, store=store, rank=ranks.number, world_size=ranks.count, timeout=PATIENCE
         )
@@ -314,8 +322,9 @@ def _beat(ranks: Ranks, ended: threading.Event) -> None:
             return
 
 
-def _own_store(ranks: Ranks) -> Store:
-    """A store of these processes alone, which the first one keeps, or a part of torchrun's.
+def _own_store(ranks: Ranks) -> tuple[Store, str]:
+    """A store of these processes alone, which the first one keeps, or a part of torchrun's; and
+    `Ranks.call`.
 
     torchrun's outlives them, and where they are started anew it still has the addresses of those
     that were before. So the first rank writes down a word of its own, each other one answers it
@@ -327,20 +336,21 @@ def _own_store(ranks: Ranks) -> Store:
     keeps = ranks.is_first and not is_torchruns
     store = TCPStore(address, port, is_master=keeps, timeout=PATIENCE)
     if not is_torchruns:
-        return store
+        return store, ""
     mine, deadline = secrets.token_hex(8), time.monotonic() + PATIENCE.total_seconds()
     if ranks.is_first:
         store.set("unraze/first", mine)
         for other in range(1, ranks.count):
             word = store.get(f"unraze/{mine}/{other}").decode()
             store.set(f"unraze/{mine}/{other}/{word}", "heard")
-        return PrefixStore(mine, store)
+        call = store.compare_set("unraze/call", "", mine)  # the first attempt's stays
+        return PrefixStore(mine, store), call.decode()
     while time.monotonic() < deadline:
         first = store.get("unraze/first").decode()
         store.set(f"unraze/{first}/{ranks.number}", mine)
         patience = time.monotonic() + 1
         while time.monotonic() < patience:
             if store.check([f"unraze/{first}/{ranks.number}/{mine}"]):
-                return PrefixStore(first, store)
+                return PrefixStore(first, store), ""
             time.sleep(0.02)
     raise RuntimeError(f"rank 0 did not answer in {PATIENCE}")

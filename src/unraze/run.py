@@ -72,6 +72,14 @@ __all__ = [
 LOCK_SECONDS = 0.5
 """How long a lock is waited for: whoever lists runs holds it for a moment."""
 
+MAX_TEXT = 2**22
+"""The most bytes of a file that says a line or two; a system's longest command line has fewer."""
+NUMBERS = frozenset(
+    ("loss", "lr", "grad_norm", "images_per_second", "kid", "low", "high", "seconds", "share")
+)
+COUNTS = frozenset(("step", "steps", "samples"))
+"""What a row holds, by what it is."""
+
 State = Literal["running", "done", "stopped", "failed", "empty", "unreadable"]
 
 
@@ -161,8 +169,8 @@ def create(
 ) -> Run:
     """Makes a run folder: `out`, or the next number under `runs`, named after the data.
 
-    It will be trained by so many `ranks`, which the `launch` of that name started. Raises
-    `InputError` where `out` exists and is not an empty folder.
+    It will be trained by so many `ranks`, which the `launch` of that name started, see
+    `ranks.launch`. Raises `InputError` where `out` exists and is not an empty folder.
     """
     if out is None:
         out = make_numbered(runs, config.data.source)
@@ -191,18 +199,30 @@ def of_launch(
     """The run that a launch of this name has made by this command: `out`, or the newest of those
     under `runs`.
 
-    None where it made none. What it left of one that it did not finish making is removed.
+    A run that was named may be of an earlier call of that name, see `ranks.launch`: to go on with
+    it is what was asked for. None where it made none. What it left of one that it did not finish
+    making is removed, unless there is something in it.
     """
     for path in sorted(runs.glob("*-*"), reverse=True) if out is None else [out]:
         run = Run(path)
-        if run.launch.is_file() and run.launch.read_text(encoding="utf-8").strip() == launch:
-            if (path / "config.toml").is_file():
-                file = path / "command.txt"
-                if file.is_file() and file.read_text("utf-8").strip() != shlex.join(command):
-                    return None
-                return run
+        said = _text(run.launch)
+        if out is not None:
+            said, launch = said.partition("\n")[0], launch.partition("\n")[0]
+        if said != launch:
+            continue
+        if (path / "config.toml").is_file():
+            return run if _text(path / "command.txt") in ("", shlex.join(command)) else None
+        if all(file.name == run.launch.name or not _counts(file) for file in path.iterdir()):
             shutil.rmtree(path)
     return None
+
+
+def _text(file: Path) -> str:
+    """What a small file says; nothing where there is none, or it is not legible."""
+    try:
+        return untrusted.read(file, MAX_TEXT).decode("utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def complete(run: Run, config: Config, *, ranks: int = 1) -> None:
@@ -349,7 +369,8 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of such a file, up to the first that is none: a last line that a crash cut off.
+    """The rows of such a file, up to the first that is not as it was written: a last line that a
+    crash cut off, or somebody's, with something else where a number belongs.
 
     Raises `CheckpointError` for a file that does not fit in memory.
     """
@@ -365,12 +386,21 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             row = untrusted.json_in(line)
         except ValueError:
             break
-        if not (isinstance(row, dict) and type(row.get("step")) is int):
-            break
-        if not isinstance(row.get("loss", 0.0), int | float):
+        if not _is_row(row):
             break
         rows.append(row)
     return rows
+
+
+def _is_row(row: object) -> bool:
+    if not (isinstance(row, dict) and "step" in row):
+        return False
+    counts = [value for key, value in row.items() if key in COUNTS]
+    numbers = [value for key, value in row.items() if key in NUMBERS]
+    return all(type(value) is int for value in counts) and all(
+        type(value) is float or (type(value) is int and abs(value) < 2**63)
+        for value in counts + numbers
+    )
 
 
 def truncate_rows(run: Run, step: int) -> None:
@@ -468,8 +498,8 @@ def _begun(pid: int) -> str | None:
 def _trainer(run: Run) -> dict[str, Any]:
     """Who said last to train it; empty where nobody did, or it is not legible."""
     try:
-        said = json.loads(run.trainer.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        said = untrusted.json_of(run.trainer, MAX_TEXT)
+    except (OSError, ValueError):
         return {}
     if not isinstance(said, dict):
         return {}

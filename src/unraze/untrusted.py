@@ -31,6 +31,7 @@ __all__ = [
     "one_line",
     "read",
     "require_no_links",
+    "require_plain",
     "toml_of",
 ]
 
@@ -61,15 +62,22 @@ def read(file: Path, most: int) -> bytes:
     Raises `OSError` where it cannot be read, or is a pipe or device, which need not end; and
     `ValueError` for a larger one, of which nothing is read.
     """
-    about = os.stat(file)
-    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
-        raise OSError(errno.EINVAL, "is not a plain file", str(file))
-    if about.st_size > most:
-        raise ValueError(f"has {about.st_size:,} bytes, more than {most:,}")
+    size = require_plain(file)
+    if size > most:
+        raise ValueError(f"has {size:,} bytes, more than {most:,}")
     try:
         return file.read_bytes()
     except MemoryError as error:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(file)) from error
+
+
+def require_plain(file: Path) -> int:
+    """The bytes that a file has; raises `OSError` where it cannot be looked at, or is a pipe or
+    device: to open one may wait for ever. A folder says itself that it is none."""
+    about = os.stat(file)
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+        raise OSError(errno.EINVAL, "is not a plain file", str(file))
+    return about.st_size
 
 
 def json_of(file: Path, most: int = MAX_JSON) -> Any:

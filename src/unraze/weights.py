@@ -30,7 +30,7 @@ def read(file: Path) -> bytes:
 def require_header(file: Path) -> None:
     """Raises `ValueError` for a file whose header is longer or deeper than one of weights is, and
     `OSError`; for what opens the file itself, which has bounds of its own or none."""
-    size = file.stat().st_size
+    size = untrusted.require_plain(file)
     with file.open("rb") as stream:
         untrusted.json_in(stream.read(_length(stream.read(8), size)))
 

@@ -42,6 +42,30 @@ def refused(source: Path | str, *says: str, **options: Any) -> None:
     assert [sorted(root.rglob("*")) for root in roots] == before
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "data_batch_1.bin", "x.npy"),
+        *("x.npz", "x.zip", "x.tar", "{0..0}.tar", "odd"),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name.replace("{0..0}", "0")
+    os.mkfifo(file)
+    refused(tmp_path / name, str(file) if "{" in name else name)
+    if name in ("x.npy", "x.npz", "x.zip", "odd"):  # those are no images of a folder
+        refused(tmp_path, "holds no images")
+    elif name != "{0..0}.tar":
+        refused(tmp_path, file.name if name != "x.tar" else "holds no images")
+
+
+def test_a_pipe_in_the_place_of_labels_is_not_waited_for(tmp_path: Path) -> None:
+    header = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 4, 4)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header + bytes(32))
+    os.mkfifo(tmp_path / "train-labels-idx1-ubyte")
+    refused(tmp_path, "train-labels-idx1-ubyte: cannot be read (is not a plain file)")
+
+
 class Bomb:
     """What a pickle may do when it is loaded: this one leaves a trace."""
 

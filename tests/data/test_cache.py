@@ -1,9 +1,11 @@
 """Sets larger than memory: the same images from a memory map, remade whenever it is not whole."""
 
 import errno
+import multiprocessing
 import os
 import shutil
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,24 @@ from PIL import Image
 from unraze.config import DataConfig
 from unraze.data import Images, batch, cache, load, reading
 from unraze.errors import DataError, UnrazeError
+
+
+def make_some(start: Barrier, end: Barrier) -> None:
+    """Makes the sets of keys 0 to 9, each to end when others do; half are there already, damaged,
+    when they end."""
+    images = Images.from_arrays(np.arange(96, dtype=np.uint8).reshape(2, 3, 4, 4))
+    for number in range(10):
+        with cache.making(cache.key(number), 96) as made:
+            (made / "pixels").write_bytes(images.pixels.tobytes())
+            cache.describe(made, images)
+            if start.wait(20) == 0 and number % 2:
+                place = cache.cache_folder() / "images" / cache.key(number)
+                place.mkdir()
+                (place / "pixels").write_bytes(b"")
+            end.wait(20)
+        found = cache.kept(cache.key(number), "array", verify=False)
+        assert found is not None, number
+        np.testing.assert_array_equal(found.pixels, images.pixels)
 
 
 @pytest.fixture
@@ -116,6 +136,23 @@ def test_bad_images_leave_nothing_behind(classes: Path, own_cache: Path) -> None
         assert len(images) == 11
     with pytest.raises(DataError, match=r"a/4\.png is empty"):
         mapped(classes)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_that_make_the_same_at_once_end_with_one_whole_set(own_cache: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barriers = context.Barrier(3), context.Barrier(3)
+    processes = [context.Process(target=make_some, args=barriers) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    left = sorted((own_cache / "images").iterdir())
+    assert [folder.name for folder in left] == sorted(map(cache.key, range(10)))
+    for folder in left:
+        assert sorted(file.name for file in folder.iterdir()) == ["about.json", "pixels"]
+        assert cache.kept(folder.name, "array") is not None
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(

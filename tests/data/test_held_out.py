@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from unraze import load_images
 from unraze.config import DataConfig
-from unraze.data import Images, check, has_test_part, load
+from unraze.data import Images, check, has_test_part, load, reading
 from unraze.data.held_out import FEWEST, held_out
 from unraze.errors import DataError, InputError
 
@@ -126,7 +126,7 @@ def test_it_is_the_same_in_memory_on_disk_zipped_and_in_arrays(
             np.testing.assert_array_equal(there.pixels, inside.pixels)
             assert there.fingerprint == inside.fingerprint
             assert (there.held_back, there.held_out) == (inside.held_back, 0.2)
-    assert len(list(own_cache.rglob("pixels"))) == 3
+    assert len(list(own_cache.rglob("pixels"))) == 6  # both parts of each
 
 
 def test_parts_and_shares_do_not_share_a_cache(tmp_path: Path, own_cache: Path) -> None:
@@ -142,6 +142,21 @@ def test_parts_and_shares_do_not_share_a_cache(tmp_path: Path, own_cache: Path) 
     np.savez(tmp_path / "b.npz", x_train=pixels, x_test=pixels[:7])
     config = DataConfig(source=str(tmp_path / "b.npz"))
     assert [len(load(config, split=s, memory=0)) for s in ("train", "test")] == [200, 7]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("first", ["train", "held-out"])
+def test_both_parts_are_of_one_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Any
+) -> None:
+    folder = write_folder(tmp_path / "a", different(80, 6, 5))
+    inside = both(folder)
+    load(DataConfig(source=str(folder), held_out=0.3), split=first, memory=0)
+    monkeypatch.setattr(reading, "read_one", None)  # it is not asked again
+    for there, here in zip(both(folder, memory=0), inside, strict=True):
+        np.testing.assert_array_equal(there.pixels, here.pixels)
+        assert there.fingerprint == here.fingerprint
+        assert list(there.names) == list(here.names)
+        assert there.held_back == here.held_back
 
 
 def test_the_size_is_the_one_that_counts(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ class TestHostile:
         self.refused(tmp_path / "x.tar", "holds no images")
         (tmp_path / "x.tar").unlink()
         os.mkfifo(tmp_path / "x.tar")
-        self.refused(tmp_path / "x.tar", "no kind of file that is read")
+        self.refused(tmp_path / "x.tar", "is neither a file nor a folder")
 
     def test_missing_shards(self, three: Path) -> None:
         self.refused(three / "s-{000..003}.tar", r"s-003\.tar: there is no such file")

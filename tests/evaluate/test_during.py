@@ -199,6 +199,10 @@ def test_the_stopwatch_of_a_resumed_run_goes_on_from_its_logs(tmp_path: Path) ->
     cost = Cost.before(run, batch=10)
     assert (cost.rest, cost.evaluating) == pytest.approx((0.3, 0.25))
     assert Cost.before(Run(tmp_path / "new"), batch=10).rest == 0
+    for file, odd in ((run.stats, {"images_per_second": "x"}), (run.quality, {"seconds": [1]})):
+        runs.append_row(file, {"step": 2} | odd)  # somebody's, who did not write as training does
+    again = Cost.before(run, batch=10)
+    assert (again.rest, again.evaluating) == (cost.rest, cost.evaluating)
 
 
 # what it measures

@@ -76,10 +76,18 @@ def test_one_on_another_machine_is_named_with_it(tmp_path: Path) -> None:
         assert left is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"process": "x", "machine": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"process": "x", "machine": 3}', "[" * 100_000, "a pipe", "too large"]
+)
 def test_what_is_not_legible_names_nobody(tmp_path: Path, text: str) -> None:
     run = Run(tmp_path)
     run.trainer.write_text(text)
+    if text == "a pipe":
+        run.trainer.unlink()
+        os.mkfifo(run.trainer)
+    elif text == "too large":  # 4 TiB, none of which is on the disk
+        with run.trainer.open("r+b") as file:
+            file.truncate(2**42)
     with runs.locked(run) as left:
         assert left is None
         said = json.loads(run.trainer.read_text())

@@ -139,6 +139,11 @@ def distill(
         pairs = settings_given(set_, given)
         model = generate.load(run, raw=raw, step=checkpoint)
         config = distillation.configuration(model, calls=calls, changes=pairs | given)
+        if config.train.shard:
+            raise InputError(
+                "train.shard = true: runs are distilled by one process, which divides nothing; "
+                "leave it out"
+            )
         images = _images(run, config)
         made = distillation.create(
             model,

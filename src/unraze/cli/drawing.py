@@ -35,6 +35,7 @@ __all__ = [
     "again",
     "draw",
     "fresh_folder",
+    "overview",
     "require_file_place",
     "require_new",
     "require_ours",
@@ -131,17 +132,14 @@ def share_of(order: Order, ranks: Ranks) -> Order | None:
 
 
 def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> None:
-    """Draws, and writes 00000.png …, grid.png and film.gif into `folder`, the array into `npy`.
+    """Draws, and writes 00000.png … and film.gif into `folder`, the array into `npy`.
 
-    The grid and the film are written with the first of the pictures. Nothing is written before the
-    first batch is done, so that what is refused leaves no trace; an array that is not finished is
-    removed again.
+    The film, of the first batch, is written with the first of the pictures. Nothing is written
+    before that batch is done, so that what is refused leaves no trace; an array that is not
+    finished is removed again.
     """
-    import numpy as np
-
     from unraze import pictures
 
-    grid: list[np.ndarray] = []
     filmed = Film() if film else None
     with _array(npy, order.count) as add:
         for numbers, pixels in _batches(order, filmed):
@@ -151,15 +149,27 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
                     for number, picture in zip(numbers, pictures.to_pil(pixels), strict=True):
                         recipe = _recipe(order, numbers) | {"kind": "image", "image": number}
                         pictures.write_png(picture, folder / f"{number:05d}.png", recipe)
-                if sum(map(len, grid)) < GRID_AT_MOST:
-                    grid.append(pixels)
             add(pixels)
-        if folder is not None and order.first == 0:
+        if folder is not None and filmed is not None and order.first == 0:
             with writing(folder):
-                picture, recipe = _grid(order, np.concatenate(grid))
-                pictures.write_png(picture, folder / "grid.png", recipe)
-                if filmed is not None:
-                    _write_film(order, filmed, folder / "film.gif")
+                _write_film(order, filmed, folder / "film.gif")
+
+
+def overview(order: Order, folder: Path) -> None:
+    """Writes grid.png, of the first pictures that `draw` has written into a folder."""
+    import numpy as np
+    from PIL import Image
+
+    from unraze import pictures
+
+    shown = []
+    with writing(folder):
+        for number in range(min(order.count, GRID_AT_MOST)):
+            with Image.open(folder / f"{number:05d}.png", formats=("PNG",)) as picture:
+                shown.append(np.asarray(picture))
+        pixels = np.stack(shown)
+        grid, recipe = _grid(order, pixels if pixels.ndim == 4 else pixels[..., None])
+        pictures.write_png(grid, folder / "grid.png", recipe)
 
 
 @contextmanager
@@ -365,7 +375,8 @@ def set_threads(threads: int | None) -> None:
 
 def fresh_folder(run: Path) -> Path:
     """RUN/samples-00000, or the next number that is free."""
-    taken = [int(p.name[8:]) for p in run.glob("samples-*") if p.name[8:].isdigit()]
+    names = (p.name[8:] for p in run.glob("samples-*"))
+    taken = [int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name)]
     return run / f"samples-{max(taken, default=-1) + 1:05d}"
 
 

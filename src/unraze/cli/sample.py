@@ -31,6 +31,7 @@ from unraze.errors import InputError
 if TYPE_CHECKING:
     from unraze.config import SampleConfig
     from unraze.generate import Classes, Model
+    from unraze.ranks import Ranks
 
 __all__ = ["sample"]
 
@@ -224,7 +225,10 @@ def sample(
                 f"--like takes all from the recipe of {like}: leave {' and '.join(extra)} out"
             )
         from unraze.cli.drawing import again
+        from unraze.ranks import are_several
 
+        if are_several():
+            raise InputError(f"--like {like}: one process makes it again; leave torchrun out")
         print(again(like, run, out))
         return 0
     if run is None:
@@ -238,6 +242,7 @@ def sample(
         Order,
         draw,
         fresh_folder,
+        overview,
         require_new,
         require_ours,
         require_place,
@@ -305,7 +310,7 @@ def sample(
         if guidance_interval is not None and settings.guidance == 1:
             raise InputError("--guidance-interval: nothing is guided; give --guidance too")
         at_once = min(16 if n is None else n, 64 if batch is None else batch)
-        model, settings = _with_engine(model, engine, settings, at_once)
+        model, settings = _with_engine(model, engine, settings, at_once, ranks)
         whole = Order(
             model=model,
             settings=settings,
@@ -325,19 +330,31 @@ def sample(
             print(f"{settings.sampler} in {calls} network calls, as `unraze tune` found")
         wanted = share_of(whole, ranks)
         ranks.each(lambda: None if wanted is None else draw(wanted, folder, npy, film=film))
+        if folder is not None:
+            ranks.first(overview, whole, folder)
         print(folder if folder is not None else npy)
     return 0
 
 
 def _with_engine(
-    model: Model, engine: str | None, settings: SampleConfig, at_once: int
+    model: Model, engine: str | None, settings: SampleConfig, at_once: int, ranks: Ranks
 ) -> tuple[Model, SampleConfig]:
-    """The model as that engine computes it; says what auto found."""
+    """The model as that engine computes it, the same one on all ranks; says what auto found.
+
+    The first rank is ready before the others begin, so that one alone measures, and makes the
+    network's file.
+    """
     if engine in (None, "torch"):
         return model, settings
     from unraze.interop import engines
 
-    if engine == "auto":
+    ready: list[tuple[Model, SampleConfig]] = []
+
+    def chosen() -> engines.Engine:
+        if engine != "auto":
+            name = next(name for name in engines.ENGINES if name == engine)
+            ready.append(engines.with_engine(model, name, settings))
+            return name
         found = engines.fastest(model, settings, batch=at_once)
         for reason in found.left_out:
             print(f"engine left out: {reason}")
@@ -346,9 +363,17 @@ def _with_engine(
         print(f"engine {found.engine} ({'as measured before' if found.remembered else said})")
         if found.forgotten is not None:
             print(f"engine to be measured again next time: {found.forgotten}")
-        return found.model, found.settings
-    chosen = next(name for name in engines.ENGINES if name == engine)
-    return engines.with_engine(model, chosen, settings)
+        ready.append((found.model, found.settings))
+        return found.engine
+
+    name = ranks.first(chosen)
+
+    def follow() -> None:
+        if not ready:
+            ready.append(engines.with_engine(model, name, settings))
+
+    ranks.each(follow)
+    return ready[0]
 
 
 def _sampler(

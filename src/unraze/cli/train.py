@@ -274,7 +274,7 @@ def train(
     with spoken_for(wanted.train.device) as ranks:
         if wanted.train.shard and ranks.count == 1:
             raise InputError("train.shard: there is one process here; start several by torchrun")
-        begun = ranks.first(_begun_before, out)
+        begun = ranks.first(_begun_before, out, ranks)
         if begun is not None:
             return _go_on(begun, track, ranks)
         with told_as_options(_options(given)):
@@ -342,7 +342,7 @@ def _go_on(
     return follow(found, images, track=track, ranks=ranks, accept_changed_data=accept_changed_data)
 
 
-def _begun_before(out: Path | None) -> Run | None:
+def _begun_before(out: Path | None, ranks: Ranks) -> Run | None:
     """The run that this call of torchrun began before one of its processes failed and all were
     started anew; None where it began none, or was not."""
     from unraze import run as runs
@@ -352,7 +352,7 @@ def _begun_before(out: Path | None) -> Run | None:
     # is known by its name, so that it need not be asked
     if not (launch() and (attempt() or out is not None)):
         return None
-    return runs.of_launch(launch(), ["unraze", *sys.argv[1:]], out=out)
+    return runs.of_launch(launch(ranks.call), ["unraze", *sys.argv[1:]], out=out)
 
 
 def _created(
@@ -363,7 +363,7 @@ def _created(
     from unraze.ranks import launch
 
     how: dict[str, Any] = {"command": ["unraze", *sys.argv[1:]]}
-    how |= {"launch": launch()}
+    how |= {"launch": launch(ranks.call)}
     if model is not None:
         return finetuning.create(model, wanted, images, out=out, ranks=ranks, **how)
     config = training.prepare(wanted, images, ranks)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from unraze import untrusted
 from unraze.data.found import Opener, Pictures, by_class, counted, is_hidden, is_image, natural
 from unraze.data.samples import overviews
 from unraze.data.shape import UnreadableError
@@ -24,6 +25,7 @@ def read(path: Path) -> Pictures:
     Raises `DataError` where the file is not a zip, or holds no images.
     """
     try:
+        untrusted.require_plain(path)
         with zipfile.ZipFile(path) as archive:
             named = [info for info in archive.infolist() if info.filename]
             members = {info.filename: info for info in named if not info.is_dir()}

@@ -10,6 +10,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from unraze import untrusted
 from unraze.data.found import MOST_DEFLATED, Arrays, listed, no_test_part
 from unraze.errors import DataError
 
@@ -36,6 +37,7 @@ def has_test_part(path: Path) -> bool:
     if path.suffix.lower() != ".npz":
         return False
     try:
+        untrusted.require_plain(path)
         with zipfile.ZipFile(path) as archive:
             return any(f"{key}.npy" in archive.namelist() for key in _TEST)
     except _DAMAGE:
@@ -53,6 +55,7 @@ def read(path: Path, split: Literal["train", "test"] = "train") -> Arrays:
     Raises `DataError` for arrays of objects (pickles), and for all else that is not so.
     """
     try:
+        untrusted.require_plain(path)
         if path.suffix.lower() == ".npz":
             images, labels, class_names = _npz(path, split)
         elif split == "test":

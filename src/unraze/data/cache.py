@@ -65,6 +65,7 @@ def kept(name: str, source: str, *, verify: bool = True) -> Images | None:
         shape = tuple(int(n) for n in about["shape"])
         numbers = about["labels"]
         labels = None if numbers is None else np.array(numbers, dtype=np.int64)
+        untrusted.require_plain(folder / "pixels")
         pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r", shape=shape)
         images = Images(
             pixels=pixels,
@@ -84,18 +85,21 @@ def kept(name: str, source: str, *, verify: bool = True) -> Images | None:
         OverflowError,
     ):  # not there, cut off, or another's
         return None
-    whole = (folder / "pixels").stat().st_size == pixels.size
-    if not whole or (verify and _fingerprint_of(folder / "pixels", images) != images.fingerprint):
+    try:
+        whole = (folder / "pixels").stat().st_size == pixels.size
+        found = _fingerprint_of(folder / "pixels", images) if whole and verify else None
+    except OSError:  # another process puts its own in this place
         return None
-    return images
+    return images if whole and found in (None, images.fingerprint) else None
 
 
 @contextmanager
 def making(name: str, size: int) -> Iterator[Path]:
     """A temporary folder to make a set in, which takes the key's place when the block ends well.
 
-    `size` is the bytes to come. Whatever goes wrong, nothing half-made stays. Raises `UnrazeError`
-    where the disk is full or the cache cannot be written.
+    `size` is the bytes to come. Whatever goes wrong, nothing half-made stays. Several processes may
+    make the same set at once: the first one's is kept, if it is whole, and what the others made is
+    dropped. Raises `UnrazeError` where the disk is full or the cache cannot be written.
     """
     place = _place(name)
     try:
@@ -110,9 +114,7 @@ def making(name: str, size: int) -> Iterator[Path]:
     try:
         yield folder
         flush_folder(folder)
-        if place.exists():  # whoever has mapped it keeps what it has
-            shutil.rmtree(place)
-        os.replace(folder, place)
+        _put(folder, name)
         flush_folder(place.parent)
     except OSError as error:
         raise _refused(place.parent, size, error) from error
@@ -197,6 +199,48 @@ def _begun(parent: Path) -> tuple[Path, FileLock]:
             if (folder / _HELD).exists():
                 return folder, lock
         lock.release()
+
+
+def _put(folder: Path, name: str) -> None:
+    """Gives the key's place to a folder that is made, unless there is a whole set; raises
+    `OSError`.
+
+    No lock is needed for that, so that it does as well where locks do not reach: a folder takes the
+    place of none that holds something.
+    """
+    place = _place(name)
+    while True:
+        there = _identity(place)
+        if there is not None:
+            if kept(name, "") is not None:
+                return
+            if _identity(place) == there:  # and not one that another put there meanwhile
+                _take_away(place)
+        try:
+            os.replace(folder, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    try:
+        about = place.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_dev, about.st_ino
+
+
+def _take_away(place: Path) -> None:
+    """Removes what is damaged; whoever has mapped it keeps what it has."""
+    aside = Path(tempfile.mkdtemp(prefix=_made_here(), dir=place.parent))
+    try:
+        with suppress(FileNotFoundError):  # another was quicker
+            os.replace(place, aside / "damaged")
+    finally:
+        shutil.rmtree(aside)
 
 
 def _made_here() -> str:

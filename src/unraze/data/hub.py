@@ -25,6 +25,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from unraze import untrusted
 from unraze.data.archive import MAX_BYTES
 from unraze.data.found import Opener, Pictures, listed, natural, no_test_part, shown
 from unraze.data.shape import UnreadableError
@@ -380,9 +381,10 @@ def _file(wanted: Wanted, name: str) -> bytes:
             f"names a file elsewhere, {shown(name)}, which is not read; leave stream=yes out, or "
             "save the data set with its images in it (save_to_disk)"
         )
-    if path.stat().st_size > MAX_BYTES:
-        raise UnreadableError(f"has {path.stat().st_size} bytes, more than {MAX_BYTES}")
-    return path.read_bytes()
+    try:
+        return untrusted.read(path, MAX_BYTES)
+    except ValueError as error:
+        raise UnreadableError(str(error)) from error
 
 
 def _spooled(

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from unraze import untrusted
 from unraze.data.found import MOST_DEFLATED, Arrays, listed, natural
 from unraze.errors import DataError
 
@@ -87,6 +88,7 @@ def read(
 def read_array(path: Path, *, dimensions: int) -> np.ndarray[Any, Any]:
     """The uint8 array of one IDX file; raises `DataError` where it is not whole, or another."""
     try:
+        untrusted.require_plain(path)
         packed = path.suffix == ".gz"
         with gzip.open(path) if packed else path.open("rb") as stream:
             most = path.stat().st_size * (MOST_DEFLATED if packed else 1)

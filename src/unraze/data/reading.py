@@ -6,8 +6,8 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -63,12 +63,13 @@ IMPORTED = "imported:"
 """Before the name of the file that a run was made of: what it was trained on is not known."""
 
 _CHUNK = 256
-_BY_SHARE = ("train", "held-out")
 
 Progress = Callable[[int, int], None]
 Own = Literal["train", "test"]
 Part = Literal["all", "train", "held-out", "test"]
 Shape = tuple[int, int, int]
+
+_BY_SHARE: tuple[Part, ...] = ("train", "held-out")
 
 
 def load_images(
@@ -164,9 +165,15 @@ def _read(
 
         if size <= memory and is_quick:
             return _in_memory(found, config, shape, chunks(), _Taken(part, config.held_out))
+        parts = _BY_SHARE if part in _BY_SHARE else (part,)
+        names = [_key(found, config, each) for each in parts]
         try:
-            with cache.making(name, size) as made:
-                _on_disk(found, config, shape, chunks(), _Taken(part, config.held_out), made)
+            with ExitStack() as stack:  # what is divided is decoded once, for both parts
+                made = [
+                    (_Taken(each, config.held_out), stack.enter_context(cache.making(key, size)))
+                    for each, key in zip(parts, names, strict=True)
+                ]
+                _on_disk(found, config, shape, chunks(), made)
         except UnrazeError as error:
             if isinstance(error, InputError) or size > memory:
                 raise
@@ -345,18 +352,22 @@ def _on_disk(
     config: DataConfig,
     shape: Shape,
     chunks: Iterator[_Chunk],
-    taken: _Taken,
-    made: Path,
+    made: Sequence[tuple[_Taken, Path]],
 ) -> None:
-    with (made / "pixels").open("wb") as out:
+    """Writes parts of what is found, each into its folder, as the pixels go by."""
+    with ExitStack() as stack:
+        outs = [stack.enter_context((place / "pixels").open("wb")) for _, place in made]
         for chunk in chunks:
-            out.write(taken.take(chunk).data)
-        out.flush()
-        os.fsync(out.fileno())
-    taken.finish(found, config)
-    whole = (len(taken.numbers), *shape)
-    pixels = np.memmap(made / "pixels", dtype=np.uint8, mode="r", shape=whole)
-    cache.describe(made, _images(found, pixels, taken))
+            for out, (taken, _) in zip(outs, made, strict=True):
+                out.write(taken.take(chunk).data)
+        for out in outs:
+            out.flush()
+            os.fsync(out.fileno())
+    for taken, place in made:
+        taken.finish(found, config)
+        whole = (len(taken.numbers), *shape)
+        pixels = np.memmap(place / "pixels", dtype=np.uint8, mode="r", shape=whole)
+        cache.describe(place, _images(found, pixels, taken))
 
 
 def _images(found: Pictures | Arrays, pixels: np.ndarray[Any, Any], taken: _Taken) -> Images:
@@ -558,6 +569,8 @@ def _path(source: str) -> Path:
     path = Path(source).expanduser()
     if not source or not os.path.exists(path):
         raise _nothing(source)
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{shown(source)}: is neither a file nor a folder; give one of them")
     return path
 
 

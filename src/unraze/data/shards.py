@@ -469,7 +469,10 @@ def _where(shard: str) -> str:
 
 
 def _open(shard: str) -> IO[bytes]:
-    return remote.opened(shard) if remote.is_address(shard) else open(shard, "rb")
+    if remote.is_address(shard):
+        return remote.opened(shard)
+    untrusted.require_plain(Path(shard))
+    return open(shard, "rb")
 
 
 def _missing(shard: str) -> DataError:

@@ -163,6 +163,7 @@ def _made(file: Path) -> str:
 def read_arrays(file: Path, **wanted: tuple[tuple[int, ...], np.dtype]) -> dict[str, Array] | None:
     """Arrays of just these shapes and types; None where there are none, or they are damaged."""
     try:
+        untrusted.require_plain(file)
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as opened:
             arrays = {name: opened[name] for name in wanted}
     except DAMAGE:  # cut off by a crash, say: it is made again

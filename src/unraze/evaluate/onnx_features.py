@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unraze import untrusted
 from unraze.errors import InputError
 from unraze.evaluate.features import FeatureSpace
+from unraze.hardware import memory
 
 __all__ = ["onnx_space", "resized"]
 
@@ -102,9 +104,10 @@ def _loaded(path: Path) -> tuple[Any, bytes]:
             'install it: pip install "unraze[onnx]"'
         ) from error
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        data = untrusted.read(path, memory())
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({why})") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is in the exception
     options.use_deterministic_compute = True

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from unraze import __version__, pictures, run as runs
+from unraze import __version__, pictures, run as runs, untrusted
 from unraze.config import Config, SampleConfig
 from unraze.data import NAMES, has_test_part, load as load_images_of
 from unraze.data.found import counted, shown
@@ -212,7 +212,7 @@ def require_replaceable(file: Path) -> None:
         raise InputError(f"{file}: a card is Markdown; give a name that ends in .md")
     if file.exists():
         try:
-            text = file.read_text(encoding="utf-8")
+            text = untrusted.read(file, untrusted.MAX_JSON).decode("utf-8")
         except (OSError, ValueError):
             text = ""
         found = MARK.search(text)
@@ -230,9 +230,10 @@ def require_replaceable(file: Path) -> None:
 def is_card(file: Path) -> bool:
     """Whether a file is a model card: it begins with YAML that names the library of the model."""
     try:
-        first, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
+        text = untrusted.read(file, untrusted.MAX_JSON).decode("utf-8")
     except (OSError, ValueError):
         return False
+    first, *lines = text.splitlines() or [""]
     if first != "---" or "---" not in lines:
         return False
     return any(line.startswith("library_name:") for line in lines[: lines.index("---")])
@@ -241,7 +242,11 @@ def is_card(file: Path) -> bool:
 def require_card_of(file: Path, model: Model) -> None:
     """Raises `InputError` where a card says that it is of other weights; one that names none is
     somebody's own."""
-    found = WEIGHTS.search(file.read_text(encoding="utf-8"))
+    try:
+        found = WEIGHTS.search(untrusted.read(file, untrusted.MAX_JSON).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{file}: cannot be read as a card ({why}); move it away") from error
     if found is not None and found[1] != model.checkpoint[:16]:
         raise InputError(
             f"{file}: is the card of other weights, {found[1]}; those of step {model.step} are "

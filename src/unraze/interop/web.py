@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from unraze import files, generate
+from unraze import files, generate, untrusted
 from unraze.config import SampleConfig
 from unraze.data.cache import cache_folder
 from unraze.errors import InputError, UnrazeError
@@ -141,7 +141,7 @@ def is_export(folder: Path, model: Model, settings: SampleConfig, title: str | N
     is None."""
     names = ("network.onnx", *PAGE, *(f"ort/{name}" for name in RUNTIME))
     try:
-        found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        found = untrusted.json_of(folder / "model.json")
     except (OSError, ValueError):
         return False
     if not isinstance(found, dict) or not all((folder / name).is_file() for name in names):

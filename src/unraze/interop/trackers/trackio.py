@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from unraze import run as runs
+from unraze import run as runs, untrusted
 from unraze.errors import InputError
 from unraze.files import write_whole
 from unraze.run import Run
@@ -126,7 +126,7 @@ class Trackio:
         import trackio
 
         try:
-            said = json.loads((self.of.path / FILE).read_bytes())
+            said = untrusted.json_of(self.of.path / FILE)
             path, number = said["run"], said["id"]
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return  # never tracked, or not known which it is: then there will be two
