@@ -16,8 +16,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +59,9 @@ PARTS = ("model", "ema", "optim")
 NAME = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 LEFT_OVER = ".step-*.part"
-"""What a crash may leave, of one being written or removed."""
+"""What a crash may leave, of one being written, removed or replaced."""
+REPLACED = ".replaced.part"
+"""How the name of one ends that another of its step takes the place of."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
 """How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
 MAX_STATE = 2**26
@@ -151,12 +154,13 @@ def save(
     optim: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    beside: Iterable[Path] = (),
 ) -> Path:
     """Writes `folder/step-XXXXXXXX` and then removes all but the `keep` newest checkpoints.
 
     The newest periodic one is kept besides: a run that was stopped is to roll back to where one
-    that was not would. Raises `UnrazeError` where the disk is full or not writable; the older ones
-    stay as they were.
+    that was not would. Copies of what is `beside` lie in it, too. Raises `UnrazeError` where the
+    disk is full or not writable; the older ones stay as they were.
     """
     final = folder / f"step-{step:08d}"
     temporary = _prepared(final)
@@ -166,6 +170,8 @@ def save(
             data = _bytes_of(tensors)
             hashes[part] = hashlib.sha256(data).hexdigest()
             files.write_and_flush(temporary / f"{part}.safetensors", data)
+        for path in beside:
+            _copy(path, temporary / path.name)
         _complete(temporary, final, {**state, "step": step, "sha256": hashes}, keep=keep)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -192,15 +198,43 @@ def _complete(temporary: Path, final: Path, state: dict[str, Any], *, keep: int)
     text = json.dumps(state, indent=1, sort_keys=True)
     files.write_and_flush(temporary / "state.json", text.encode())
     files.flush_folder(temporary)
-    if final.exists():  # one of the same step, made anew
-        _remove(final)
-    temporary.rename(final)
-    files.flush_folder(final.parent)
+    _put_in_place(temporary, final)
     there = listing(final.parent)
     periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
     for old in there[:-keep]:
         if old != periodic:
             _remove(old)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Gives a folder its name. One of that name, of the same step, is there under another one until
+    then, and at any moment of it one of the two is found again. Raises `OSError`."""
+    replaced = final.with_name(f".{final.name}{REPLACED}")
+    if replaced.exists():  # and `final` is, or it would have got its name back
+        shutil.rmtree(replaced)
+    if final.exists():
+        final.rename(replaced)
+    try:
+        temporary.rename(final)
+    except OSError:
+        with suppress(OSError):
+            replaced.rename(final)
+        raise
+    files.flush_folder(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copies a file or a folder of files, and waits until the disk has it. Raises `OSError`."""
+    if not path.is_dir():
+        shutil.copyfile(path, to)
+        files.flush(to)
+        return
+    to.mkdir()
+    for inner in path.iterdir():
+        _copy(inner, to / inner.name)
+    files.flush_folder(to)
 
 
 def save_weights(
@@ -236,9 +270,15 @@ def listing(folder: Path) -> list[Path]:
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes what a crash left half-written or half-removed; raises `OSError`."""
+    """Removes what a crash left half-written or half-removed, and gives back its name to what was
+    to be replaced and was not; raises `OSError`."""
     for path in folder.glob(LEFT_OVER):
-        shutil.rmtree(path)
+        final = path.with_name(path.name[1:].removesuffix(REPLACED))
+        if path.name.endswith(REPLACED) and not final.exists():
+            path.rename(final)
+            files.flush_folder(folder)
+        else:
+            shutil.rmtree(path)
 
 
 def remove_after(folder: Path, step: int) -> None:
@@ -313,13 +353,17 @@ def _flat(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather(path: Path) -> Path:
-    """Makes one of shards one of whole files, of the same name; raises as `save` does."""
+    """Makes one of shards one of whole files, of the same name, with all else that was in it;
+    raises as `save` and `read` do."""
     saved = read(path)
     if "shards" not in saved.state:
         return path
     state = {k: v for k, v in saved.state.items() if k not in ("shards", "sha256", "step", "hash")}
     parts = {"model": saved.model, "ema": saved.ema, "optim": saved.optim}
-    return save(path.parent, saved.step, **parts, state=state, keep=len(listing(path.parent)))
+    names = saved.state["shards"].keys() | {"state.json"}
+    beside = [each for each in sorted(path.iterdir()) if each.name not in names]
+    keep = len(listing(path.parent))
+    return save(path.parent, saved.step, **parts, state=state, keep=keep, beside=beside)
 
 
 def read_into(saved: Checkpoint, **parts: Mapping[str, Tensor]) -> None:
