@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from unraze import files, sharded, untrusted, weights
-from unraze.errors import CheckpointError, UnrazeError
+from unraze.errors import CheckpointError, UnrazeError, UnreadableError
 from unraze.ranks import Ranks
 
 __all__ = [
@@ -129,7 +130,8 @@ class _State(_Part):
 class Checkpoint:
     """One checkpoint, read and verified. `hash` is the SHA-256 of the averaged weights' file.
 
-    Where `state` names "shards" they may have been verified alone: then it has no tensors.
+    It may have been verified alone: then it has no tensors. Where `state` names "shards" it may
+    have tensors on the device "meta": their shapes and types.
     """
 
     path: Path
@@ -264,9 +266,15 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def listing(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first, unread."""
-    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found) if path.is_dir()]
+    """The checkpoints in a folder, oldest first, unread; raises `UnreadableError` where it cannot
+    be told which there are."""
+    try:
+        with weights.reading(folder):
+            names = os.listdir(folder)
+            found = [(int(m[1]), folder / name) for name in names if (m := NAME.fullmatch(name))]
+            return [path for _, path in sorted(found) if path.is_dir()]
+    except CheckpointError:  # there is no such folder
+        return []
 
 
 def remove_left_over(folder: Path) -> None:
@@ -360,51 +368,48 @@ def gather(path: Path) -> Path:
         return path
     state = {k: v for k, v in saved.state.items() if k not in ("shards", "sha256", "step", "hash")}
     parts = {"model": saved.model, "ema": saved.ema, "optim": saved.optim}
-    names = saved.state["shards"].keys() | {"state.json"}
-    beside = [each for each in sorted(path.iterdir()) if each.name not in names]
+    with weights.reading(path):
+        names = saved.state["shards"].keys() | {"state.json"}
+        beside = [each for each in sorted(path.iterdir()) if each.name not in names]
     keep = len(listing(path.parent))
     return save(path.parent, saved.step, **parts, state=state, keep=keep, beside=beside)
 
 
 def read_into(saved: Checkpoint, **parts: Mapping[str, Tensor]) -> None:
     """Fills model, ema and optim of a divided run from a checkpoint of shards, each rank what it
-    has; by all ranks at once. Raises `CheckpointError`."""
+    has; by all ranks at once. Raises `CheckpointError`, before anything is filled where it is of
+    another network."""
     from torch.distributed.checkpoint.api import CheckpointException
 
+    wanted = _flat(**parts)
+    there = _flat(model=saved.model, ema=saved.ema, optim=saved.optim)
+    require_fit({k: v.shape for k, v in wanted.items()}, there, saved.path)
+    require_dtypes({k: v.dtype for k, v in wanted.items()}, there, saved.path)
     try:
-        sharded.read_into(saved.path, _flat(**parts), None)
+        sharded.read_into(saved.path, saved.state["shards"], wanted, None)
     except CheckpointException as error:
         failure = next(iter(error.failures.values()))[0]
-        raise CheckpointError(
-            f"{saved.path}: is of another network ({failure}); was config.toml changed since?"
+        raise UnreadableError(
+            f"{saved.path}: could not be read by all ranks ({failure})"
         ) from error
 
 
-def read(path: Path, *, run: str = "", whole: bool = True) -> Checkpoint:
-    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`.
+def read(path: Path, *, run: str = "", whole: bool = True, tensors: bool = True) -> Checkpoint:
+    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`, and
+    `UnreadableError` where it cannot be told whether it is one.
 
     Where `run` is given, one that says it is of another run is refused. Where not `whole`, of
-    shards nothing is read but what is needed to verify them.
+    shards the shapes and types are read, and no values. Where not `tensors`, all is only verified.
     """
     state_file = path / "state.json"
-    if not state_file.is_file():
-        pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
-        if pickles:
-            raise CheckpointError(_is_pickle(path / pickles[0]))
-        raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
-    try:
-        state = untrusted.json_of(state_file, MAX_STATE)
-        step = _State.model_validate(state).step
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = first["msg"].removeprefix("Value error, ")
-        if place := ".".join(map(str, first["loc"])):
-            what = f"{place} is missing" if first["type"] == "missing" else f"{place}: {what}"
-        raise CheckpointError(f"{state_file}: is damaged ({what})") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{state_file}: is damaged ({error})") from error
-    if state.get("hash") not in (None, _hash_of_state(state)):
-        raise CheckpointError(f"{state_file}: is damaged, it is not what its own hash says")
+    with weights.reading(path):
+        if not state_file.is_file():
+            pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
+            if pickles:
+                raise CheckpointError(_is_pickle(path / pickles[0]))
+            raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
+    state = _state_in(state_file)
+    step = state["step"]
     if path.name != f"step-{step:08d}":
         raise CheckpointError(f"{state_file}: is of step {step}, its folder's name says another")
     if run and state.get("run") not in (None, "", run):
@@ -412,24 +417,53 @@ def read(path: Path, *, run: str = "", whole: bool = True) -> Checkpoint:
             f"{path}: is a checkpoint of another run ({state['run'][:12]}…, this one is "
             f"{run[:12]}…)"
         )
-    if state.get("shards") is not None:
-        return _read_shards(path, step, state, whole=whole)
-    hashes = state["sha256"]
-    tensors = {part: _read_part(path / f"{part}.safetensors", hashes[part]) for part in PARTS}
-    return Checkpoint(path, step, tensors["model"], tensors["ema"], tensors["optim"], state)
+    if (shards := state.get("shards")) is not None:
+        sharded.require_whole(path, shards, at_once=whole and tensors)
+        parts = _of_shards(path, shards, values=whole) if tensors else _NOTHING
+        if whole and tensors:
+            state |= {"sha256": {part: hash_of(parts[part]) for part in ("model", "ema")}}
+        return Checkpoint(path, step, **parts, state=state)
+    parts = {}
+    for part in PARTS:
+        file, expected = path / f"{part}.safetensors", state["sha256"][part]
+        parts[part] = _read_part(file, expected, values=tensors)
+    return Checkpoint(path, step, **parts, state=state)
 
 
-def _read_shards(path: Path, step: int, state: dict[str, Any], *, whole: bool) -> Checkpoint:
-    sharded.require_whole(path, state["shards"])
+_NOTHING: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+
+
+def _state_in(file: Path) -> dict[str, Any]:
+    """What `state.json` says; raises as `read` does."""
+    try:
+        with weights.reading(file):
+            state: dict[str, Any] = untrusted.json_of(file, MAX_STATE)
+        _State.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = first["msg"].removeprefix("Value error, ")
+        if place := ".".join(map(str, first["loc"])):
+            what = f"{place} is missing" if first["type"] == "missing" else f"{place}: {what}"
+        raise CheckpointError(f"{file}: is damaged ({what})") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is damaged ({error})") from error
+    if state.get("hash") not in (None, _hash_of_state(state)):
+        raise CheckpointError(f"{file}: is damaged, it is not what its own hash says")
+    return state
+
+
+def _of_shards(
+    path: Path, shards: Mapping[str, str], *, values: bool
+) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-    if whole:
-        for key, value in sharded.read(path, state["shards"]).items():
-            part, _, name = key.partition("/")
-            if part not in parts:
-                raise CheckpointError(f"{path}: has a tensor of no part, {key!r}")
-            parts[part][name] = value
-        state = state | {"sha256": {part: hash_of(parts[part]) for part in PARTS}}
-    return Checkpoint(path, step, parts["model"], parts["ema"], parts["optim"], state)
+    for key, value in sharded.read(path, shards, values=values).items():
+        part, _, name = key.partition("/")
+        if part not in parts:
+            raise CheckpointError(f"{path}: has a tensor of no part, {untrusted.one_line(key)!r}")
+        parts[part][name] = value
+    return parts
 
 
 def set_aside(path: Path) -> Path:
@@ -448,14 +482,15 @@ def set_aside(path: Path) -> Path:
 
 
 def newest(
-    folder: Path, *, run: str = "", whole: bool = True
+    folder: Path, *, run: str = "", whole: bool = True, tensors: bool = True
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is undamaged, and a sentence for each damaged newer one; `run` and
-    `whole` as `read` has them."""
+    """The newest checkpoint that is undamaged, and a sentence for each damaged newer one; `run`,
+    `whole` and `tensors` as `read` has them. Raises `UnreadableError` where a newer one could not
+    be read, which is no reason to go back to an older one."""
     problems: list[str] = []
     for path in reversed(listing(folder)):
         try:
-            return read(path, run=run, whole=whole), problems
+            return read(path, run=run, whole=whole, tensors=tensors), problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
@@ -544,32 +579,34 @@ def _is_periodic(path: Path) -> bool:
         return False
 
 
-def _read_part(path: Path, expected: str) -> dict[str, Tensor]:
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: is damaged, it is not a file")
-    try:
-        data = weights.read(path)
-    except FileNotFoundError as error:
-        if pickles := [p for suffix in PICKLES if (p := path.with_suffix(suffix)).exists()]:
-            raise CheckpointError(_is_pickle(pickles[0])) from error
-        raise CheckpointError(f"{path}: is missing") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}, does not fit in memory") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected and data.startswith(PICKLED):
-        raise CheckpointError(_is_pickle(path))
-    if found != expected:
-        raise CheckpointError(
-            f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {expected[:12]}…"
-        )
-    try:
-        return weights.parsed(data)
-    except ValueError as error:
-        if data.startswith(PICKLED):
-            raise CheckpointError(_is_pickle(path)) from error
-        raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
+def _read_part(path: Path, expected: str, *, values: bool) -> dict[str, Tensor]:
+    """The tensors of a file, or, where not `values`, none of them, once it is verified."""
+    with weights.reading(path):
+        if not path.exists():
+            if pickles := [p for suffix in PICKLES if (p := path.with_suffix(suffix)).exists()]:
+                raise CheckpointError(_is_pickle(pickles[0]))
+            raise CheckpointError(f"{path}: is missing")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is damaged, it is not a file")
+        weights.require_memory(path, path.stat().st_size)
+        data = path.read_bytes() if values else b""
+        found = hashlib.sha256(data).hexdigest() if values else sharded.hash_of(path)
+        if found != expected:
+            with path.open("rb") as stream:
+                is_pickle = stream.read(max(map(len, PICKLED))).startswith(PICKLED)
+            if is_pickle:
+                raise CheckpointError(_is_pickle(path))
+            raise CheckpointError(
+                f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {expected[:12]}…"
+            )
+        if not values:
+            return {}
+        try:
+            return weights.parsed(data)
+        except ValueError as error:
+            if data.startswith(PICKLED):
+                raise CheckpointError(_is_pickle(path)) from error
+            raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
 
 
 def _is_pickle(path: Path) -> str:

@@ -708,7 +708,7 @@ def _judged(
         f"step {step}: KID × 1000 is {1000 * figure.value:.2f} "
         f"({1000 * figure.low:.2f} … {1000 * figure.high:.2f})"
     )
-    best, problems = checkpoint.newest(run.best, run=name)
+    best, problems = checkpoint.newest(run.best, run=name, tensors=False)
     # after a crash the best may be of a step that is yet to be made again, or of this one
     is_best = best is None or best.step == step or figure.value < best.state["kid"]
     if is_best:
