@@ -8,6 +8,8 @@ import pickle
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch import nn
 
 from divided import divide, name_of, shard, tell
 from unraze import checkpoint
-from unraze.errors import CheckpointError, UnrazeError, UnreadableError
+from unraze.errors import CheckpointError, Elsewhere, UnrazeError, UnreadableError
+from unraze.ranks import ALONE, Ranks
 
 STATE: dict[str, Any] = {
     "model": {"shape": [1, 8, 8], "class_names": [], "num_classes": 0, "sigma_data": 0.5},
@@ -441,3 +444,79 @@ def test_one_that_was_to_be_replaced_has_its_name_again(tmp_path: Path) -> None:
     shutil.copytree(path, tmp_path / ".step-00000001.replaced.part")
     checkpoint.remove_left_over(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses to write a longer one, as a disk without room does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+class TestSaving:
+    """Of shards, by one process, while it does other things."""
+
+    def begun(self, folder: Path, step: int, ranks: Ranks = ALONE) -> checkpoint.Saving:
+        return checkpoint.save_sharded(
+            folder,
+            step,
+            model=tensors(step),
+            ema=tensors(step + 1000),
+            optim={"weight/exp_avg": torch.ones(3, 4), "weight/step": torch.tensor(3.0)},
+            state=STATE,
+            keep=1,
+            ranks=ranks,
+            group=None,
+        )
+
+    def test_it_is_one_when_it_is_finished(self, tmp_path: Path) -> None:
+        save(tmp_path, 1)
+        saving = self.begun(tmp_path, 2)
+        saving.written.result()
+        assert [p.name for p in checkpoint.listing(tmp_path)] == ["step-00000001"]
+        saving.finish()
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+        found = checkpoint.read(saving.path)
+        assert torch.equal(found.ema["weight"], tensors(1002)["weight"])
+        assert found.optim["weight/step"] == 3
+
+    def test_without_room_nothing_of_it_is_left(self, tmp_path: Path) -> None:
+        save(tmp_path, 1)
+        with files_of_at_most(500):
+            saving = self.begun(tmp_path, 2)
+            with pytest.raises(UnrazeError, match=r"step-00000002: cannot be written \(File too"):
+                saving.finish()
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+    def test_where_a_rank_s_part_is_not_seen_no_other_one_is_removed(self, tmp_path: Path) -> None:
+        """The second rank's of one."""
+        save(tmp_path, 1)
+        with pytest.raises(Elsewhere, match="is without some of what was to be written"):
+            self.begun(tmp_path, 2, Ranks(number=1)).finish()
+        assert [p.name for p in checkpoint.listing(tmp_path)] == ["step-00000001"]
+
+    def test_an_error_comes_after_what_was_being_written(self, tmp_path: Path) -> None:
+        def diverging(step: int) -> None:
+            with checkpoint.Pending(ALONE) as pending:
+                pending.begin(self.begun(tmp_path, step))
+                raise ValueError("diverged")
+
+        def ending(step: int) -> None:
+            with checkpoint.Pending(ALONE) as pending:
+                pending.begin(self.begun(tmp_path, step))
+
+        with pytest.raises(ValueError, match="diverged"):
+            diverging(2)
+        assert checkpoint.read(tmp_path / "step-00000002").step == 2
+        with files_of_at_most(500), pytest.raises(ValueError, match="diverged"):
+            diverging(3)
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+        with files_of_at_most(500), pytest.raises(UnrazeError, match="cannot be written"):
+            ending(3)

@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from unraze import files, sharded, untrusted, weights
-from unraze.errors import CheckpointError, UnrazeError, UnreadableError
+from unraze.errors import CheckpointError, Elsewhere, UnrazeError, UnreadableError
 from unraze.ranks import Ranks
 
 __all__ = [
     "Checkpoint",
+    "Pending",
     "Saving",
     "cannot_write",
     "fill",
@@ -298,32 +299,78 @@ def remove_after(folder: Path, step: int) -> None:
 
 @dataclass(frozen=True)
 class Saving:
-    """A checkpoint that all ranks are writing; on the first one `complete` makes it one."""
+    """A checkpoint that all ranks are writing, under a temporary name: on the first one `complete`,
+    given the hashes of its files, makes it one."""
 
     path: Path
-    written: Future[Any]
-    complete: Callable[[], None]
+    temporary: Path
+    ranks: Ranks
+    written: Future[dict[str, str]]
+    complete: Callable[[dict[str, str]], None]
 
     @property
     def is_written(self) -> bool:
-        """Whether all ranks have written their part."""
+        """Whether the disk has what all ranks wrote, as far as this one knows."""
         return self.written.done()
 
     def finish(self) -> None:
-        """Waits until it is written, and makes it a checkpoint; raises `UnrazeError`."""
+        """Waits until it is written, and makes it a checkpoint.
+
+        Raises `UnrazeError` where it could not be written, and `Elsewhere` on all ranks but the
+        first; nothing of it is left then.
+        """
         from torch.distributed.checkpoint.api import CheckpointException
 
         try:
-            self.written.result()
-            self.complete()
-        except CheckpointException as error:
-            failures = [failure for failure, _ in error.failures.values()]
-            reason = next((f for f in failures if isinstance(f, OSError)), None)
-            if reason is None:
-                raise UnrazeError(f"{self.path}: cannot be written ({failures[0]})") from error
-            raise UnrazeError(cannot_write(self.path, reason)) from error
-        except OSError as error:
-            raise UnrazeError(cannot_write(self.path, error)) from error
+            hashes = self.written.result()
+            if self.ranks.is_first:
+                self.complete(hashes)
+        except (Exception, CheckpointException) as error:  # the latter is none of the former
+            if self.ranks.is_first:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+            reason: BaseException = error
+            if isinstance(error, CheckpointException):
+                failures = [failure for failure, _ in error.failures.values()]
+                reason = next((f for f in failures if isinstance(f, OSError)), failures[0])
+            elif not isinstance(error, OSError | CheckpointError):
+                raise
+            words = f"{self.path}: cannot be written ({reason}); older checkpoints are intact"
+            if isinstance(reason, OSError):
+                words = cannot_write(self.path, reason)
+            raise (UnrazeError if self.ranks.is_first else Elsewhere)(words) from error
+
+
+class Pending:
+    """The checkpoint that is being written while training goes on, if one is. As a context it ends
+    with that finished, also where an error ends it, which is the one that is raised then."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.saving: Saving | None = None
+
+    def begin(self, saving: Saving | None) -> None:
+        """This is being written from now on, all before it is finished."""
+        assert self.saving is None
+        self.saving = saving
+
+    def finish(self, *, wait: bool = True) -> None:
+        """Finishes it, by all ranks at once, which wait for each other; where not `wait`, only if
+        all have written it. Raises `UnrazeError`."""
+        saving = self.saving
+        if saving is None or not (wait or not self.ranks.any(not saving.is_written)):
+            return
+        self.saving = None
+        self.ranks.each(saving.finish)
+
+    def __enter__(self) -> Pending:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        elif self.saving is not None and (issubclass(kind, Exception) or self.saving.is_written):
+            with suppress(Exception):  # other ranks may be anywhere by now, and are not asked
+                self.saving.finish()
 
 
 def save_sharded(
@@ -347,13 +394,11 @@ def save_sharded(
     temporary = ranks.first(_prepared, final)
     flat = _flat(model=model, ema=ema, optim=optim)
 
-    def complete() -> None:
-        if not ranks.is_first:
-            return
-        shards = sharded.hashes(temporary)
+    def complete(shards: dict[str, str]) -> None:
         _complete(temporary, final, {**state, "step": step, "shards": shards}, keep=keep)
 
-    return Saving(final, sharded.write(temporary, flat, group), complete)
+    written = sharded.write(temporary, flat, ranks, group)
+    return Saving(final, temporary, ranks, written, complete)
 
 
 def _flat(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

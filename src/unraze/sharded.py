@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unraze import files, untrusted, weights
-from unraze.errors import CheckpointError
+from unraze.errors import CheckpointError, UnrazeError
+from unraze.ranks import Ranks
 
 __all__ = [
-    "PATTERN",
     "Piece",
     "described",
     "divided_as",
     "hash_of",
-    "hashes",
     "is_divided",
     "read",
     "read_into",
@@ -37,7 +36,6 @@ __all__ = [
     "write",
 ]
 
-PATTERN = "shard-*.safetensors"
 _OFFSETS = "DCP_SHARDING_INFO"
 _BLOCK = 2**24
 _MOST = 2**62
@@ -95,32 +93,71 @@ def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def write(
-    folder: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None
-) -> "Future[Any]":
+    folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks, group: dist.ProcessGroup | None
+) -> "Future[dict[str, str]]":
     """Begins to write the tensors as they are now into a folder that is there; by all ranks at
     once.
 
-    What is returned is done when all ranks have written theirs, and has the error of any that could
-    not. `group` is one that nothing else is sent by meanwhile.
+    What is returned is done when the disk has what all ranks wrote, and that is all of the tensors:
+    then it has the SHA-256 of each file. Else it has the error of a rank that could not, the same
+    on all of them. `group` is one that nothing else is sent by meanwhile.
     """
     from torch.distributed.checkpoint import (  # type: ignore[attr-defined]
         HuggingFaceStorageWriter,
         async_save,
     )
 
+    wanted = {k: (tuple(v.shape), v.dtype) for k, v in tensors.items()}
     writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
     begun = async_save(dict(tensors), storage_writer=writer, process_group=group)
     assert isinstance(begun, Future)
-    return begun
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hashes")
+    hashed = thread.submit(_hashed, begun, folder, wanted, ranks, group)
+    thread.shutdown(wait=False)
+    return hashed
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of shards in a folder, when the disk has them. Raises `OSError`."""
-    found = {}
-    for path in sorted(folder.glob(PATTERN)):
+Written = tuple[dict[str, str], list[dict[str, Piece]]]
+"""The SHA-256 of each file that a rank wrote, and the pieces in each."""
+
+
+def _hashed(
+    begun: "Future[Any]",
+    folder: Path,
+    wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    ranks: Ranks,
+    group: dist.ProcessGroup | None,
+) -> dict[str, str]:
+    """Each rank hashes what it wrote, and is told of what all others did: the disk of one may not
+    yet show what another wrote."""
+    begun.result()
+    own: Written | OSError | UnrazeError
+    try:
+        own = _own(folder, ranks.number)
+    except (OSError, UnrazeError) as error:
+        own = error
+    every: list[Any] = [own]
+    if ranks.count > 1:
+        every = [None] * ranks.count
+        dist.all_gather_object(every, own, group=group)
+    for found in every:
+        if isinstance(found, Exception):
+            raise found
+    there = described(folder, [pieces for _, of_rank in every for pieces in of_rank])
+    if {k: (tuple(v.shape), v.dtype) for k, v in there.items()} != wanted:
+        raise CheckpointError(f"{folder}: is without some of what was to be written")
+    return {name: digest for hashes, _ in every for name, digest in hashes.items()}
+
+
+def _own(folder: Path, number: int) -> Written:
+    """Of what the rank of this number wrote, when the disk has it. A rank may have had nothing."""
+    hashes, pieces = {}, []
+    for path in sorted(folder.glob(f"shard-{number + 1:05d}-*.safetensors")):
         files.flush(path)
-        found[path.name] = hash_of(path)
-    return found
+        hashes[path.name] = hash_of(path)
+        pieces.append(_pieces(path))
+    files.flush_folder(folder)
+    return hashes, pieces
 
 
 def require_whole(folder: Path, expected: Mapping[str, str], *, at_once: bool) -> None:
