@@ -7,6 +7,9 @@ import os
 import pickle
 import re
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ import pytest
 import torch
 from torch import nn
 
+from divided import divide, name_of, shard, tell
 from unraze import checkpoint
-from unraze.errors import CheckpointError, UnrazeError
+from unraze.errors import CheckpointError, Elsewhere, UnrazeError, UnreadableError
+from unraze.ranks import ALONE, Ranks
 
 STATE: dict[str, Any] = {
     "model": {"shape": [1, 8, 8], "class_names": [], "num_classes": 0, "sigma_data": 0.5},
@@ -269,3 +274,249 @@ def test_a_state_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=re.escape(f"{file}: is damaged")):
         checkpoint.read(file.parent)
+
+
+SPARSE = 2**42
+"""Bytes of a file that takes no room on the disk: four terabytes."""
+
+
+@pytest.mark.parametrize("part", ["ema.safetensors", name_of(0)])
+def test_what_does_not_fit_in_memory_is_no_damage_and_is_not_read(
+    tmp_path: Path, part: str
+) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    if part == name_of(0):
+        divide(path)
+    os.truncate(path / part, SPARSE)
+    began = time.monotonic()
+    for how in ({}, {"whole": False}, {"tensors": False}):
+        with pytest.raises(UnreadableError, match=r"has 4,398,.* does not fit in memory"):
+            checkpoint.newest(tmp_path, **how)
+    assert time.monotonic() - began < 5
+    assert [p.name for p in checkpoint.listing(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_one_that_is_only_verified_has_no_tensors(tmp_path: Path, divided: bool) -> None:
+    path = save(tmp_path, 2)
+    if divided:
+        divide(path)
+    found = checkpoint.read(path, tensors=False)
+    assert (found.step, found.model, found.ema, found.optim) == (2, {}, {}, {})
+    file = max(path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=f"{file.name}: is damaged"):
+        checkpoint.read(path, tensors=False)
+
+
+class TestShards:
+    def test_they_are_what_they_are_of(self, tmp_path: Path) -> None:
+        path = save(tmp_path, 7)
+        before = checkpoint.read(path)
+        divide(path)
+        after, shapes = checkpoint.read(path), checkpoint.read(path, whole=False)
+        for part in ("model", "ema", "optim"):
+            there = getattr(before, part)
+            assert getattr(after, part).keys() == there.keys()
+            for name, value in getattr(after, part).items():
+                assert torch.equal(value, there[name])
+            for name, value in getattr(shapes, part).items():
+                assert (value.shape, value.dtype) == (there[name].shape, there[name].dtype)
+                assert value.is_meta
+        assert after.hash == before.hash
+        assert after.state["sha256"].keys() == {"model", "ema"}  # the optimiser's is asked by none
+
+    @pytest.mark.parametrize(
+        ("pieces", "says"),
+        [
+            ([([10**30], 2)], "no place"),
+            ([([-1], 2), ([1], 1)], "no place"),
+            ([([0], 2), ([0], 2), ([4], 2)], "do not make a whole"),
+            ([([0], 2), ([3], 2)], "do not make a whole"),
+            ([([2**61], 0), ([0], 2)], "do not make a whole"),
+            ([([0, 0], 2)], "2 offsets of 1 dimensions"),
+            ([("0", 2)], "no place"),
+            ([(None, 2)], "TypeError"),
+            ([([0], 2), ([[]], 2)], "no place"),
+        ],
+    )
+    def test_pieces_that_make_no_whole(
+        self, tmp_path: Path, pieces: list[tuple[Any, int]], says: str
+    ) -> None:
+        path = save(tmp_path, 1)
+        for file in path.glob("*.safetensors"):
+            file.unlink()
+        given = {
+            name_of(number): shard(path / name_of(number), {"ema/x": (offsets, torch.ones(count))})
+            for number, (offsets, count) in enumerate(pieces)
+        }
+        tell(path, given)
+        for whole in (True, False):
+            with pytest.raises(CheckpointError, match=says):
+                checkpoint.read(path, whole=whole)
+
+    def test_blocks_that_overlap_in_some_dimensions(self, tmp_path: Path) -> None:
+        """Two halves of the rows, one of them in two halves of the columns, and others."""
+        path, value = save(tmp_path, 1), torch.arange(24.0).reshape(4, 6)
+        for file in path.glob("*.safetensors"):
+            file.unlink()
+
+        def saved(*boxes: tuple[int, int, int, int]) -> torch.Tensor:
+            files = {}
+            for number, (top, left, bottom, right) in enumerate(boxes):
+                piece = {"ema/x": ([top, left], value[top:bottom, left:right])}
+                files[name_of(number)] = shard(path / name_of(number), piece)
+            tell(path, files)
+            return checkpoint.read(path).ema["x"]
+
+        assert torch.equal(saved((0, 0, 2, 3), (2, 0, 4, 6), (0, 3, 2, 6)), value)
+        with pytest.raises(CheckpointError, match="do not make a whole"):
+            saved((0, 0, 2, 3), (2, 0, 4, 6), (0, 2, 2, 5))
+        with pytest.raises(CheckpointError, match="do not make a whole"):
+            saved((0, 0, 4, 3), (0, 0, 2, 6), (3, 0, 4, 6))
+
+    def test_a_tensor_of_too_many_dimensions(self, tmp_path: Path) -> None:
+        path = save(tmp_path, 1)
+        divide(path, 1)
+        piece = ([0] * 9, torch.ones([1] * 9))
+        tell(path, {name_of(0): shard(path / name_of(0), {"ema/x": piece})})
+        with pytest.raises(CheckpointError, match="ema/x has 9 dimensions"):
+            checkpoint.read(path)
+
+    def test_a_file_beside_those_that_are_named(self, tmp_path: Path) -> None:
+        """Nobody asked for its hash, and ranks would have read it."""
+        path = save(tmp_path, 1)
+        divide(path)
+        shutil.copy(path / name_of(0), path / name_of(7))
+        for whole in (True, False):
+            with pytest.raises(CheckpointError, match=f"{name_of(7)}: is not of this checkpoint"):
+                checkpoint.read(path, whole=whole)
+
+    @pytest.mark.filterwarnings("ignore:torch.distributed is")
+    def test_what_is_not_of_the_network_is_named_before_it_is_filled(self, tmp_path: Path) -> None:
+        path = save(tmp_path, 1)
+        divide(path)
+        saved = checkpoint.read(path, whole=False)
+        shapes = {part: getattr(saved, part) for part in ("model", "ema", "optim")}
+        own = {
+            part: {name: torch.zeros_like(value, device="cpu") for name, value in values.items()}
+            for part, values in shapes.items()
+        }
+        for change, says in (
+            ({"optim": {}}, "has optim/weight/exp_avg besides"),
+            ({"ema": {"weight": torch.zeros(3, 4)}}, "has ema/bias besides"),
+            ({"ema": own["ema"] | {"bias": torch.zeros(4)}}, r"ema/bias has shape \(3,\)"),
+            ({"ema": own["ema"] | {"bias": torch.zeros(3).double()}}, "ema/bias holds"),
+        ):
+            with pytest.raises(CheckpointError, match=says):
+                checkpoint.read_into(saved, **(own | change))
+            assert all(not value.any() for values in own.values() for value in values.values())
+        checkpoint.read_into(saved, **own)
+        for name, value in tensors(1001).items():
+            assert torch.equal(own["ema"][name], value)
+
+    def test_gathered_they_keep_what_was_found_for_them(self, tmp_path: Path) -> None:
+        path = save(tmp_path, 1)
+        before = checkpoint.read(path)
+        divide(path)
+        (path / "engines").mkdir()
+        (path / "engines" / "x.onnx").write_bytes(b"engine")
+        (path / "sampling.json").write_text("{}")
+        assert checkpoint.gather(path) == path
+        assert sorted(p.name for p in path.iterdir()) == [
+            *("ema.safetensors", "engines", "model.safetensors", "optim.safetensors"),
+            *("sampling.json", "state.json"),
+        ]
+        assert (path / "engines" / "x.onnx").read_bytes() == b"engine"
+        assert checkpoint.read(path).hash == before.hash
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_one_that_was_to_be_replaced_has_its_name_again(tmp_path: Path) -> None:
+    """Of what was killed between two renamings; else it goes."""
+    path = save(tmp_path, 1)
+    path.rename(tmp_path / ".step-00000001.replaced.part")
+    (tmp_path / ".step-00000001.7.part").mkdir()
+    checkpoint.remove_left_over(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert checkpoint.read(path).step == 1
+    shutil.copytree(path, tmp_path / ".step-00000001.replaced.part")
+    checkpoint.remove_left_over(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses to write a longer one, as a disk without room does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+class TestSaving:
+    """Of shards, by one process, while it does other things."""
+
+    def begun(self, folder: Path, step: int, ranks: Ranks = ALONE) -> checkpoint.Saving:
+        return checkpoint.save_sharded(
+            folder,
+            step,
+            model=tensors(step),
+            ema=tensors(step + 1000),
+            optim={"weight/exp_avg": torch.ones(3, 4), "weight/step": torch.tensor(3.0)},
+            state=STATE,
+            keep=1,
+            ranks=ranks,
+            group=None,
+        )
+
+    def test_it_is_one_when_it_is_finished(self, tmp_path: Path) -> None:
+        save(tmp_path, 1)
+        saving = self.begun(tmp_path, 2)
+        saving.written.result()
+        assert [p.name for p in checkpoint.listing(tmp_path)] == ["step-00000001"]
+        saving.finish()
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+        found = checkpoint.read(saving.path)
+        assert torch.equal(found.ema["weight"], tensors(1002)["weight"])
+        assert found.optim["weight/step"] == 3
+
+    def test_without_room_nothing_of_it_is_left(self, tmp_path: Path) -> None:
+        save(tmp_path, 1)
+        with files_of_at_most(500):
+            saving = self.begun(tmp_path, 2)
+            with pytest.raises(UnrazeError, match=r"step-00000002: cannot be written \(File too"):
+                saving.finish()
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+    def test_where_a_rank_s_part_is_not_seen_no_other_one_is_removed(self, tmp_path: Path) -> None:
+        """The second rank's of one."""
+        save(tmp_path, 1)
+        with pytest.raises(Elsewhere, match="is without some of what was to be written"):
+            self.begun(tmp_path, 2, Ranks(number=1)).finish()
+        assert [p.name for p in checkpoint.listing(tmp_path)] == ["step-00000001"]
+
+    def test_an_error_comes_after_what_was_being_written(self, tmp_path: Path) -> None:
+        def diverging(step: int) -> None:
+            with checkpoint.Pending(ALONE) as pending:
+                pending.begin(self.begun(tmp_path, step))
+                raise ValueError("diverged")
+
+        def ending(step: int) -> None:
+            with checkpoint.Pending(ALONE) as pending:
+                pending.begin(self.begun(tmp_path, step))
+
+        with pytest.raises(ValueError, match="diverged"):
+            diverging(2)
+        assert checkpoint.read(tmp_path / "step-00000002").step == 2
+        with files_of_at_most(500), pytest.raises(ValueError, match="diverged"):
+            diverging(3)
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+        with files_of_at_most(500), pytest.raises(UnrazeError, match="cannot be written"):
+            ending(3)

@@ -18,6 +18,7 @@ import torch
 from torch.distributed import HashStore
 
 import ranked
+import saved_by_ranks
 from by_torchrun import Done, tiny, torchrun
 from unraze import checkpoint, pictures, ranks, run as runs
 from unraze.cli import main
@@ -383,6 +384,14 @@ class TestDivided:
         assert found is not None
         assert found.path == before
         assert str(shard) in problem
+
+
+@pytest.mark.slow
+def test_all_ranks_wait_until_it_is_a_checkpoint_and_all_end_where_one_cannot_write(
+    tmp_path: Path,
+) -> None:
+    done = torchrun(2, str(Path(saved_by_ranks.__file__)), str(tmp_path))
+    assert done.returncode == 0, done.stderr
 
 
 def test_pictures_are_drawn_by_all_and_are_those_of_one(by_two: runs.Run, tmp_path: Path) -> None:

@@ -160,6 +160,8 @@ def _shards(folder: Path, data: bytes) -> None:
     """A checkpoint of many ranks, with one file that holds all parts."""
     from unraze import generate
 
+    for part in ("model", "ema", "optim"):  # those of one process
+        (folder / SAVED / f"{part}.safetensors").unlink(missing_ok=True)
     (folder / SAVED / SHARD).write_bytes(data)
     state = json.loads(_in_a_run("state.json")[0])
     del state["sha256"]

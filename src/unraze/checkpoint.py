@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,11 +31,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from unraze import files, sharded, untrusted, weights
-from unraze.errors import CheckpointError, UnrazeError
+from unraze.errors import CheckpointError, Elsewhere, UnrazeError, UnreadableError
 from unraze.ranks import Ranks
 
 __all__ = [
     "Checkpoint",
+    "Pending",
     "Saving",
     "cannot_write",
     "fill",
@@ -58,7 +61,9 @@ PARTS = ("model", "ema", "optim")
 NAME = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 LEFT_OVER = ".step-*.part"
-"""What a crash may leave, of one being written or removed."""
+"""What a crash may leave, of one being written, removed or replaced."""
+REPLACED = ".replaced.part"
+"""How the name of one ends that another of its step takes the place of."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a")
 """How the files of torch.save begin, new and old: a zip with a pickle in it, or a pickle."""
 MAX_STATE = 2**26
@@ -126,7 +131,8 @@ class _State(_Part):
 class Checkpoint:
     """One checkpoint, read and verified. `hash` is the SHA-256 of the averaged weights' file.
 
-    Where `state` names "shards" they may have been verified alone: then it has no tensors.
+    It may have been verified alone: then it has no tensors. Where `state` names "shards" it may
+    have tensors on the device "meta": their shapes and types.
     """
 
     path: Path
@@ -151,12 +157,13 @@ def save(
     optim: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    beside: Iterable[Path] = (),
 ) -> Path:
     """Writes `folder/step-XXXXXXXX` and then removes all but the `keep` newest checkpoints.
 
     The newest periodic one is kept besides: a run that was stopped is to roll back to where one
-    that was not would. Raises `UnrazeError` where the disk is full or not writable; the older ones
-    stay as they were.
+    that was not would. Copies of what is `beside` lie in it, too. Raises `UnrazeError` where the
+    disk is full or not writable; the older ones stay as they were.
     """
     final = folder / f"step-{step:08d}"
     temporary = _prepared(final)
@@ -166,6 +173,8 @@ def save(
             data = _bytes_of(tensors)
             hashes[part] = hashlib.sha256(data).hexdigest()
             files.write_and_flush(temporary / f"{part}.safetensors", data)
+        for path in beside:
+            _copy(path, temporary / path.name)
         _complete(temporary, final, {**state, "step": step, "sha256": hashes}, keep=keep)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -192,15 +201,43 @@ def _complete(temporary: Path, final: Path, state: dict[str, Any], *, keep: int)
     text = json.dumps(state, indent=1, sort_keys=True)
     files.write_and_flush(temporary / "state.json", text.encode())
     files.flush_folder(temporary)
-    if final.exists():  # one of the same step, made anew
-        _remove(final)
-    temporary.rename(final)
-    files.flush_folder(final.parent)
+    _put_in_place(temporary, final)
     there = listing(final.parent)
     periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
     for old in there[:-keep]:
         if old != periodic:
             _remove(old)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Gives a folder its name. One of that name, of the same step, is there under another one until
+    then, and at any moment of it one of the two is found again. Raises `OSError`."""
+    replaced = final.with_name(f".{final.name}{REPLACED}")
+    if replaced.exists():  # and `final` is, or it would have got its name back
+        shutil.rmtree(replaced)
+    if final.exists():
+        final.rename(replaced)
+    try:
+        temporary.rename(final)
+    except OSError:
+        with suppress(OSError):
+            replaced.rename(final)
+        raise
+    files.flush_folder(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copies a file or a folder of files, and waits until the disk has it. Raises `OSError`."""
+    if not path.is_dir():
+        shutil.copyfile(path, to)
+        files.flush(to)
+        return
+    to.mkdir()
+    for inner in path.iterdir():
+        _copy(inner, to / inner.name)
+    files.flush_folder(to)
 
 
 def save_weights(
@@ -230,15 +267,27 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def listing(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first, unread."""
-    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found) if path.is_dir()]
+    """The checkpoints in a folder, oldest first, unread; raises `UnreadableError` where it cannot
+    be told which there are."""
+    try:
+        with weights.reading(folder):
+            names = os.listdir(folder)
+            found = [(int(m[1]), folder / name) for name in names if (m := NAME.fullmatch(name))]
+            return [path for _, path in sorted(found) if path.is_dir()]
+    except CheckpointError:  # there is no such folder
+        return []
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes what a crash left half-written or half-removed; raises `OSError`."""
+    """Removes what a crash left half-written or half-removed, and gives back its name to what was
+    to be replaced and was not; raises `OSError`."""
     for path in folder.glob(LEFT_OVER):
-        shutil.rmtree(path)
+        final = path.with_name(path.name[1:].removesuffix(REPLACED))
+        if path.name.endswith(REPLACED) and not final.exists():
+            path.rename(final)
+            files.flush_folder(folder)
+        else:
+            shutil.rmtree(path)
 
 
 def remove_after(folder: Path, step: int) -> None:
@@ -250,32 +299,78 @@ def remove_after(folder: Path, step: int) -> None:
 
 @dataclass(frozen=True)
 class Saving:
-    """A checkpoint that all ranks are writing; on the first one `complete` makes it one."""
+    """A checkpoint that all ranks are writing, under a temporary name: on the first one `complete`,
+    given the hashes of its files, makes it one."""
 
     path: Path
-    written: Future[Any]
-    complete: Callable[[], None]
+    temporary: Path
+    ranks: Ranks
+    written: Future[dict[str, str]]
+    complete: Callable[[dict[str, str]], None]
 
     @property
     def is_written(self) -> bool:
-        """Whether all ranks have written their part."""
+        """Whether the disk has what all ranks wrote, as far as this one knows."""
         return self.written.done()
 
     def finish(self) -> None:
-        """Waits until it is written, and makes it a checkpoint; raises `UnrazeError`."""
+        """Waits until it is written, and makes it a checkpoint.
+
+        Raises `UnrazeError` where it could not be written, and `Elsewhere` on all ranks but the
+        first; nothing of it is left then.
+        """
         from torch.distributed.checkpoint.api import CheckpointException
 
         try:
-            self.written.result()
-            self.complete()
-        except CheckpointException as error:
-            failures = [failure for failure, _ in error.failures.values()]
-            reason = next((f for f in failures if isinstance(f, OSError)), None)
-            if reason is None:
-                raise UnrazeError(f"{self.path}: cannot be written ({failures[0]})") from error
-            raise UnrazeError(cannot_write(self.path, reason)) from error
-        except OSError as error:
-            raise UnrazeError(cannot_write(self.path, error)) from error
+            hashes = self.written.result()
+            if self.ranks.is_first:
+                self.complete(hashes)
+        except (Exception, CheckpointException) as error:  # the latter is none of the former
+            if self.ranks.is_first:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+            reason: BaseException = error
+            if isinstance(error, CheckpointException):
+                failures = [failure for failure, _ in error.failures.values()]
+                reason = next((f for f in failures if isinstance(f, OSError)), failures[0])
+            elif not isinstance(error, OSError | CheckpointError):
+                raise
+            words = f"{self.path}: cannot be written ({reason}); older checkpoints are intact"
+            if isinstance(reason, OSError):
+                words = cannot_write(self.path, reason)
+            raise (UnrazeError if self.ranks.is_first else Elsewhere)(words) from error
+
+
+class Pending:
+    """The checkpoint that is being written while training goes on, if one is. As a context it ends
+    with that finished, also where an error ends it, which is the one that is raised then."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.saving: Saving | None = None
+
+    def begin(self, saving: Saving | None) -> None:
+        """This is being written from now on, all before it is finished."""
+        assert self.saving is None
+        self.saving = saving
+
+    def finish(self, *, wait: bool = True) -> None:
+        """Finishes it, by all ranks at once, which wait for each other; where not `wait`, only if
+        all have written it. Raises `UnrazeError`."""
+        saving = self.saving
+        if saving is None or not (wait or not self.ranks.any(not saving.is_written)):
+            return
+        self.saving = None
+        self.ranks.each(saving.finish)
+
+    def __enter__(self) -> Pending:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        elif self.saving is not None and (issubclass(kind, Exception) or self.saving.is_written):
+            with suppress(Exception):  # other ranks may be anywhere by now, and are not asked
+                self.saving.finish()
 
 
 def save_sharded(
@@ -299,13 +394,11 @@ def save_sharded(
     temporary = ranks.first(_prepared, final)
     flat = _flat(model=model, ema=ema, optim=optim)
 
-    def complete() -> None:
-        if not ranks.is_first:
-            return
-        shards = sharded.hashes(temporary)
+    def complete(shards: dict[str, str]) -> None:
         _complete(temporary, final, {**state, "step": step, "shards": shards}, keep=keep)
 
-    return Saving(final, sharded.write(temporary, flat, group), complete)
+    written = sharded.write(temporary, flat, ranks, group)
+    return Saving(final, temporary, ranks, written, complete)
 
 
 def _flat(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -313,54 +406,55 @@ def _flat(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather(path: Path) -> Path:
-    """Makes one of shards one of whole files, of the same name; raises as `save` does."""
+    """Makes one of shards one of whole files, of the same name, with all else that was in it;
+    raises as `save` and `read` do."""
     saved = read(path)
     if "shards" not in saved.state:
         return path
     state = {k: v for k, v in saved.state.items() if k not in ("shards", "sha256", "step", "hash")}
     parts = {"model": saved.model, "ema": saved.ema, "optim": saved.optim}
-    return save(path.parent, saved.step, **parts, state=state, keep=len(listing(path.parent)))
+    with weights.reading(path):
+        names = saved.state["shards"].keys() | {"state.json"}
+        beside = [each for each in sorted(path.iterdir()) if each.name not in names]
+    keep = len(listing(path.parent))
+    return save(path.parent, saved.step, **parts, state=state, keep=keep, beside=beside)
 
 
 def read_into(saved: Checkpoint, **parts: Mapping[str, Tensor]) -> None:
     """Fills model, ema and optim of a divided run from a checkpoint of shards, each rank what it
-    has; by all ranks at once. Raises `CheckpointError`."""
+    has; by all ranks at once. Raises `CheckpointError`, before anything is filled where it is of
+    another network."""
     from torch.distributed.checkpoint.api import CheckpointException
 
+    wanted = _flat(**parts)
+    there = _flat(model=saved.model, ema=saved.ema, optim=saved.optim)
+    require_fit({k: v.shape for k, v in wanted.items()}, there, saved.path)
+    require_dtypes({k: v.dtype for k, v in wanted.items()}, there, saved.path)
     try:
-        sharded.read_into(saved.path, _flat(**parts), None)
+        sharded.read_into(saved.path, saved.state["shards"], wanted, None)
     except CheckpointException as error:
         failure = next(iter(error.failures.values()))[0]
-        raise CheckpointError(
-            f"{saved.path}: is of another network ({failure}); was config.toml changed since?"
+        raise UnreadableError(
+            f"{saved.path}: could not be read by all ranks ({failure})"
         ) from error
 
 
-def read(path: Path, *, run: str = "", whole: bool = True) -> Checkpoint:
-    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`.
+def read(path: Path, *, run: str = "", whole: bool = True, tensors: bool = True) -> Checkpoint:
+    """Reads one checkpoint and verifies its checksums; raises `CheckpointError`, and
+    `UnreadableError` where it cannot be told whether it is one.
 
     Where `run` is given, one that says it is of another run is refused. Where not `whole`, of
-    shards nothing is read but what is needed to verify them.
+    shards the shapes and types are read, and no values. Where not `tensors`, all is only verified.
     """
     state_file = path / "state.json"
-    if not state_file.is_file():
-        pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
-        if pickles:
-            raise CheckpointError(_is_pickle(path / pickles[0]))
-        raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
-    try:
-        state = untrusted.json_of(state_file, MAX_STATE)
-        step = _State.model_validate(state).step
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = first["msg"].removeprefix("Value error, ")
-        if place := ".".join(map(str, first["loc"])):
-            what = f"{place} is missing" if first["type"] == "missing" else f"{place}: {what}"
-        raise CheckpointError(f"{state_file}: is damaged ({what})") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{state_file}: is damaged ({error})") from error
-    if state.get("hash") not in (None, _hash_of_state(state)):
-        raise CheckpointError(f"{state_file}: is damaged, it is not what its own hash says")
+    with weights.reading(path):
+        if not state_file.is_file():
+            pickles = sorted(p.name for p in path.glob("*") if p.suffix in PICKLES)
+            if pickles:
+                raise CheckpointError(_is_pickle(path / pickles[0]))
+            raise CheckpointError(f"{path}: is not a checkpoint, it has no state.json")
+    state = _state_in(state_file)
+    step = state["step"]
     if path.name != f"step-{step:08d}":
         raise CheckpointError(f"{state_file}: is of step {step}, its folder's name says another")
     if run and state.get("run") not in (None, "", run):
@@ -368,24 +462,53 @@ def read(path: Path, *, run: str = "", whole: bool = True) -> Checkpoint:
             f"{path}: is a checkpoint of another run ({state['run'][:12]}…, this one is "
             f"{run[:12]}…)"
         )
-    if state.get("shards") is not None:
-        return _read_shards(path, step, state, whole=whole)
-    hashes = state["sha256"]
-    tensors = {part: _read_part(path / f"{part}.safetensors", hashes[part]) for part in PARTS}
-    return Checkpoint(path, step, tensors["model"], tensors["ema"], tensors["optim"], state)
+    if (shards := state.get("shards")) is not None:
+        sharded.require_whole(path, shards, at_once=whole and tensors)
+        parts = _of_shards(path, shards, values=whole) if tensors else _NOTHING
+        if whole and tensors:
+            state |= {"sha256": {part: hash_of(parts[part]) for part in ("model", "ema")}}
+        return Checkpoint(path, step, **parts, state=state)
+    parts = {}
+    for part in PARTS:
+        file, expected = path / f"{part}.safetensors", state["sha256"][part]
+        parts[part] = _read_part(file, expected, values=tensors)
+    return Checkpoint(path, step, **parts, state=state)
 
 
-def _read_shards(path: Path, step: int, state: dict[str, Any], *, whole: bool) -> Checkpoint:
-    sharded.require_whole(path, state["shards"])
+_NOTHING: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+
+
+def _state_in(file: Path) -> dict[str, Any]:
+    """What `state.json` says; raises as `read` does."""
+    try:
+        with weights.reading(file):
+            state: dict[str, Any] = untrusted.json_of(file, MAX_STATE)
+        _State.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = first["msg"].removeprefix("Value error, ")
+        if place := ".".join(map(str, first["loc"])):
+            what = f"{place} is missing" if first["type"] == "missing" else f"{place}: {what}"
+        raise CheckpointError(f"{file}: is damaged ({what})") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is damaged ({error})") from error
+    if state.get("hash") not in (None, _hash_of_state(state)):
+        raise CheckpointError(f"{file}: is damaged, it is not what its own hash says")
+    return state
+
+
+def _of_shards(
+    path: Path, shards: Mapping[str, str], *, values: bool
+) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-    if whole:
-        for key, value in sharded.read(path, state["shards"]).items():
-            part, _, name = key.partition("/")
-            if part not in parts:
-                raise CheckpointError(f"{path}: has a tensor of no part, {key!r}")
-            parts[part][name] = value
-        state = state | {"sha256": {part: hash_of(parts[part]) for part in PARTS}}
-    return Checkpoint(path, step, parts["model"], parts["ema"], parts["optim"], state)
+    for key, value in sharded.read(path, shards, values=values).items():
+        part, _, name = key.partition("/")
+        if part not in parts:
+            raise CheckpointError(f"{path}: has a tensor of no part, {untrusted.one_line(key)!r}")
+        parts[part][name] = value
+    return parts
 
 
 def set_aside(path: Path) -> Path:
@@ -404,14 +527,15 @@ def set_aside(path: Path) -> Path:
 
 
 def newest(
-    folder: Path, *, run: str = "", whole: bool = True
+    folder: Path, *, run: str = "", whole: bool = True, tensors: bool = True
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is undamaged, and a sentence for each damaged newer one; `run` and
-    `whole` as `read` has them."""
+    """The newest checkpoint that is undamaged, and a sentence for each damaged newer one; `run`,
+    `whole` and `tensors` as `read` has them. Raises `UnreadableError` where a newer one could not
+    be read, which is no reason to go back to an older one."""
     problems: list[str] = []
     for path in reversed(listing(folder)):
         try:
-            return read(path, run=run, whole=whole), problems
+            return read(path, run=run, whole=whole, tensors=tensors), problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
@@ -500,32 +624,34 @@ def _is_periodic(path: Path) -> bool:
         return False
 
 
-def _read_part(path: Path, expected: str) -> dict[str, Tensor]:
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: is damaged, it is not a file")
-    try:
-        data = weights.read(path)
-    except FileNotFoundError as error:
-        if pickles := [p for suffix in PICKLES if (p := path.with_suffix(suffix)).exists()]:
-            raise CheckpointError(_is_pickle(pickles[0])) from error
-        raise CheckpointError(f"{path}: is missing") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}, does not fit in memory") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected and data.startswith(PICKLED):
-        raise CheckpointError(_is_pickle(path))
-    if found != expected:
-        raise CheckpointError(
-            f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {expected[:12]}…"
-        )
-    try:
-        return weights.parsed(data)
-    except ValueError as error:
-        if data.startswith(PICKLED):
-            raise CheckpointError(_is_pickle(path)) from error
-        raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
+def _read_part(path: Path, expected: str, *, values: bool) -> dict[str, Tensor]:
+    """The tensors of a file, or, where not `values`, none of them, once it is verified."""
+    with weights.reading(path):
+        if not path.exists():
+            if pickles := [p for suffix in PICKLES if (p := path.with_suffix(suffix)).exists()]:
+                raise CheckpointError(_is_pickle(pickles[0]))
+            raise CheckpointError(f"{path}: is missing")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is damaged, it is not a file")
+        weights.require_memory(path, path.stat().st_size)
+        data = path.read_bytes() if values else b""
+        found = hashlib.sha256(data).hexdigest() if values else sharded.hash_of(path)
+        if found != expected:
+            with path.open("rb") as stream:
+                is_pickle = stream.read(max(map(len, PICKLED))).startswith(PICKLED)
+            if is_pickle:
+                raise CheckpointError(_is_pickle(path))
+            raise CheckpointError(
+                f"{path}: is damaged, its SHA-256 is {found[:12]}… and not {expected[:12]}…"
+            )
+        if not values:
+            return {}
+        try:
+            return weights.parsed(data)
+        except ValueError as error:
+            if data.startswith(PICKLED):
+                raise CheckpointError(_is_pickle(path)) from error
+            raise CheckpointError(f"{path}: is not a safetensors file ({error})") from error
 
 
 def _is_pickle(path: Path) -> str:

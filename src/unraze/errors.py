@@ -11,6 +11,7 @@ __all__ = [
     "Elsewhere",
     "InputError",
     "UnrazeError",
+    "UnreadableError",
 ]
 
 
@@ -32,6 +33,11 @@ class DataError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint or run folder that is missing, damaged or of another shape."""
+
+
+class UnreadableError(UnrazeError):
+    """A checkpoint that could not be read this time, which says nothing of whether it is whole: the
+    disk, the network or a permission failed, or memory. It is left as it is."""
 
 
 class DivergedError(UnrazeError):

@@ -40,7 +40,7 @@ from unraze.checkpoint import cannot_write, write_atomically
 from unraze.config import Config, from_toml, to_toml
 from unraze.data import Images, record, remote
 from unraze.data.record import Record
-from unraze.errors import CheckpointError, InputError, UnrazeError
+from unraze.errors import CheckpointError, InputError, UnrazeError, UnreadableError
 from unraze.files import cannot_make, is_full, is_running, left_by, remove_left_over
 from unraze.hardware import memory
 
@@ -545,10 +545,9 @@ def summaries(folder: Path) -> list[Summary]:
 
 def _summary(run: Run) -> Summary:
     try:
-        config = read_config(run)
-    except InputError:
+        config, saved = read_config(run), checkpoint.listing(run.checkpoints)
+    except (InputError, UnreadableError):
         return Summary(run.path, "unreadable", 0, 0, float("nan"), "", "")
-    saved = checkpoint.listing(run.checkpoints)
     rows = [row for row in read_rows(run.stats) if "loss" in row]
     # one that was imported has no rows
     begun = {"step": int(saved[-1].name[5:]) if saved else 0, "loss": float("nan")}

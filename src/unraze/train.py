@@ -327,11 +327,11 @@ def train(
     _require_alike(images, config, ranks)
     divided = divides(config, ranks)
     apart = ranks.group() if divided else None
-    pending: checkpoint.Saving | None = None
+    pending = checkpoint.Pending(ranks)
     # ranks that draw their shares have not all as many steps to ask at
     heard = stop if ranks.count == 1 else never
     watch = Watch(ranks, partial(_warn, run))
-    with _locked(run, ranks) as left, reproducible(config.train), watch:
+    with _locked(run, ranks) as left, reproducible(config.train), watch, pending:
         if left is not None:
             yield _said(run, ranks, left)
         saved, problems = ranks.first(_newest, run, whole=not divided)
@@ -452,9 +452,7 @@ def train(
             if state["bad"] == BAD_STEPS_IN_A_ROW:
                 if state["rolled_back"]:
                     raise DivergedError(ranks.first(_give_up, run, trainee, step, lr))
-                if pending is not None:
-                    pending.finish()
-                    pending = None
+                pending.finish()
                 step = _roll_back(trainee, run, state)
                 yield _said(
                     run,
@@ -494,18 +492,17 @@ def train(
             if periodic or stopping or step == steps:
                 kept = state | {"periodic": periodic}
                 with watch.doing(f"the checkpoint of step {step}", LONG):
-                    if pending is not None:
-                        pending.finish()
-                    pending = _save(
-                        trainee, run.checkpoints, step, kept, keep=config.train.keep, group=apart
+                    pending.finish()
+                    keep = config.train.keep
+                    pending.begin(
+                        _save(trainee, run.checkpoints, step, kept, keep=keep, group=apart)
                     )
-                    if pending is not None and (stopping or step == steps):
+                    if stopping or step == steps:
                         pending.finish()
-                        pending = None
                 yield replace(report, phase="saved", message=None)
-            elif pending is not None and pending.is_written:
-                pending.finish()
-                pending = None
+            else:
+                with watch.doing("the checkpoint that is being written", LONG):
+                    pending.finish(wait=False)
             if stopping:
                 _log(run, ranks, f"stopped at step {step}")
                 yield replace(report, phase="stopped", message=f"saved at step {step} of {steps}")
@@ -727,7 +724,7 @@ def _evaluate(
         best_state = state | {"periodic": False, "kid": figure.value}
         saving = _save(trainee, run.best, step, best_state, keep=1)
         if saving is not None:
-            saving.finish()
+            ranks.each(saving.finish)
     if figure is not None and ranks.is_first:  # the last, for it says that the evaluation is done
         row: dict[str, Any] = {"step": step, "kid": figure.value}
         row |= {"low": figure.low, "high": figure.high}
@@ -754,7 +751,7 @@ def _judged(
         f"step {step}: KID × 1000 is {1000 * figure.value:.2f} "
         f"({1000 * figure.low:.2f} … {1000 * figure.high:.2f})"
     )
-    best, problems = checkpoint.newest(run.best, run=name)
+    best, problems = checkpoint.newest(run.best, run=name, tensors=False)
     # after a crash the best may be of a step that is yet to be made again, or of this one
     is_best = best is None or best.step == step or figure.value < best.state["kid"]
     if is_best:

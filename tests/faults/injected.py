@@ -33,7 +33,8 @@ def install(fault: dict[str, Any]) -> None:
     """Lets the fault befall this process."""
     match fault:
         case {"die at change": int(at), "below": str(below)}:
-            at_change(at, below, CHANGES, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            events = tuple(fault.get("of", CHANGES))
+            at_change(at, below, events, lambda _: os.kill(os.getpid(), signal.SIGKILL))
         case {"full from change": int(at), "below": str(below)}:
             at_change(at, below, NEED_ROOM, full, lasting=True)
         case {"die half-way in write": int(at)}:

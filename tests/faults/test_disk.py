@@ -114,6 +114,28 @@ def test_a_folder_that_may_not_be_written(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root is bound by nothing elsewhere")
+@pytest.mark.parametrize("which", ["ema.safetensors", "state.json"])
+def test_a_checkpoint_that_cannot_be_read_now(
+    forker: Forker, whole: Whole, tmp_path: Path, which: str
+) -> None:
+    """It is no damaged one: the run ends and leaves it as it is."""
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    shutil.copytree(whole.path, out)
+    *_, newest = checkpoint.listing(Run(out).checkpoints)
+    place = newest / which
+    before = {p: p.read_bytes() for p in out.rglob("checkpoints/*/*")}
+    mode = place.stat().st_mode
+    place.chmod(0)
+    job = {"argv": ["resume", str(out)], "out": str(log), "bound by permissions": True}
+    ended = forker.finish("cli", **job)
+    place.chmod(mode)
+    assert ended == 1, log.read_text()
+    is_told(log, str(place), "cannot be read now", "Permission denied")
+    assert {p: p.read_bytes() for p in out.rglob("checkpoints/*/*")} == before
+    goes_on(forker, whole, out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root is bound by nothing elsewhere")
 def test_a_run_is_not_begun_where_nothing_may_be_written(
     forker: Forker, whole: Whole, tmp_path: Path
 ) -> None:

@@ -1,13 +1,18 @@
 """A run that is killed, whenever that is, goes on and ends with the bytes of one that was not."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from injected import PHASES
+from injected import CHANGES, PHASES
 from PIL import Image
 from processes import KILLED, Forker, Whole, command_for, half_made, left_by
+
+from divided import divide
+from unraze import checkpoint, run as runs
+from unraze.run import Run
 
 pytestmark = pytest.mark.faults
 
@@ -94,6 +99,45 @@ def test_before_any_change_of_the_disk(
         job = {"argv": command_for(whole.data, out), "out": str(tmp_path / "log.txt")}
         assert forker.finish("cli", faults=[fault], **job) == KILLED
         finish(forker, whole, out)
+
+
+@pytest.mark.parametrize(
+    "events", [["os.rename"], pytest.param(list(CHANGES), marks=pytest.mark.slow)]
+)
+def test_while_shards_are_gathered(
+    forker: Forker, whole: Whole, tmp_path: Path, events: list[str]
+) -> None:
+    """Before any change of the disk, or any renaming: the checkpoint is there afterwards, as it was
+    or gathered, and what `unraze tune` had found beside it."""
+    begun, count = tmp_path / "begun", tmp_path / "count"
+    shutil.copytree(whole.path, begun)
+    newest = checkpoint.listing(Run(begun).checkpoints)[-1]
+    divide(newest)
+    (newest / "sampling.json").write_text("{}")
+    expected, _ = checkpoint.newest(Run(begun).checkpoints)
+    assert expected is not None
+    at, status = 0, KILLED
+    while status == KILLED:
+        at += 1
+        out = tmp_path / str(at)
+        shutil.copytree(begun, out)
+        fault = {"die at change": at, "below": str(out), "of": events}
+        job = {"argv": ["gather", str(out)], "out": str(tmp_path / "log.txt")}
+        status = forker.finish("cli", faults=[fault], count=str(count), **job)
+        with runs.locked(Run(out)):
+            found, problems = checkpoint.newest(Run(out).checkpoints)
+        assert problems == []
+        assert found is not None
+        assert (found.path.name, found.hash) == (newest.name, expected.hash)
+        assert (found.path / "sampling.json").read_text() == "{}"
+        assert forker.finish("cli", **job) == 0
+        after = checkpoint.read(found.path)
+        assert "shards" not in after.state
+        assert after.hash == expected.hash
+        assert half_made(out) == []
+        shutil.rmtree(out)
+    assert status == 0
+    assert at - 1 == int(count.read_text()) >= 3
 
 
 @pytest.mark.parametrize("some", [1, pytest.param(29, marks=pytest.mark.slow)])

@@ -22,7 +22,8 @@ def gather(run: Annotated[Path, Parameter(help="The run's folder.")], /) -> int:
     """Put the parts of a divided run's checkpoints together, into plain files of weights.
 
     All commands read either; other programs may want the plain ones: model, ema and
-    optim.safetensors. A run that was not trained with --shard has them, and stays as it is.
+    optim.safetensors. What `unraze tune` found stays with them. A run that was not trained with
+    --shard has them, and stays as it is.
     """
     from unraze import checkpoint, run as runs
 
