@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,12 @@ def test_a_run_of_augmented_images_is_distilled_with_them(teacher: Path, tmp_pat
     after = model.network.state_dict()["conditioning.augmentation"]
     assert not torch.equal(before, after)
     assert all(p.x.isfinite().all() for p in generate(model, 2))
+
+
+def test_of_a_teacher_that_was_divided_the_new_run_is_not(teacher: Path) -> None:
+    model = load(teacher)
+    divided = replace(model, config=updated(model.config, {"train.shard": True}))
+    assert not configuration(divided, changes=QUICK).train.shard
 
 
 @pytest.mark.parametrize("tells", [False, True])
