@@ -119,6 +119,7 @@ class _State(_Part):
     rolled_back: bool
     periodic: bool
     run: str = ""
+    kid: float | None = None
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> _State:

@@ -313,6 +313,7 @@ def read_into(
 
 def hash_of(path: Path) -> str:
     """The SHA-256 of a file, hexadecimal, of which little is in memory at once."""
+    untrusted.require_plain(path)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):

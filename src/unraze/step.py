@@ -218,9 +218,10 @@ def gradients(
     began = moment(trainee.config.train.device)
     config, ranks = trainee.config, trainee.ranks
     whole = config.train.batch
-    parts = _parts(ranks.share(whole), config.train.accumulate)
+    share = ranks.share(whole)
+    parts = _parts(share, config.train.accumulate)
     images, count = trainee.images, len(trainee.images.pixels)
-    indices, flips = samples_of(config.train, count, step, flip=config.data.flip)
+    indices, flips = samples_of(config.train, count, step, flip=config.data.flip, places=share)
     t = times_of(config.train, config.loss, trainee.schedule, step)
     second_look = (
         config.loss.self_conditioning

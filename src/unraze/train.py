@@ -334,6 +334,9 @@ def train(
     with _locked(run, ranks) as left, reproducible(config.train), watch, pending:
         if left is not None:
             yield _said(run, ranks, left)
+        if config.train.shard and not divided:
+            words = "train.shard: there is one process here, so the network is whole on it"
+            yield _said(run, ranks, words)
         saved, problems = ranks.first(_newest, run, whole=not divided)
         for text in problems:
             yield _said(run, ranks, f"DAMAGED: {text}; going back to an older checkpoint")
@@ -753,7 +756,8 @@ def _judged(
     )
     best, problems = checkpoint.newest(run.best, run=name, tensors=False)
     # after a crash the best may be of a step that is yet to be made again, or of this one
-    is_best = best is None or best.step == step or figure.value < best.state["kid"]
+    kid = None if best is None or best.step == step else best.state.get("kid")
+    is_best = kid is None or figure.value < kid
     if is_best:
         checkpoint.remove_after(run.best, step)
         said += ", the best so far"
