@@ -60,10 +60,10 @@ demo: $(VENV)/.installed ## trains on Fashion-MNIST for DEMO_MINUTES (4), sample
 	@echo "  $(UNRAZE) eval $(DEMO)"
 
 test: $(VENV)/.installed-dev lint ## lint, types, import contract and the tests; ten to twenty minutes
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-full: $(VENV)/.installed-dev lint ## the same, and the slow tests
-	$(BIN)/python -m pytest -q -n 2 -m ""
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m ""
 
 test-faults: $(VENV)/.installed-dev ## kills, full disks, lost terminals …, by the hundred (docs/reliability.md)
 	$(BIN)/python -m pytest -q -n 2 -m faults tests/faults

@@ -1,15 +1,19 @@
 """One thread a test process: the test command runs one process a core."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-for variable, value in {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE"}.items():
+ONE_THREAD = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE", "OPENBLAS_NUM_THREADS": "1"}
+"""numpy's small matrices take several times as long on two threads that others want too."""
+for variable, value in ONE_THREAD.items():
     os.environ.setdefault(variable, value)
 
 import numpy as np
 import pytest
 import torch
 
+from small_pictures import small_pictures
 from unraze.config import Config, from_dict
 from unraze.data import Images
 
@@ -24,6 +28,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_pictures() -> Iterator[None]:
+    with small_pictures():
+        yield
+
+
 @pytest.fixture
 def tiny_config() -> Config:
     """A configuration that trains in well under a second: 8×8 images, a few thousand weights."""
@@ -33,7 +43,14 @@ def tiny_config() -> Config:
             "network": {"kind": "lean", "fold": 1, "widths": [8, 8], "blocks": 1, "groups": 4},
             "schedule": {"steps": 50},
             "sample": {"steps": 4},
-            "train": {"steps": 12, "batch": 8, "dtype": "float32", "threads": 1, "warmup": 2},
+            "train": {
+                "steps": 12,
+                "batch": 8,
+                "dtype": "float32",
+                "threads": 1,
+                "warmup": 2,
+                "preview_every": 6,
+            },
         }
     )
 

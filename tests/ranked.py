@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 DESCENDED = ("plain", "dropout, augmentation")
-"""Those that 20 steps are made of."""
+"""Those that 8 steps are made of."""
 
 
 def config(case: str, *, shard: bool = False) -> Config:
@@ -92,11 +92,11 @@ def gradient(case: str, ranks: Ranks, *, shard: bool = False) -> dict[str, Tenso
 
 
 def descended(case: str, ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
-    """The weights after 20 steps of plain gradient descent in float32."""
+    """The weights after 8 steps of plain gradient descent in float32."""
     trainee = _begun(case, ranks, shard)
     parameters = trainee.network.parameters()
     trainee = replace(trainee, optimizer=torch.optim.SGD(parameters, lr=0.1))
-    for number in range(1, 21):
+    for number in range(1, 9):
         step.gradients(trainee, number)
         trainee.optimizer.step()
     return whole({name: p.detach().clone() for name, p in trainee.network.named_parameters()})
@@ -128,24 +128,34 @@ def agree(ranks: Ranks) -> None:
     assert order == [ranks.local]
 
 
-def main(out: Path, *, shard: bool) -> None:
-    """Computes it all as one of the ranks; the first writes what they have."""
+def computed(ranks: Ranks, *, shard: bool = False) -> dict[str, Tensor]:
+    """Gradients of all cases, and the weights of those that steps are made of."""
+    found = {}
+    for case in CASES:
+        of_case = gradient(case, ranks, shard=shard)
+        found |= {f"gradient/{case}/{k}": v for k, v in of_case.items()}
+        if case in DESCENDED:
+            of_case = descended(case, ranks, shard=shard)
+            found |= {f"weights/{case}/{k}": v for k, v in of_case.items()}
+    return found
+
+
+def main(folder: Path, *ways: str) -> None:
+    """Computes it all as one of the ranks, "whole" or "divided"; the first writes what they have
+    into a file a way."""
     torch.set_num_threads(1)
     with joined() as ranks:
         agree(ranks)
-        found = {}
-        for case in CASES:
-            parts = {"gradient": gradient, "weights": descended}
-            for part, compute in parts.items():
-                if part == "weights" and case not in DESCENDED:
-                    continue
-                named = compute(case, ranks, shard=shard)
-                found |= {f"{part}/{case}/{k}": v for k, v in named.items()}
-        everywhere = ranks.each(lambda: {k: v.sum().item() for k, v in found.items()})
-        assert all(sums == everywhere[0] for sums in everywhere), "ranks differ"
-        if ranks.is_first:
-            safetensors.torch.save_file({k: v.contiguous() for k, v in found.items()}, out)
+        for way in ways:
+            found = computed(ranks, shard=way == "divided")
+            everywhere = ranks.each(
+                lambda found=found: {k: v.sum().item() for k, v in found.items()}
+            )
+            assert all(sums == everywhere[0] for sums in everywhere), "ranks differ"
+            if ranks.is_first:
+                parts = {k: v.contiguous() for k, v in found.items()}
+                safetensors.torch.save_file(parts, folder / way)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), shard=sys.argv[2:] == ["shard"])
+    main(Path(sys.argv[1]), *sys.argv[2:])

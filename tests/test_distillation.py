@@ -90,12 +90,12 @@ def jumped(model: Model, x: torch.Tensor, t: float, e: float) -> torch.Tensor:
     return jump(model.schedule, prediction, torch.full((64,), e, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_jumps_end_nearer_to_where_the_teacher_goes_step_by_step(
     teacher: Path, tmp_path: Path, calls: int
 ) -> None:
     before, images = load(teacher), two_kinds()
-    given = {"train.steps": 350, "train.batch": 32, "train.ema": 0.98}
+    given = {"train.steps": 200, "train.batch": 16, "train.ema": 0.98}
     given |= {"train.preview_every": 1000, "train.checkpoint_every": 1000}
     config = configuration(before, calls=calls, changes=given)
     run = create(before, config, images, out=tmp_path / "run")

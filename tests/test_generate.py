@@ -24,7 +24,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(model_path: Path, tiny_config: Config, tiny_images: Images) -> Model:
     if not model_path.exists():
-        config = updated(tiny_config, {"train.classes": True, "train.steps": 400, "train.lr": 1e-2})
+        config = updated(tiny_config, {"train.classes": True, "train.steps": 200, "train.lr": 1e-2})
         fit(tiny_images, config, out=model_path)
     return generate.load(model_path)
 
@@ -270,7 +270,7 @@ def test_a_run_that_cannot_be_loaded_says_why(
     empty = runs.create(tiny_config, out=tmp_path / "empty")
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         generate.load(empty.path)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; there is .*400"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; there is .*200"):
         generate.load(model_path, step=7)
     other = updated(model.config, {"network.widths": [8, 16]})
     changed = runs.create(other, out=tmp_path / "changed")

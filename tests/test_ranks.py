@@ -1,4 +1,5 @@
-"""Several ranks train the run that one alone would train: real processes, by torchrun."""
+"""Several ranks train the run that one alone would train: real processes, by torchrun; forked from
+one where it is not about how they are started."""
 
 import json
 import os
@@ -19,8 +20,8 @@ from torch.distributed import HashStore
 
 import ranked
 import saved_by_ranks
-from by_torchrun import Done, tiny, torchrun
-from unraze import checkpoint, pictures, ranks, run as runs
+from by_torchrun import Done, ranks, tiny, torchrun
+from unraze import checkpoint, pictures, ranks as meeting, run as runs
 from unraze.cli import main
 from unraze.config import Config, from_toml, updated
 from unraze.data import Images, load_images
@@ -42,10 +43,6 @@ def gradients(trainee, step, **told):
 training.gradients = gradients
 sys.exit(main())
 """
-
-
-def unraze(count: int, *command: str) -> Done:
-    return torchrun(count, "-m", "unraze", *command)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -81,25 +78,25 @@ def test_ranks_wait_for_one_that_has_long_to_do() -> None:
 
     def rank(number: int) -> None:
         own = Ranks(number, 3, store=store)
-        for meeting in range(3):
-            time.sleep(0.3 * (number == meeting))  # each is once the one that is waited for
-            order.append(("came", meeting))
+        for turn in range(3):
+            time.sleep(0.3 * (number == turn))  # each is once the one that is waited for
+            order.append(("came", turn))
             own._meet()
-            order.append(("went", meeting))
+            order.append(("went", turn))
 
     threads = [threading.Thread(target=rank, args=(k,)) for k in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for meeting in range(3):
-        last_came = max(i for i, said in enumerate(order) if said == ("came", meeting))
-        assert last_came < order.index(("went", meeting))
+    for turn in range(3):
+        last_came = max(i for i, said in enumerate(order) if said == ("came", turn))
+        assert last_came < order.index(("went", turn))
 
 
 def test_one_that_is_not_heard_of_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.5))
-    monkeypatch.setattr(ranks, "BEAT", 0.05)
+    monkeypatch.setattr(meeting, "PATIENCE", timedelta(seconds=0.5))
+    monkeypatch.setattr(meeting, "BEAT", 0.05)
     store, ended = HashStore(), threading.Event()
 
     def beat() -> None:
@@ -196,26 +193,22 @@ def test_two_calls_of_one_name_make_two_runs_though_one_is_started_anew(
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, torch.Tensor]:
-    found = {}
-    for case in ranked.CASES:
-        found |= {f"gradient/{case}/{k}": v for k, v in ranked.gradient(case, ALONE).items()}
-        if case in ranked.DESCENDED:
-            found |= {f"weights/{case}/{k}": v for k, v in ranked.descended(case, ALONE).items()}
-    return found
+    return ranked.computed(ALONE)
 
 
-@pytest.mark.parametrize(("count", "how"), [(2, []), (4, []), (2, ["shard"])])
+@pytest.mark.parametrize(("count", "ways"), [(2, ("whole", "divided")), (4, ("whole",))])
 def test_a_step_is_the_same_whatever_the_number_of_ranks(
-    count: int, how: list[str], alone: dict[str, torch.Tensor], tmp_path: Path
+    count: int, ways: tuple[str, ...], alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    done = torchrun(count, str(Path(ranked.__file__)), str(tmp_path / "found"), *how)
+    done = ranks(count, str(Path(ranked.__file__)), str(tmp_path), *ways)
     assert done.returncode == 0, done.stderr
-    found = safetensors.torch.load_file(tmp_path / "found")
-    assert found.keys() == alone.keys()
-    for name, value in alone.items():
-        bound = 1e-10 if name.startswith("gradient") else 1e-6
-        assert found[name].dtype == value.dtype
-        assert (found[name] - value).abs().max() <= bound, name
+    for way in ways:
+        found = safetensors.torch.load_file(tmp_path / way)
+        assert found.keys() == alone.keys()
+        for name, value in alone.items():
+            bound = 1e-10 if name.startswith("gradient") else 1e-6
+            assert found[name].dtype == value.dtype
+            assert (found[name] - value).abs().max() <= bound, (way, name)
 
 
 @pytest.fixture(scope="module")
@@ -223,15 +216,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory.mktemp("ranks"))
 
 
-def train(count: int, data: Path, out: Path, *more: str) -> runs.Run:
-    done = unraze(
-        count,
-        "train",
-        str(data / "images.npy"),
-        f"--config={data / 'tiny.toml'}",
-        f"--out={out}",
-        *more,
-    )
+def command(data: Path, *more: str) -> list[str]:
+    return ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}", *more]
+
+
+def trained(done: Done, out: Path) -> runs.Run:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(out)
     assert done.stdout.count("img/s") == done.stdout.count("step ")  # said once, by the first
@@ -240,7 +229,8 @@ def train(count: int, data: Path, out: Path, *more: str) -> runs.Run:
 
 @pytest.fixture(scope="module")
 def by_two(data: Path) -> runs.Run:
-    return train(2, data, data / "two")
+    out = data / "two"
+    return trained(torchrun(2, "-m", "unraze", *command(data, f"--out={out}")), out)
 
 
 def weights(run: runs.Run) -> dict[str, bytes]:
@@ -286,9 +276,8 @@ def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(
     """Whether the run's folder was named by the command or has the next number."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dying.py").write_text(DYING)
-    command = ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"]
-    command += ["--out=runs/mine"] if named else []
-    done = torchrun(2, str(tmp_path / "dying.py"), *command, restarts=1, VICTIM=victim)
+    words = command(data, *(["--out=runs/mine"] if named else []))
+    done = torchrun(2, str(tmp_path / "dying.py"), *words, restarts=1, VICTIM=victim)
     assert done.returncode == 0, done.stderr
     assert "continuing from step 4 of 12" in done.stdout
     (path,) = (tmp_path / "runs").iterdir()
@@ -310,7 +299,8 @@ def test_it_goes_on_with_another_number_of_ranks_mid_epoch(
 
 @pytest.fixture(scope="module")
 def divided(data: Path) -> runs.Run:
-    return train(2, data, data / "divided", "--shard")
+    out = data / "divided"
+    return trained(ranks(2, "unraze", *command(data, f"--out={out}", "--shard")), out)
 
 
 class TestDivided:
@@ -344,7 +334,7 @@ class TestDivided:
     ) -> None:
         run = runs.Run(shutil.copytree(divided.path, tmp_path / "run"))
         checkpoint.remove_after(run.checkpoints, 8)
-        done = unraze(count, "resume", str(run.path))
+        done = ranks(count, "unraze", "resume", str(run.path))
         assert done.returncode == 0, done.stderr
         assert "continuing from step 8 of 12" in done.stdout
         assert losses(run) == pytest.approx(losses(divided), rel=1e-4)
@@ -395,11 +385,11 @@ def test_all_ranks_wait_until_it_is_a_checkpoint_and_all_end_where_one_cannot_wr
 
 
 def test_pictures_are_drawn_by_all_and_are_those_of_one(by_two: runs.Run, tmp_path: Path) -> None:
-    command = ["sample", str(by_two.path), "-n", "20", "--batch=8", "--threads=1"]
-    done = unraze(2, *command, f"--out={tmp_path / 'by two'}", "--film")
+    words = ["sample", str(by_two.path), "-n", "20", "--batch=8", "--threads=1"]
+    done = ranks(2, "unraze", *words, f"--out={tmp_path / 'by two'}", "--film")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "by two")
-    assert main([*command, f"--out={tmp_path / 'by one'}", "--film"]) == 0
+    assert main([*words, f"--out={tmp_path / 'by one'}", "--film"]) == 0
     one, two = tmp_path / "by one", tmp_path / "by two"
     names = {f"{k:05d}.png" for k in range(20)} | {"grid.png", "film.gif"}
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()} == names
@@ -436,12 +426,11 @@ def test_all_ranks_draw_by_the_engine_that_the_first_one_found(
 def test_samples_that_are_measured_are_drawn_by_all(data: Path, tmp_path: Path) -> None:
     """Two parts, one of each rank; what is drawn and measured is what one process draws."""
     one, two = tmp_path / "one", tmp_path / "two"
-    what = ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}", f"--out={one}"]
-    assert main([*what, "--held-out=0.3", "--steps=2"]) == 0
+    assert main(command(data, f"--out={one}", "--held-out=0.3", "--steps=2")) == 0
     shutil.copytree(one, two)
     more = ["-n", "103", "--threads=1", "--skip=memorisation"]
     more += ["--skip=levels", "--skip=bound", "--skip=flow"]
-    done = unraze(2, "eval", str(two), *more)
+    done = ranks(2, "unraze", "eval", str(two), *more)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report.html") == 1
     assert main(["eval", str(one), *more]) == 0
@@ -457,9 +446,9 @@ def test_samples_that_are_measured_are_drawn_by_all(data: Path, tmp_path: Path) 
 def test_ctrl_c_reaches_every_process_and_is_one(data: Path, tmp_path: Path) -> None:
     """A terminal sends it to torchrun and the ranks, to which torchrun sends it again."""
     how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "unraze", "train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"]
+    words = command(data, f"--out={tmp_path / 'run'}", "--steps=1000000")
     with subprocess.Popen(
-        [*how, *command, f"--out={tmp_path / 'run'}", "--steps=1000000"],
+        [*how, "-m", "unraze", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -540,18 +529,15 @@ def test_what_one_rank_does_longer_than_gloo_waits(
 
 class TestBadInput:
     def test_more_ranks_than_images_a_step(self, data: Path, tmp_path: Path) -> None:
-        done = unraze(
-            2,
-            *("train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"),
-            *(f"--out={tmp_path / 'run'}", "--batch=1"),
-        )
+        words = command(data, f"--out={tmp_path / 'run'}", "--batch=1")
+        done = ranks(2, "unraze", *words)
         assert done.returncode != 0
         assert "is less than an image for each of 2 ranks" in done.stderr
 
     def test_what_one_rank_refuses_ends_all(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "mine").touch()
-        done = unraze(2, "train", str(data / "images.npy"), f"--out={tmp_path / 'run'}")
+        done = ranks(2, "unraze", "train", str(data / "images.npy"), f"--out={tmp_path / 'run'}")
         assert done.returncode != 0
         assert done.stderr.count("unraze: error:") == 1
         assert "exists and is not a run" in done.stderr
@@ -564,5 +550,5 @@ class TestBadInput:
         assert "one process makes it again; leave torchrun out" in capfd.readouterr().err
 
     def test_a_command_of_one_process(self) -> None:
-        done = unraze(2, "runs")
+        done = ranks(2, "unraze", "runs")
         assert "unraze runs: is of one process; call it without torchrun" in done.stderr

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from by_torchrun import tiny, torchrun
+from by_torchrun import ranks, tiny
 from unraze.watch import Beat, late, slow
 
 PROGRAM = """
@@ -11,13 +11,13 @@ import os, signal, subprocess, sys, time
 from unraze import step, train as training, watch
 from unraze.__main__ import main
 
-watch.LATE, watch.BEAT, watch.STEPS = 3.0, 0.2, 4
+watch.LATE, watch.BEAT, watch.STEPS = 2.0, 0.1, 3
 real = step._losses
 
 seen = set()
 
 def dawdling():
-    time.sleep(8)
+    time.sleep(4)
 
 def losses(trainee, x0, t, places, number, **more):
     began = time.perf_counter()
@@ -27,7 +27,7 @@ def losses(trainee, x0, t, places, number, **more):
         if number == 6:
             dawdling()
         if number == 10:
-            subprocess.Popen(["sh", "-c", f"sleep 8; kill -CONT {os.getpid()}"])
+            subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), signal.SIGSTOP)
     seen.add("begun")  # with the step that is thrown away
     return found
@@ -78,7 +78,7 @@ def test_a_rank_that_is_slow_hangs_and_stops(tmp_path: Path) -> None:
     data = tiny(tmp_path)
     (tmp_path / "late.py").write_text(PROGRAM)
     command = ["train", str(data / "images.npy"), f"--config={data / 'tiny.toml'}"]
-    done = torchrun(2, str(tmp_path / "late.py"), *command, f"--out={tmp_path / 'run'}")
+    done = ranks(2, str(tmp_path / "late.py"), *command, f"--out={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "run" / "log.txt").read_text()
     of_one = r"rank 1 \(process \d+ on .*\)"

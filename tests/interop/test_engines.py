@@ -18,6 +18,8 @@ from unraze.interop import engines, graphs, onnx_files
 from unraze.interop.engines import fastest, with_engine
 from unraze.pictures import read_recipe
 
+pytestmark = pytest.mark.usefixtures("files_made_once")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,11 +1,17 @@
 """Exports are what Unraze draws, in files that need neither it nor torch."""
 
 import errno
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +23,7 @@ from PIL import Image
 from test_tape import model_of
 
 from evaluated import digits_file, small_run
-from test_cli import last_line, refused
+from test_cli import refused
 from unraze import files, generate, rng
 from unraze.cli import main
 from unraze.clusters import Clusters
@@ -25,6 +31,8 @@ from unraze.config import preset, updated
 from unraze.data import to_uint8
 from unraze.errors import InputError
 from unraze.interop import exports, graphs, onnx_files, openvino_files
+
+pytestmark = pytest.mark.usefixtures("files_made_once")
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +53,48 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return small_run(folder / "run", data, changes)
 
 
+SHORT = ["--sampler", "ddim", "--steps", "2", "--guidance", "1"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A folder of an export, and the numbers of the files that were flushed to the disk first."""
+
+    folder: Path
+    flushed: frozenset[int]
+
+
 @pytest.fixture(scope="module")
-def as_onnx(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exports") / "onnx"
-    assert main(["export", "onnx", str(trained), "--out", str(out)]) == 0
-    return out
+def written(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory, files_made_once: None
+) -> Callable[[exports.Format], Written]:
+    """Makes the export of a format, once: ONNX as the run samples, the others in two steps."""
+
+    @cache
+    def of(to: exports.Format) -> Written:
+        out = tmp_path_factory.mktemp("exports") / to
+        flushed, fsync = set[int](), os.fsync
+
+        def seen(handle: int) -> None:
+            assert not out.exists()
+            flushed.add(os.fstat(handle).st_ino)
+            fsync(handle)
+
+        said = io.StringIO()
+        options = [] if to == "onnx" else SHORT
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+            patch.setattr(os, "fsync", seen)
+            patch.setattr(files, "flush_folder", lambda path: None)
+            assert main(["export", to, str(trained), *options, "--out", str(out)]) == 0
+        assert said.getvalue().splitlines()[-1] == str(out)
+        return Written(out, frozenset(flushed))
+
+    return of
+
+
+@pytest.fixture
+def as_onnx(written: Callable[[exports.Format], Written]) -> Path:
+    return written("onnx").folder
 
 
 @pytest.fixture
@@ -196,7 +241,9 @@ def pictures(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
 
 
-def test_words_that_the_script_cannot_take_are_said(as_onnx: Path, here: Path) -> None:
+def test_words_that_the_script_cannot_take_are_said(
+    as_onnx: Path, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = here / "there"
     there.mkdir()
     (there / "00001.png").write_bytes(b"mine")
@@ -214,9 +261,12 @@ def test_words_that_the_script_cannot_take_are_said(as_onnx: Path, here: Path) -
         (["--guidance", "nan"], "nan: give a number of at least 0"),
         (["--guidance=-1"], "-1: give a number of at least 0"),
     ):
-        ran = script(as_onnx, here, *words)
-        usage, error = ran.stderr.splitlines()
-        assert (ran.returncode, ran.stdout) == (2, ""), words
+        monkeypatch.setattr(sys, "argv", ["sample_onnx.py", *words])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(as_onnx / "sample_onnx.py"), run_name="__main__")
+        said = capfd.readouterr()
+        usage, error = said.err.splitlines()
+        assert said.out == "", words
         assert usage == "usage: sample_onnx.py [COUNT] [SEED] [FOLDER] [OPTIONS]"
         assert why in error
     assert sorted(path.name for path in here.iterdir()) == ["file", "there"]
@@ -247,7 +297,7 @@ def test_classes_of_the_run_are_drawn_in_turn_by_the_script() -> None:
 
 
 def test_openvino_and_torch_draw_the_same(
-    trained: Path, here: Path, capfd: pytest.CaptureFixture[str]
+    trained: Path, written: Callable[[exports.Format], Written]
 ) -> None:
     import openvino
 
@@ -256,17 +306,14 @@ def test_openvino_and_torch_draw_the_same(
     wanted = generate.sample(model, 2, settings=how).numpy()
     feed = {"start": rng.normal(0, "start", range(2), 0, model.shape)}
     feed["classes"] = torch.tensor([generate.class_of(model, None, k, 0) for k in range(2)])
-    options = ["--sampler", "ddim", "--steps", "2", "--guidance", "1"]
-    for to in ("openvino", "torch"):
-        assert main(["export", to, str(trained), *options, "--out", to]) == 0
-        assert last_line(capfd) == to
-    assert sorted(path.name for path in (here / "openvino").iterdir()) == [
+    by_openvino, by_torch = (written(to).folder for to in ("openvino", "torch"))
+    assert sorted(path.name for path in by_openvino.iterdir()) == [
         "network.bin",
         "network.xml",
         "sampler.bin",
         "sampler.xml",
     ]
-    read = openvino.Core().read_model("openvino/sampler.xml")
+    read = openvino.Core().read_model(by_openvino / "sampler.xml")
     exactly = {"INFERENCE_PRECISION_HINT": "f32"}  # or it takes bfloat16, where there is that
     compiled = openvino.compile_model(read, "CPU", exactly)
     (images,) = compiled({name: value.numpy() for name, value in feed.items()}).values()
@@ -275,7 +322,7 @@ def test_openvino_and_torch_draw_the_same(
     assert about["settings"]["sampler"] == "ddim"
 
     extra = {"unraze.json": ""}
-    program = torch.export.load("torch/sampler.pt2", extra_files=extra)
+    program = torch.export.load(by_torch / "sampler.pt2", extra_files=extra)
     assert torch.equal(program.module()(**feed), torch.from_numpy(wanted))
     assert json.loads(extra["unraze.json"])["checkpoint"] == model.checkpoint
 
@@ -313,8 +360,7 @@ def test_what_is_too_far_from_the_original_is_not_written(
     trained: Path, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "BOUNDS", {"network": {"float32": -1.0}})
-    options = ["--sampler", "ddim", "--steps", "1", "--guidance", "1", "--out", "made"]
-    argv = ["export", "torch", str(trained), *options]
+    argv = ["export", "torch", str(trained), *SHORT, "--out", "made"]
     refused(capfd, argv, "network.pt2", "differs from the original", "not taken", status=1)
 
 
@@ -343,40 +389,27 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(files, "write_and_flush", full)
     monkeypatch.setattr(openvino, "save_model", save_to_full)
-    options = ["--sampler", "ddim", "--steps", "1", "--guidance", "1", "--out", "made"]
-    argv = ["export", to, str(trained), *options]
+    argv = ["export", to, str(trained), *SHORT, "--out", "made"]
     refused(capfd, argv, "made", "the disk is full; free some space", status=1)
     assert [path.stem for path in written] == ["network"]
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(
-    trained: Path, here: Path, to: exports.Format, monkeypatch: pytest.MonkeyPatch
+    written: Callable[[exports.Format], Written], to: exports.Format
 ) -> None:
-    flushed, fsync = set[int](), os.fsync
-
-    def seen(handle: int) -> None:
-        assert not (here / "made").exists()
-        flushed.add(os.fstat(handle).st_ino)
-        fsync(handle)
-
-    model = generate.load(trained)
-    how = generate.asked(model, {"sampler": "ddim", "steps": 1, "guidance": 1.0})
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", seen)
-        patch.setattr(files, "flush_folder", lambda path: None)
-        exports.export(model, to, here / "made", settings=how)
-    assert {file.stat().st_ino for file in (here / "made").iterdir()} <= flushed
+    made = written(to)
+    assert {file.stat().st_ino for file in made.folder.iterdir()} <= made.flushed
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
-def test_no_file_says_where_it_was_made(trained: Path, here: Path, to: exports.Format) -> None:
-    model = generate.load(trained)
-    how = generate.asked(model, {"sampler": "ddim", "steps": 2})
-    exports.export(model, to, here / "made", settings=how)
-    places = [torch.__file__, exports.__file__, __file__, sys.prefix, str(here), str(trained)]
+def test_no_file_says_where_it_was_made(
+    trained: Path, written: Callable[[exports.Format], Written], to: exports.Format
+) -> None:
+    folder = written(to).folder
+    places = [torch.__file__, exports.__file__, __file__, sys.prefix, str(folder), str(trained)]
     roots = [str(Path(place).parent).encode() for place in places]
-    for file in (here / "made").iterdir():
+    for file in folder.iterdir():
         texts = {file.name: file.read_bytes()}
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:

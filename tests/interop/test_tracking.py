@@ -244,8 +244,8 @@ class TestCommand:
 
     def test_killed_by_the_system_and_resumed(self, tracker: Name) -> None:
         """A real process; that the track goes on needs no option then."""
-        command = [sys.executable, "-m", "unraze", "train", "digits", "--steps", "120", *TINY]
-        for setting in ("train.checkpoint_every=10", "train.preview_every=50"):
+        command = [sys.executable, "-m", "unraze", "train", "digits", "--steps", "60", *TINY]
+        for setting in ("train.checkpoint_every=10", "train.preview_every=25"):
             command += ["--set", setting]
         command += ["--track", tracker, "--out", "run"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
@@ -256,10 +256,10 @@ class TestCommand:
         process.send_signal(signal.SIGKILL)
         process.wait()
         lines = len(runs.read_rows(run.stats))
-        assert lines < 120
+        assert lines < 60
         assert main(["resume", "run"]) == 0
         is_whole(run, tracker)
-        assert len(Seen[tracker](run).scalars("loss")) == 120
+        assert len(Seen[tracker](run).scalars("loss")) == 60
 
     def test_without_it_there_is_none(self, capsys: Any) -> None:
         assert main(["train", "digits", "--steps", "1", *TINY, "--out", "run"]) == 0

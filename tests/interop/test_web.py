@@ -33,6 +33,8 @@ from unraze.samplers import adams, consistency, ddim, even_angles, even_times, k
 from unraze.train import fit
 from unraze.walk import walk
 
+pytestmark = pytest.mark.usefixtures("files_made_once")
+
 PAGE = Path(web.__file__).parent / "page"
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
@@ -481,15 +483,25 @@ def onnxruntime_web() -> Path:
         pytest.skip(f"{error}")
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One for all: each test has a page of its own in it."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
 @needs_browser
 def test_a_browser_draws_the_run_s_pictures(
-    model: generate.Model, onnxruntime_web: Path, tmp_path: Path
+    model: generate.Model, onnxruntime_web: Path, browser: Any, tmp_path: Path
 ) -> None:
     """Offline but for the folder; from the page's noise our sampler draws the same picture."""
     folder = tmp_path / "page"
     settings = generate.settings_of(model)
     web.export(model, folder, settings=settings, runtime=onnxruntime_web, title="<b>odd")
-    with looking(folder) as (page, base):
+    with looking(browser, folder) as (page, base):
         page.goto(f"{base}#seed=5&count=1&class=1&steps=6&guidance=2.5")
         page.wait_for_selector("body[data-drawn='1']", timeout=120_000)
         assert "1 picture in 6 steps" in page.inner_text("#state")
@@ -518,7 +530,7 @@ def test_a_browser_draws_the_run_s_pictures(
 
 @needs_browser
 def test_a_browser_draws_with_the_guidance_and_order_of_the_run(
-    model: generate.Model, onnxruntime_web: Path, tmp_path: Path
+    model: generate.Model, onnxruntime_web: Path, browser: Any, tmp_path: Path
 ) -> None:
     """Any number, from the run or in the address; the address asks for what there is alone."""
     for number, guidance in enumerate((7.25, 1 / 3)):
@@ -527,7 +539,7 @@ def test_a_browser_draws_with_the_guidance_and_order_of_the_run(
             generate.settings_of(model), {"guidance": guidance, "order": None, "steps": 4}
         )
         web.export(model, folder, settings=settings, runtime=onnxruntime_web, title="")
-        with looking(folder) as (page, base):
+        with looking(browser, folder) as (page, base):
             page.goto(f"{base}#seed=x&count=7&class=nine&steps=many&guidance=&moment=3&draw=no")
             page.wait_for_selector("body[data-drawn='1']", timeout=120_000)
             assert "9 pictures in 4 steps" in page.inner_text("#state")
@@ -550,13 +562,13 @@ def test_a_browser_draws_with_the_guidance_and_order_of_the_run(
 
 @needs_browser
 def test_a_browser_draws_more_steps_of_a_distilled_run(
-    distilled: generate.Model, onnxruntime_web: Path, tmp_path: Path
+    distilled: generate.Model, onnxruntime_web: Path, browser: Any, tmp_path: Path
 ) -> None:
     """With noise between the jumps, that of the page."""
     settings = generate.changed(distilled.config.sample, {"steps": 4})
     folder = tmp_path / "page"
     web.export(distilled, folder, settings=settings, runtime=onnxruntime_web, title="")
-    with looking(folder) as (page, base):
+    with looking(browser, folder) as (page, base):
         page.goto(f"{base}#seed=5&count=1&class=1&steps=9&guidance=3")
         page.wait_for_selector("body[data-drawn='1']", timeout=120_000)
         assert "1 picture in 4 steps" in page.inner_text("#state")
@@ -571,34 +583,29 @@ def test_a_browser_draws_more_steps_of_a_distilled_run(
 
 
 @needs_browser
-def test_a_page_that_is_opened_as_a_file_says_how_to_serve_it(tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_a_page_that_is_opened_as_a_file_says_how_to_serve_it(browser: Any, tmp_path: Path) -> None:
     folder = tmp_path / "my page"
     shutil.copytree(PAGE, folder)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.goto((folder / "index.html").as_uri())
-        said = page.inner_text("#state")
-        browser.close()
+    page = browser.new_page()
+    page.goto((folder / "index.html").as_uri())
+    said = page.inner_text("#state")
+    page.close()
     assert "has to be served" in said
     assert f'python -m http.server -d "{folder}"' in said
 
 
 @contextmanager
-def looking(folder: Path) -> Iterator[tuple[Any, str]]:
+def looking(browser: Any, folder: Path) -> Iterator[tuple[Any, str]]:
     """A page of a browser and the address of the folder, of which alone anything may be asked."""
-    playwright = pytest.importorskip("playwright.sync_api")
     wrong: list[str] = []
-    with web.served(folder) as server, playwright.sync_playwright() as driver:
+    with web.served(folder) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}/"
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: wrong.extend(_elsewhere(asked.url, base)))
         yield page, base
-        browser.close()
+        page.close()
         server.shutdown()
     assert wrong == []
 
