@@ -39,6 +39,9 @@ _BLOCK = 2**24
 _MAX_ABOUT = 2**30  # a name for each of millions of images
 _STALE_SECONDS = 24 * 3600.0
 _MAKING = ".making-"
+_PUTTING, _PATIENCE = ".putting", 600.0
+"""The file that whoever gives a set its place has locked, and how long the others wait for that: a
+large set that is there is read first."""
 _HELD = "held"
 """The file by whose lock a folder is known to be in the making."""
 
@@ -205,10 +208,17 @@ def _put(folder: Path, name: str) -> None:
     """Gives the key's place to a folder that is made, unless there is a whole set; raises
     `OSError`.
 
-    No lock is needed for that, so that it does as well where locks do not reach: a folder takes the
-    place of none that holds something.
+    A folder takes the place of none that holds something, so whole sets need no lock. What is
+    damaged is taken away first, one process at a time, where locks reach; where they do not, two
+    that come to it at the same moment may take a whole one away, and make it anew.
     """
     place = _place(name)
+    with suppress(Timeout), FileLock(cache_folder() / _PUTTING, timeout=_PATIENCE):
+        return _put_in(place, folder, name)
+    _put_in(place, folder, name)
+
+
+def _put_in(place: Path, folder: Path, name: str) -> None:
     while True:
         there = _identity(place)
         if there is not None:
