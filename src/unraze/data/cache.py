@@ -197,7 +197,8 @@ def _begun(parent: Path) -> tuple[Path, FileLock]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_made_here(), dir=parent))
         lock = FileLock(folder / _HELD)
-        with suppress(FileNotFoundError):  # before the lock was held another took it for left over
+        # before the lock was held another took it for left over
+        with suppress(FileNotFoundError, Timeout):
             lock.acquire(timeout=0)
             if (folder / _HELD).exists():
                 return folder, lock
