@@ -11,6 +11,18 @@ from torch import Tensor
 
 from unraze import checkpoint
 
+STATE: dict[str, Any] = {
+    "model": {"shape": [1, 8, 8], "class_names": [], "num_classes": 0, "sigma_data": 0.5},
+    "data": "",
+    "config": {},
+    "updates": 0,
+    "bad": 0,
+    "lr_factor": 1.0,
+    "rolled_back": False,
+    "periodic": True,
+}
+"""Of a checkpoint of any tensors."""
+
 
 def shard(file: Path, pieces: Mapping[str, tuple[Any, Tensor]]) -> str:
     """Writes a file of pieces, each with where it is said to begin; its SHA-256."""

@@ -12,20 +12,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from divided import STATE
 from unraze import checkpoint
 from unraze.errors import Elsewhere, UnrazeError
 from unraze.ranks import Ranks, joined
 
-STATE: dict[str, Any] = {
-    "model": {"shape": [1, 8, 8], "class_names": [], "num_classes": 0, "sigma_data": 0.5},
-    "data": "",
-    "config": {},
-    "updates": 0,
-    "bad": 0,
-    "lr_factor": 1.0,
-    "rolled_back": False,
-    "periodic": True,
-}
 SLOW = 2.0
 
 

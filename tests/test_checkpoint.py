@@ -17,21 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from divided import divide, name_of, shard, tell
+from divided import STATE, divide, name_of, shard, tell
 from unraze import checkpoint
 from unraze.errors import CheckpointError, Elsewhere, UnrazeError, UnreadableError
 from unraze.ranks import ALONE, Ranks
-
-STATE: dict[str, Any] = {
-    "model": {"shape": [1, 8, 8], "class_names": [], "num_classes": 0, "sigma_data": 0.5},
-    "data": "",
-    "config": {},
-    "updates": 0,
-    "bad": 0,
-    "lr_factor": 1.0,
-    "rolled_back": False,
-    "periodic": True,
-}
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:

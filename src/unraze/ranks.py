@@ -150,15 +150,20 @@ class Ranks:
             if not self.is_first or now < due:  # one is enough to end all
                 continue
             due = now + BEAT
-            for other in range(1, self.count):
-                beats = self.store.add(f"beat/{other}", 0)
-                if heard.get(other, (-1, now))[0] != beats:
-                    heard[other] = beats, now
-                elif now - heard[other][1] > PATIENCE.total_seconds():
-                    raise UnrazeError(
-                        f"rank 0 of {self.count}: has not heard of rank {other} for {PATIENCE}: it "
-                        "is stopped, or its machine is, or cut off"
-                    )
+            self._require_life(self.store, heard, now)
+
+    def _require_life(self, store: Store, heard: dict[int, tuple[int, float]], now: float) -> None:
+        """Raises `UnrazeError` where a rank has not been heard of for `PATIENCE`; `heard` are the
+        signs of life of each that were counted so far, and since when."""
+        for other in range(1, self.count):
+            beats = store.add(f"beat/{other}", 0)
+            if heard.get(other, (-1, now))[0] != beats:
+                heard[other] = beats, now
+            elif now - heard[other][1] > PATIENCE.total_seconds():
+                raise UnrazeError(
+                    f"rank 0 of {self.count}: has not heard of rank {other} for {PATIENCE}: it is "
+                    "stopped, or its machine is, or cut off"
+                )
 
     def total(self, value: float) -> float:
         """The sum of `value` over the ranks, in float64, the same on all of them."""

@@ -191,8 +191,8 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
     if (minutes := train.minutes or 0) > MOST_MINUTES:
         raise InputError(f"train.minutes = {minutes}: is more than ten years; give less")
     num_classes = len(images.class_names) if train.classes else config.train.clusters
-    require_memory(config, num_classes=num_classes, ranks=ranks)
-    _require_memory_for_all(config, images, num_classes, ranks)
+    weighing, step = require_memory(config, num_classes=num_classes, ranks=ranks)
+    _require_memory_for_all(config, images, weighing, step, ranks)
     if train.eval_every is not None:
         during.require_worth(config, load_images_of(config.data, split="held-out"))
     return config
@@ -213,8 +213,11 @@ def _require_own_guidance(config: Config) -> None:
         )
 
 
-def require_memory(config: Config, *, num_classes: int = 0, ranks: Ranks = ALONE) -> None:
-    """Raises `InputError` where the network or a step can't be held, or the network not be built.
+def require_memory(
+    config: Config, *, num_classes: int = 0, ranks: Ranks = ALONE
+) -> tuple[int, int]:
+    """Bytes of the weights and all that goes with them, and of what a step keeps; raises
+    `InputError` where the network or a step can't be held, or the network not be built.
 
     Nothing is allocated. Images have the size and the channels that `config.data` names. Of several
     ranks each holds what `_weighing` says and computes its share of a batch.
@@ -244,12 +247,14 @@ def require_memory(config: Config, *, num_classes: int = 0, ranks: Ranks = ALONE
             f"train.batch = {batch}: so many images of {height} x {width} at once need more than "
             f"the {gib:,.0f} GiB that there are{among}; give less, or --set train.accumulate=PARTS"
         )
-    if (needed := (weighing + kept_for_gradients(network, config, at_once)) / 2**30) > gib:
+    step = kept_for_gradients(network, config, at_once)
+    if (needed := (weighing + step) / 2**30) > gib:
         raise InputError(
             f"network: a step of train.batch = {batch} images of {height} x {width} needs "
             f"{needed:,.0f} GiB{among}, and {gib:,.0f} are there; give a smaller batch, --set "
             "train.accumulate=PARTS, or smaller numbers under network"
         )
+    return weighing, step
 
 
 def _weighing(weights: int, config: Config, ranks: Ranks) -> int:
@@ -277,18 +282,15 @@ def _among(ranks: Ranks) -> str:
     return f" by each of {ranks.count} ranks" if ranks.count > 1 else ""
 
 
-def _require_memory_for_all(config: Config, images: Images, num_classes: int, ranks: Ranks) -> None:
+def _require_memory_for_all(
+    config: Config, images: Images, weighing: int, step: int, ranks: Ranks
+) -> None:
     """Raises `InputError` where all of it together can't be held: this program with the images that
     it has in memory, and, on its device, training, or drawing for previews and evaluations."""
-    with torch.device("meta"):
-        network = network_of(config, num_classes=num_classes)
-    weights = _weighing(sum(p.numel() for p in network.parameters()), config, ranks)
-    at_once = _at_once(config, ranks)
-    step = kept_for_gradients(network, config, at_once)
-    drawing = DRAWN * step // (4 * at_once)
+    drawing = DRAWN * step // (4 * _at_once(config, ranks))
     if config.train.eval_every is not None:  # the samples are held against the data as a whole
         drawing += 4 * during.MOST * math.prod(images.pixels.shape[1:])
-    working = weights + max(step, drawing)
+    working = weighing + max(step, drawing)
     here, needed = _each_may_have(config, ranks), working
     program = resident()
     if torch.device(config.train.device).type == "cpu":
