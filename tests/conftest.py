@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from small_pictures import small_pictures
+from unraze import train as training
 from unraze.config import Config, from_dict
 from unraze.data import Images
 
@@ -34,6 +35,27 @@ def quick_pictures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def counted_once() -> Iterator[None]:
+    """What a step keeps in memory is counted once of each configuration: a tenth of a second."""
+    count, found = training.kept_for_gradients, dict[object, int]()
+
+    def kept(network: torch.nn.Module, config: Config, at_once: int | None = None) -> int:
+        train = config.train
+        key = (
+            *(part.model_dump_json() for part in (config.data, config.network, config.loss)),
+            *(train.dtype, train.recompute, train.batch, train.accumulate, at_once),
+            *((name, p.shape) for name, p in network.named_parameters()),
+        )
+        if key not in found:
+            found[key] = count(network, config, at_once)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "kept_for_gradients", kept)
+        yield
+
+
 @pytest.fixture
 def tiny_config() -> Config:
     """A configuration that trains in well under a second: 8×8 images, a few thousand weights."""
@@ -50,6 +72,7 @@ def tiny_config() -> Config:
                 "threads": 1,
                 "warmup": 2,
                 "preview_every": 6,
+                "checkpoint_every": 1000,  # so that nothing need be measured
             },
         }
     )

@@ -14,7 +14,7 @@ from unraze.config import Config, SampleConfig
 
 @contextmanager
 def small_pictures() -> Iterator[None]:
-    """Previews are drawn in 4 calls of the network and not in 25, curves small and without axes.
+    """Previews are drawn in 4 calls of the network and not in 25; of curves only the page is drawn.
 
     In this process: what tests start by itself draws as it does for users.
     """
@@ -28,7 +28,7 @@ def small_pictures() -> Iterator[None]:
             figure.set_layout_engine("none")
             figure.set_dpi(20)
             for axes in figure.axes:
-                axes.set_axis_off()
+                axes.set_visible(False)
         whole(figure, path, recipe)
 
     with mock.patch.object(preview, "quick", quick), mock.patch.object(plots, "save", save):

@@ -30,6 +30,9 @@ def test_noise_does_not_depend_on_who_else_is_in_the_batch(samples, order, step)
     order.shuffle(shuffled)
     again = normal(3, "walk", [samples[i] for i in shuffled], step, (2, 3))
     assert torch.equal(again, together[shuffled])
+    streams = [generator(3, "walk", sample, step) for sample in samples]
+    rows = [stream.standard_normal((2, 3), dtype=np.float32) for stream in streams]
+    assert torch.equal(together, torch.from_numpy(np.stack(rows)))
 
 
 @settings(deadline=None)
