@@ -56,7 +56,7 @@ def counted_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Config:
     """A configuration that trains in well under a second: 8×8 images, a few thousand weights."""
     return from_dict(
@@ -78,7 +78,7 @@ def tiny_config() -> Config:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_images() -> Images:
     """40 grey images of 8×8, of two classes: bright above, bright below."""
     generator = np.random.default_rng(0)

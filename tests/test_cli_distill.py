@@ -79,11 +79,11 @@ def test_a_run_is_distilled_sampled_and_continued(
 
 def test_interrupted_and_continued_it_is_the_same_run(run: Path) -> None:
     """A real process and a real SIGINT: to the byte what an uninterrupted one makes."""
-    budget = ["--steps", "80", "--set", "train.checkpoint_every=40"]
+    budget = ["--steps", "50", "--set", "train.checkpoint_every=25"]
     command = [sys.executable, "-m", "unraze", "distill", str(run), *budget, "--out", "new"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     new = Run(Path("new"))
-    while len(read_rows(new.stats)) < 5:
+    while len(read_rows(new.stats)) < 3:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -91,13 +91,13 @@ def test_interrupted_and_continued_it_is_the_same_run(run: Path) -> None:
     assert process.returncode == 130
     assert "go on with: unraze resume new" in out
     assert "saving, then stopping" in err
-    assert len(read_rows(new.stats)) < 80
+    assert len(read_rows(new.stats)) < 50
     assert main(["resume", "new"]) == 0
 
     assert main(["distill", str(run), *budget, "--out", "whole"]) == 0
     for name in ("ema", "model"):
         one, other = (
-            next(Path(folder, "checkpoints").glob(f"*80/{name}.safetensors")).read_bytes()
+            next(Path(folder, "checkpoints").glob(f"*50/{name}.safetensors")).read_bytes()
             for folder in ("new", "whole")
         )
         assert one == other

@@ -3,6 +3,7 @@ were killed see faults/test_killed.py."""
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,34 @@ def weights(run: Run) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors"))}
 
 
-@pytest.fixture
-def whole(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> Run:
-    run = start(tiny_config, tiny_images, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole_once(
+    tiny_config: Config, tiny_images: Images, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    run = start(tiny_config, tiny_images, tmp_path_factory.mktemp("whole") / "run")
     finish(run, tiny_images)
     return run
+
+
+@pytest.fixture
+def whole(whole_once: Run, tmp_path: Path) -> Run:
+    """A run that was never stopped."""
+    return Run(shutil.copytree(whole_once.path, tmp_path / "whole"))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(
+    tiny_config: Config, tiny_images: Images, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    run = start(tiny_config, tiny_images, tmp_path_factory.mktemp("stopped") / "run")
+    list(train(run, tiny_images, stop=after_step(run, 5)))
+    return run
+
+
+@pytest.fixture
+def stopped(stopped_once: Run, tmp_path: Path) -> Run:
+    """One that was stopped at step 5."""
+    return Run(shutil.copytree(stopped_once.path, tmp_path / "run"))
 
 
 def test_two_runs_are_the_same(
@@ -137,41 +161,28 @@ def test_the_same_machine_is_not_called_different(
     assert not any("DIFFERENT" in text for text in finish(run, tiny_images))
 
 
-def stopped(config: Config, images: Images, out: Path) -> Run:
-    run = start(config, images, out)
-    list(train(run, images, stop=after_step(run, 5)))
-    return run
-
-
-def test_an_edited_setting_is_said_out_loud(
-    tiny_config: Config, tiny_images: Images, tmp_path: Path
-) -> None:
-    run = stopped(tiny_config, tiny_images, tmp_path / "run")
-    file = run.path / "config.toml"
+def test_an_edited_setting_is_said_out_loud(stopped: Run, tiny_images: Images) -> None:
+    file = stopped.path / "config.toml"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("lr = 0.002", "lr = 0.004"), encoding="utf-8")
-    said = finish(run, tiny_images)
+    said = finish(stopped, tiny_images)
     assert any("DIFFERENT" in t and "train.lr = 0.004, was 0.002" in t for t in said)
 
 
-def test_an_edited_schedule_is_refused(
-    tiny_config: Config, tiny_images: Images, tmp_path: Path
-) -> None:
-    run = stopped(tiny_config, tiny_images, tmp_path / "run")
-    file = run.path / "config.toml"
+def test_an_edited_schedule_is_refused(stopped: Run, tiny_images: Images) -> None:
+    file = stopped.path / "config.toml"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace('kind = "angle"', 'kind = "cosine"'), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"schedule\.kind was 'angle'"):
-        finish(run, tiny_images)
+        finish(stopped, tiny_images)
 
 
 @pytest.mark.parametrize("part", ["model", "ema", "optim"])
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
 def test_tensors_that_do_not_fit_are_named_and_nothing_is_broadcast(
-    tiny_config: Config, tiny_images: Images, tmp_path: Path, part: str, change: str
+    stopped: Run, tiny_images: Images, part: str, change: str
 ) -> None:
-    run = stopped(tiny_config, tiny_images, tmp_path / "run")
-    folder = checkpoint.listing(run.checkpoints)[-1]
+    folder = checkpoint.listing(stopped.checkpoints)[-1]
     tensors = safetensors.torch.load_file(folder / f"{part}.safetensors")
     name = next(n for n in tensors if "stem.bias" in n and not n.endswith("/step"))
     match change:
@@ -187,7 +198,7 @@ def test_tensors_that_do_not_fit_are_named_and_nothing_is_broadcast(
     state["sha256"][part] = hashlib.sha256(data).hexdigest()
     (folder / "state.json").write_text(json.dumps(state | {"hash": None}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="zzz" if change == "extra" else name):
-        finish(run, tiny_images)
+        finish(stopped, tiny_images)
 
 
 def test_two_trainers_of_one_run_are_refused(
@@ -202,16 +213,16 @@ def test_two_trainers_of_one_run_are_refused(
 
 
 def test_a_run_of_before_a_key_was_known_is_not_called_different(
-    tiny_config: Config, tiny_images: Images, tmp_path: Path
+    stopped: Run, tiny_images: Images
 ) -> None:
-    run = stopped(tiny_config, tiny_images, tmp_path / "run")
-    text = (run.path / "config.toml").read_text(encoding="utf-8")
-    (run.path / "config.toml").write_text(text.replace("held_out = 0.0\n", ""), encoding="utf-8")
-    state = checkpoint.listing(run.checkpoints)[-1] / "state.json"
+    file = stopped.path / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("held_out = 0.0\n", ""), encoding="utf-8")
+    state = checkpoint.listing(stopped.checkpoints)[-1] / "state.json"
     values = json.loads(state.read_text(encoding="utf-8"))
     assert values["config"]["data"].pop("held_out") == 0
     state.write_text(json.dumps(values | {"hash": None}), encoding="utf-8")
-    assert not [text for text in finish(run, tiny_images) if "DIFFERENT" in text]
+    assert not [text for text in finish(stopped, tiny_images) if "DIFFERENT" in text]
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
@@ -222,8 +233,8 @@ def test_evaluations_in_training_resume_too(
     monkeypatch.setenv("UNRAZE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(during, "FEWEST", 10)
     source = digits_file(tmp_path / "digits.npz")
-    budget = {"train.steps": 90, "train.batch": 32, "train.checkpoint_every": 25}
-    config = small_config({"data.source": str(source), "train.eval_every": 40, **budget})
+    budget = {"train.steps": 45, "train.batch": 64, "train.checkpoint_every": 13}
+    config = small_config({"data.source": str(source), "train.eval_every": 20, **budget})
     images = load(config.data)
 
     def figures(run: Run) -> list[dict[str, object]]:
@@ -238,18 +249,18 @@ def test_evaluations_in_training_resume_too(
         whole = start(config, images, tmp_path / "whole")
         finish(whole, images)
         run = start(config, images, tmp_path / "run")
-        steps = train(run, images, stop=lambda: how == "stopped" and len(made) >= 47)
+        steps = train(run, images, stop=lambda: how == "stopped" and len(made) >= 24)
         made: list[int] = []
         for report in steps:
             if report.phase == "training" and report.step:
                 made.append(report.step)
-            if how == "killed" and len(made) == 47:  # evaluated at 40, but last saved at 25
+            if how == "killed" and len(made) == 24:  # evaluated at 20, but last saved at 13
                 steps.close()  # type: ignore[attr-defined]
-        assert made[-1] in (47, 48)
-        assert [row["step"] for row in figures(run)] == [40]
+        assert made[-1] in (24, 25)
+        assert [row["step"] for row in figures(run)] == [20]
         said = finish(run, images)
-    assert any(f"continuing from step {25 if how == 'killed' else made[-1]}" in t for t in said)
-    assert [row["step"] for row in figures(run)] == [40, 80, 90]
+    assert any(f"continuing from step {13 if how == 'killed' else made[-1]}" in t for t in said)
+    assert [row["step"] for row in figures(run)] == [20, 40, 45]
     assert figures(run) == figures(whole)
     assert best(run) == best(whole)
     assert weights(run) == weights(whole)

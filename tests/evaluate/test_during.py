@@ -35,21 +35,21 @@ from unraze.generate import Model
 from unraze.ranks import Ranks
 from unraze.run import Run
 
-EVERY = 40
+EVERY = 20
 ENOUGH = Images.from_arrays(np.zeros((50, 1, 8, 8), dtype=np.uint8), source="held-out")
 
 
 @pytest.fixture
 def by(ready: Small, monkeypatch: pytest.MonkeyPatch) -> Ruler:
-    """What evaluations of the small runs are measured with: 11 samples every 40 steps."""
+    """What evaluations of the small runs are measured with: 11 samples every 20 steps."""
     monkeypatch.setattr(during, "FEWEST", 10)
     config = config_of(ready)
     return finish(ruler(config, load(config.data), load(config.data, split="held-out")))
 
 
 def config_of(ready: Small, **changes: Any) -> Config:
-    """90 steps of 32 images, evaluated at 40, 80 and 90."""
-    values = {"train.steps": 90, "train.batch": 32, "train.eval_every": EVERY}
+    """45 steps of 64 images, evaluated at 20, 40 and 45."""
+    values = {"train.steps": 45, "train.batch": 64, "train.eval_every": EVERY}
     return small_config({"data.source": str(ready.data), **values, **changes})
 
 
@@ -159,7 +159,7 @@ def test_making_ready_shows_how_far_it_is_and_can_be_stopped(
     assert [report.phase for report in before] == ["preparing"] * 3
     # what is to be done, images that are read, and steps
     assert [(report.step, report.steps) for report in before] == [(0, 0), (150, 150), (0, 12)]
-    assert (last.phase, last.message) == ("stopped", "stopped at step 0 of 90, before the next one")
+    assert (last.phase, last.message) == ("stopped", "stopped at step 0 of 45, before the next one")
     with few_steps():
         assert list(training.train(run, images))[-1].phase == "done"
     whole, _ = trained(config, tmp_path / "whole")
@@ -230,7 +230,7 @@ def test_the_ruler_holds_the_held_out_images(by: Ruler, ready: Small) -> None:
     unseen = load(config.data, split="held-out").pixels
     np.testing.assert_array_equal(by.real, ready.spaces[0].extract(unseen))
     assert by.space.hash == ready.spaces[0].hash
-    assert by.count == affordable(30, 32) == 11
+    assert by.count == affordable(15, 64) == 11
 
 
 def test_many_held_out_images_are_taken_evenly(
@@ -273,7 +273,7 @@ def test_training_evaluates_keeps_the_best_and_is_the_same_run(
 ) -> None:
     run, reports = trained(config_of(ready), tmp_path / "run")
     rows = runs.read_rows(run.quality)
-    assert [row["step"] for row in rows] == [40, 80, 90]
+    assert [row["step"] for row in rows] == [20, 40, 45]
     for row in rows:
         assert row["low"] < row["kid"] < row["high"]
         assert (row["samples"], row["features"]) == (by.count, by.space.hash)
@@ -317,13 +317,13 @@ def test_a_best_checkpoint_that_is_damaged_is_said(
     for report in training.train(run, images):
         if report.phase == "evaluated":
             said.append(report.message or "")
-            if report.step == 40:
+            if report.step == 20:
                 (file,) = run.best.glob("*/ema.safetensors")
                 file.write_bytes(file.read_bytes()[:-1])
     assert "the best so far" in said[0]
     assert "DAMAGED" in said[1]
     assert "best" not in said[2]
-    assert [path.name for path in checkpoint.listing(run.best)] == ["step-00000080"]
+    assert [path.name for path in checkpoint.listing(run.best)] == ["step-00000040"]
 
 
 def test_images_that_are_no_numbers_leave_no_row(
