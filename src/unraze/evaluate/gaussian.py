@@ -20,11 +20,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy
 
 from unraze.errors import InputError
 from unraze.evaluate.figures import Figure
-from unraze.evaluate.intervals import GROUPS, Groups, checked, grouped, jackknife, normal
+from unraze.evaluate.intervals import (
+    GROUPS,
+    Groups,
+    checked,
+    grouped,
+    jackknife,
+    normal,
+    rows_at_once,
+)
 
 __all__ = [
     "FEWEST_PER_FEATURE",
@@ -131,7 +138,7 @@ def _estimate(
     w are the least squares weights of a line's value at k = 0. A group lies in one part of each k,
     and only that part's distance changes without it.
     """
-    origin = real.mean(axis=0)
+    origin, at_once = real.mean(axis=0), rows_at_once(real.shape[1] ** 2)
     sides = [_sums(grouped(x - origin, _groups(x, sizes))) for x in (real, generated)]
     changes = [np.zeros(len(side.count)) for side in sides]
     value = 0.0
@@ -139,15 +146,16 @@ def _estimate(
         for p in range(k):
             ranges = [_part(len(side.count), k, p) for side in sides]
             sums = [side.over(part) for side, part in zip(sides, ranges, strict=True)]
-            fits = [_gaussian(*one) for one in sums]
-            distance = _distance(*fits)
+            fits = [_gaussians(*one) for one in sums]
+            distance = float(_distances(*fits))
             value += weight / k * distance
             for side, part, (n, s, q), other, change in zip(
                 sides, ranges, sums, reversed(fits), changes, strict=True
             ):
-                for j in range(part.start, part.stop):
-                    fit = _gaussian(n - side.count[j], s - side.first[j], q - side.second[j])
-                    change[j] += weight / k * (_distance(fit, other) - distance)
+                for start in range(part.start, part.stop, at_once):
+                    j = slice(start, min(start + at_once, part.stop))
+                    left = _gaussians(n - side.count[j], s - side.first[j], q - side.second[j])
+                    change[j] += weight / k * (_distances(left, other) - distance)
     parts = tuple(
         (jackknife(value, value + change, side.count), len(change) - 1)
         for change, side in zip(changes, sides, strict=True)
@@ -163,21 +171,22 @@ class _Sums:
     first: Array
     second: Array
 
-    def over(self, part: slice) -> tuple[int, Array, Array]:
+    def over(self, part: slice) -> tuple[Array, Array, Array]:
         return (
-            int(self.count[part].sum()),
+            self.count[part].sum(),
             self.first[part].sum(axis=0),
             self.second[part].sum(axis=0),
         )
 
 
 @dataclass(frozen=True)
-class _Gaussian:
-    """Mean (d,), a root R (d, d) of the covariance R Rᵀ, and that covariance's trace."""
+class _Gaussians:
+    """One or several: mean (…, d), a root R (…, d, d) of the covariance R Rᵀ, and that one's trace
+    (…)."""
 
     mean: Array
     root: Array
-    trace: float
+    trace: Array
 
 
 def _sums(groups: Groups) -> _Sums:
@@ -189,16 +198,20 @@ def _sums(groups: Groups) -> _Sums:
     return _Sums(groups.sizes, first, second)
 
 
-def _gaussian(count: int, first: Array, second: Array) -> _Gaussian:
-    mean = first / count
-    covariance = (second - np.outer(first, mean)) / (count - 1)
+def _gaussians(count: Array, first: Array, second: Array) -> _Gaussians:
+    mean = first / count[..., None]
+    outer = first[..., :, None] * mean[..., None, :]
+    covariance = (second - outer) / (count - 1)[..., None, None]
     values, axes = np.linalg.eigh(covariance)
-    return _Gaussian(mean, axes * np.sqrt(np.maximum(values, 0)), float(np.trace(covariance)))
+    root = axes * np.sqrt(np.maximum(values, 0))[..., None, :]
+    return _Gaussians(mean, root, np.trace(covariance, axis1=-2, axis2=-1))
 
 
-def _distance(a: _Gaussian, b: _Gaussian) -> float:
-    overlap = scipy.linalg.svdvals(a.root.T @ b.root).sum()
-    return float(((a.mean - b.mean) ** 2).sum() + a.trace + b.trace - 2 * overlap)
+def _distances(a: _Gaussians, b: _Gaussians) -> Array:
+    product = np.swapaxes(a.root, -1, -2) @ b.root
+    overlap = np.linalg.svd(product, compute_uv=False).sum(axis=-1)
+    distances: Array = ((a.mean - b.mean) ** 2).sum(axis=-1) + a.trace + b.trace - 2 * overlap
+    return distances
 
 
 def _weights(sizes: int) -> Array:
