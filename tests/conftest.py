@@ -12,6 +12,7 @@ for variable, value in ONE_THREAD.items():
 import numpy as np
 import pytest
 import torch
+from processes import Forker, forking
 
 from small_pictures import small_pictures
 from unraze import train as training
@@ -27,6 +28,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["UNRAZE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forker(cache: Path) -> Iterator[Forker]:
+    """A program that makes processes of the package, to which something befalls."""
+    with forking() as running:
+        yield running
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from processes import Forker, has_ended, wait_for
 
 from unraze import cli as commands, generate, pictures
 from unraze.cli import look, main
@@ -110,6 +111,11 @@ def refused(
     for words in says:
         assert words in err, err
     assert snapshot(Path.cwd()) == before
+
+
+def here(err: Path = Path("err")) -> dict[str, str]:
+    """Where a forked process works, and writes what it says on stderr."""
+    return {"cwd": str(Path.cwd()), "err": str(err.resolve())}
 
 
 def last_line(capfd: pytest.CaptureFixture[str]) -> str:
@@ -439,28 +445,19 @@ def test_a_signal_saves_says_how_to_go_on_and_resume_ends_the_run() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="/proc is Linux")
-def test_signals_while_images_are_read_leave_no_run_and_no_traceback() -> None:
+def test_signals_while_images_are_read_leave_no_run_and_no_traceback(forker: Forker) -> None:
     np.save("x.npy", np.zeros((40_000, 28, 28), dtype=np.uint8))
-    command = [*UNRAZE, "train", "x.npy", "--size", "64", "--out", "run"]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        try:
-            for _ in range(1200):
-                if "x.npy" in Path(f"/proc/{process.pid}/maps").read_text():
-                    break
-                time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
-            assert process.stderr.readline() == "unraze: error: interrupted\n"
-            for _ in range(3):  # while it ends
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.01)
-            _, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert err == ""
-    assert process.returncode == 130
+    command = ["train", "x.npy", "--size", "64", "--out", "run"]
+    with forker.running("cli", argv=command, **here()) as process:
+        maps = Path(f"/proc/{process}/maps")
+        wait_for(lambda: "x.npy" in maps.read_text())
+        os.kill(process, signal.SIGINT)
+        wait_for(Path("err").read_text)
+        for _ in range(3):  # while it ends
+            os.kill(process, signal.SIGINT)
+            time.sleep(0.01)
+        assert forker.wait(process) == 130
+    assert Path("err").read_text() == "unraze: error: interrupted\n"
     assert not Path("run").exists()
 
 
@@ -479,27 +476,19 @@ def test_a_signal_while_the_program_itself_is_read_is_no_traceback(tmp_path: Pat
     assert done.stderr == "unraze: error: interrupted\n"
 
 
-def test_a_second_signal_aborts_at_once() -> None:
+def test_a_second_signal_aborts_at_once(forker: Forker) -> None:
     # a step of this run lasts for half a minute: only the second signal can end it sooner
     slow = ["--size", "64", "--batch", "1500", "--set", "train.accumulate=100"]
     slow += ["--set", "train.checkpoint_every=9"]  # nothing to measure before the first step
     command = ["train", "digits", "--steps", "9", "--dtype", "float32", "--out", "run", *slow]
-    with subprocess.Popen(
-        [*UNRAZE, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None
-        try:
-            for _ in range(600):
-                if Path("run/reals.png").exists():
-                    break
-                time.sleep(0.1)
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            assert b"once more" in process.stderr.readline() + process.stderr.readline()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == -signal.SIGINT
-        finally:
-            process.kill()
+    with forker.running("cli", argv=command, **here()) as process:
+        wait_for(Path("run/reals.png").exists)
+        time.sleep(0.3)
+        os.kill(process, signal.SIGINT)
+        wait_for(lambda: "once more" in Path("err").read_text())
+        os.kill(process, signal.SIGINT)
+        wait_for(lambda: has_ended(process))
+        assert forker.wait(process) == -signal.SIGINT
     assert not list(Path("run/checkpoints").glob("step-*"))
 
 
@@ -860,23 +849,16 @@ def test_an_array_for_which_there_is_no_room(run: Path, capfd: pytest.CaptureFix
     assert [path.name for path in Path.cwd().iterdir()] == ["run"]
 
 
-def test_a_signal_to_sampling_leaves_nothing_unfinished(run: Path) -> None:
-    command = [*UNRAZE, "sample", "run", "-n", "1000000", "--threads", "1", "--npy", "a.npy"]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            for _ in range(600):
-                if list(Path.cwd().glob(".a.npy.*")):
-                    break
-                time.sleep(0.1)
-            assert list(Path.cwd().glob(".a.npy.*"))
-            process.send_signal(signal.SIGTERM)
-            _, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert err == "unraze: error: interrupted\n"
+def test_a_signal_to_sampling_leaves_nothing_unfinished(
+    run: Path, forker: Forker, tmp_path: Path
+) -> None:
+    command = ["sample", "run", "-n", "1000000", "--threads", "1", "--npy", "a.npy"]
+    err = tmp_path / "err"
+    with forker.running("cli", argv=command, **here(err)) as process:
+        wait_for(lambda: list(Path.cwd().glob(".a.npy.*")))
+        os.kill(process, signal.SIGTERM)
+        assert forker.wait(process) == 130
+    assert err.read_text() == "unraze: error: interrupted\n"
     assert [path.name for path in Path.cwd().iterdir()] == ["run"]
 
 

@@ -1,18 +1,17 @@
 """`unraze distill` from the terminal: a new run beside the old one, and one line for what fails."""
 
 import json
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import Forker, wait_for
 
 from evaluated import digits_file, few_steps
-from test_cli import TINY, last_line, refused, snapshot
+from test_cli import TINY, here, last_line, refused, snapshot
 from unraze import checkpoint
 from unraze.cli import main
 from unraze.run import Run, find, read_config, read_rows
@@ -77,20 +76,17 @@ def test_a_run_is_distilled_sampled_and_continued(
     assert (config.train.steps, config.train.batch, config.train.lr) == (2, 4, 0.01)
 
 
-def test_interrupted_and_continued_it_is_the_same_run(run: Path) -> None:
+def test_interrupted_and_continued_it_is_the_same_run(run: Path, forker: Forker) -> None:
     """A real process and a real SIGINT: to the byte what an uninterrupted one makes."""
     budget = ["--steps", "50", "--set", "train.checkpoint_every=25"]
-    command = [sys.executable, "-m", "unraze", "distill", str(run), *budget, "--out", "new"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["distill", str(run), *budget, "--out", "new"]
     new = Run(Path("new"))
-    while len(read_rows(new.stats)) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "go on with: unraze resume new" in out
-    assert "saving, then stopping" in err
+    with forker.running("cli", argv=command, out=str(Path("out").resolve()), **here()) as process:
+        wait_for(lambda: len(read_rows(new.stats)) >= 3)
+        os.kill(process, signal.SIGINT)
+        assert forker.wait(process) == 130
+    assert "go on with: unraze resume new" in Path("out").read_text()
+    assert "saving, then stopping" in Path("err").read_text()
     assert len(read_rows(new.stats)) < 50
     assert main(["resume", "new"]) == 0
 

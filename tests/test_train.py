@@ -125,7 +125,7 @@ def test_the_losses_of_the_text_train(
         "loss.times": "uniform",
         "schedule.kind": "linear",
         "schedule.steps": 10,
-        "train.steps": 60,
+        "train.steps": 30,
         "train.batch": 32,
         "train.lr": 1e-2,
     }

@@ -1,18 +1,10 @@
-"""A run that nothing befell, and a program that makes processes to which something does."""
+"""A run that nothing befell."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Forker, Whole, command, forking, left_by, make_data
-
-
-@pytest.fixture(scope="session")
-def forker(cache: Path) -> Iterator[Forker]:
-    """The forking program."""
-    with forking() as running:
-        yield running
+from processes import Forker, Whole, command, left_by, make_data
 
 
 @pytest.fixture(scope="session")

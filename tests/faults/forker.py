@@ -34,9 +34,9 @@ from unraze.interop import tracking  # noqa: F401
 
 def work(job: dict[str, Any]) -> int:
     """Does a job in this process; the exit status."""
-    handle = os.open(job.get("out", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for number in (1, 2):
-        os.dup2(handle, number)
+    out = job.get("out", os.devnull)
+    for number, file in ((1, out), (2, job.get("err", out))):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if "terminal" in job:  # a session of its own, which the terminal's end is the end of
         os.setsid()
         handle = os.open(job["terminal"], os.O_RDWR)

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,17 @@ class Forker:
         """Begins a job and waits for it."""
         return self.wait(self.start(do, **job))
 
+    @contextmanager
+    def running(self, do: str, **job: Any) -> Iterator[int]:
+        """A job in a process of its own, which does not outlive a test that fails."""
+        process = self.start(do, **job)
+        try:
+            yield process
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            raise
+
     def kill_after(self, seconds: float, do: str, **job: Any) -> int:
         """Begins a job and kills it then; how it ended."""
         process = self.start(do, **job)
@@ -79,6 +90,14 @@ class Forker:
         answer = self.program.stdout.readline()
         assert answer, "the forking program has ended"
         return answer
+
+
+def wait_for(there: Callable[[], object], seconds: float = 60) -> None:
+    """Returns when it is there; fails where it does not come."""
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def has_ended(process: int) -> bool:

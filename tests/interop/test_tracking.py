@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Forker, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # which trackio reads when it is imported
@@ -242,19 +242,17 @@ class TestCommand:
     def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
 
-    def test_killed_by_the_system_and_resumed(self, tracker: Name) -> None:
+    def test_killed_by_the_system_and_resumed(self, tracker: Name, forker: Forker) -> None:
         """A real process; that the track goes on needs no option then."""
-        command = [sys.executable, "-m", "unraze", "train", "digits", "--steps", "60", *TINY]
+        command = ["train", "digits", "--steps", "60", *TINY]
         for setting in ("train.checkpoint_every=10", "train.preview_every=25"):
             command += ["--set", setting]
         command += ["--track", tracker, "--out", "run"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
-        run = Run(Path("run"))
-        while len(runs.read_rows(run.stats)) < 25:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        run, place = Run(Path("run")), {"cwd": str(Path.cwd()), "env": dict(os.environ)}
+        with forker.running("cli", argv=command, **place) as process:
+            wait_for(lambda: len(runs.read_rows(run.stats)) >= 25)
+            os.kill(process, signal.SIGKILL)
+            forker.wait(process)
         lines = len(runs.read_rows(run.stats))
         assert lines < 60
         assert main(["resume", "run"]) == 0
