@@ -1,6 +1,7 @@
 """What the tests of the samplers of few calls share."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ def noisy(x: Tensor, noise: Callable[[int], Tensor] | None = None) -> dict[str, 
     }
 
 
+@cache
 def errors(sampler: Sampler, schedule: Schedule) -> list[float]:
     """Root mean square distance from the probability flow's end, over 16 … 256 even angles."""
     x = normals(1, 64, 3)

@@ -50,7 +50,8 @@ else:
 TINY = [
     *["--set", "network.widths=[8, 8]", "--set", "network.blocks=1", "--set", "network.groups=4"],
     *["--set", "network.heads=1", "--set", "schedule.steps=20", "--set", "sample.steps=4"],
-    *["--set", "train.preview_every=1000", "--dtype", "float32", "--threads", "1", "--batch", "8"],
+    *["--set", "train.preview_every=1000", "--set", "train.checkpoint_every=1000"],
+    *["--dtype", "float32", "--threads", "1", "--batch", "8"],
 ]
 UNRAZE = [sys.executable, "-m", "unraze"]
 
@@ -452,7 +453,7 @@ def test_signals_while_images_are_read_leave_no_run_and_no_traceback(forker: For
         maps = Path(f"/proc/{process}/maps")
         wait_for(lambda: "x.npy" in maps.read_text())
         os.kill(process, signal.SIGINT)
-        wait_for(Path("err").read_text)
+        wait_for(lambda: "interrupted" in Path("err").read_text())
         for _ in range(3):  # while it ends
             os.kill(process, signal.SIGINT)
             time.sleep(0.01)

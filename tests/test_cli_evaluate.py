@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from evaluated import Small, files_below, small, small_run
+from evaluated import Small, files_below, short_flow, small, small_run
 from unraze.cli import main
 from unraze.evaluate import evaluation as evaluations, samples
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
@@ -39,6 +39,7 @@ def here(made_once: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A folder to be in, with copies of the runs at `run`, `other` and `classy`."""
     monkeypatch.setenv("UNRAZE_CACHE", str(made_once.cache))
     monkeypatch.setattr(samples, "BATCH", 10)
+    short_flow(monkeypatch)
     folder = tmp_path / "here"
     for run in (made_once.run, made_once.other, made_once.classy):
         shutil.copytree(run, folder / run.name)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluated import short_flow
 from unraze.cli import main
 from unraze.evaluate import feature_training
 
@@ -95,6 +96,7 @@ def test_the_commands_of_the_readme_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(feature_training, "FEWEST_STEPS", 5)
     monkeypatch.setattr(feature_training, "EPOCHS", 1)
+    short_flow(monkeypatch)
     generator = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for i in range(12):

@@ -32,10 +32,19 @@ QUICK = {
 }
 
 
+@pytest.fixture(scope="module")
+def old_once(
+    tiny_config: Config, tiny_images: Images, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("old") / "run"
+    fit(tiny_images, tiny_config, out=out)
+    return out
+
+
 @pytest.fixture
-def old(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> Model:
+def old(old_once: Path, tmp_path: Path) -> Model:
     """A run without classes."""
-    return fit(tiny_images, tiny_config, out=tmp_path / "old")
+    return generate.load(shutil.copytree(old_once, tmp_path / "old"))
 
 
 def others() -> Images:

@@ -1,5 +1,6 @@
 """Sampling from a run: what the same seed gives, and what is refused."""
 
+import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,23 @@ from unraze.train import fit
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs") / "tiny"
+def trained(
+    tiny_config: Config, tiny_images: Images, tmp_path_factory: pytest.TempPathFactory
+) -> Model:
+    config = updated(tiny_config, {"train.classes": True, "train.steps": 200, "train.lr": 1e-2})
+    return fit(tiny_images, config, out=tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model_path(trained: Model) -> Path:
+    assert trained.run is not None
+    return Path(trained.run)
 
 
 @pytest.fixture
-def model(model_path: Path, tiny_config: Config, tiny_images: Images) -> Model:
-    if not model_path.exists():
-        config = updated(tiny_config, {"train.classes": True, "train.steps": 200, "train.lr": 1e-2})
-        fit(tiny_images, config, out=model_path)
-    return generate.load(model_path)
+def model(trained: Model) -> Model:
+    """The trained model, its network to be spoilt at will."""
+    return replace(trained, network=copy.deepcopy(trained.network))
 
 
 def settings(**changes: object) -> SampleConfig:

@@ -158,15 +158,21 @@ class Schedule:
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.detach().to(device="cpu", dtype=torch.float64).contiguous()
-        if bool(((t < 0) | (t > self.times[-1]) | t.isnan()).any()):
-            raise ValueError(
-                f"t = {float(t.min()):g} … {float(t.max()):g}: "
-                f"training times lie in [0, {float(self.times[-1]):g}]"
-            )
+        # of which a not-a-number among them makes both one
+        low, high = map(float, t.aminmax()) if t.numel() else (0.0, 0.0)
+        if not (low >= 0 and high <= self._last):
+            raise ValueError(f"t = {low:g} … {high:g}: training times lie in [0, {self._last:g}]")
         left = torch.searchsorted(self.times, t, right=True) - 1
-        right = (left + 1).clamp(max=self.steps)
-        width = (self.times[right] - self.times[left]).clamp(min=torch.finfo(torch.float64).tiny)
-        return left, (t - self.times[left]) / width
+        return left, (t - self.times[left]) / self._widths[left]
+
+    @cached_property
+    def _last(self) -> float:
+        return float(self.times[-1])
+
+    @cached_property
+    def _widths(self) -> Tensor:
+        """From each time to the next (T+1,); 1 after the last one, where nothing is divided."""
+        return torch.cat([self.times.diff(), torch.ones(1, dtype=torch.float64)])
 
 
 def linear(steps: int = REFERENCE_STEPS, *, rescaled: bool = True) -> Schedule:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluated import Small, small
+from evaluated import Small, short_flow, small
 from unraze.generate import Model, load
 
 
@@ -18,6 +18,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Small:
 def ready(made_once: Small, monkeypatch: pytest.MonkeyPatch) -> Small:
     """Runs, images and trained features; the cache is that of the features."""
     monkeypatch.setenv("UNRAZE_CACHE", str(made_once.cache))
+    short_flow(monkeypatch)
     return made_once
 
 
