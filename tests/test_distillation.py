@@ -26,7 +26,7 @@ from unraze.train import fit, train
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 300 steps with classes: two kinds of 8×8 picture."""
+    """A run of 200 steps with classes: two kinds of 8×8 picture."""
     config = updated(
         Config(),
         {
@@ -36,7 +36,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "network.groups": 4,
             "schedule.steps": 50,
             "sample.steps": 4,
-            "train.steps": 300,
+            "train.steps": 200,
             "train.batch": 16,
             "train.lr": 5e-3,
             "train.classes": True,
@@ -95,7 +95,7 @@ def test_jumps_end_nearer_to_where_the_teacher_goes_step_by_step(
     teacher: Path, tmp_path: Path, calls: int
 ) -> None:
     before, images = load(teacher), two_kinds()
-    given = {"train.steps": 200, "train.batch": 16, "train.ema": 0.98}
+    given = {"train.steps": 120, "train.batch": 16, "train.ema": 0.98}
     given |= {"train.preview_every": 1000, "train.checkpoint_every": 1000}
     config = configuration(before, calls=calls, changes=given)
     run = create(before, config, images, out=tmp_path / "run")
@@ -449,8 +449,8 @@ def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> Non
     """A step is the student there and back, target and teacher, where training's is there and back
     alone; and muon's own work, where training was not by muon."""
     model = load(teacher)
-    assert configuration(model).train.steps == 300 // 2
-    assert configuration(model, changes={"train.batch": 32}).train.steps == 300 // 2 // 2
+    assert configuration(model).train.steps == 200 // 2
+    assert configuration(model, changes={"train.batch": 32}).train.steps == 200 // 2 // 2
     assert configuration(model, changes={"train.minutes": 1.0}).train.steps is None
     object.__setattr__(model, "config", updated(model.config, {"train.optimizer": "muon"}))
-    assert configuration(model).train.steps == round(300 / 1.6)
+    assert configuration(model).train.steps == round(200 / 1.6)
