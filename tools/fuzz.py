@@ -39,7 +39,7 @@ FINDINGS = Path("fuzz-findings")
 MOST_BYTES, MOST_SECONDS, MOST_MIB = 2**16, 20, 2048
 """Of an input, over an input, and of memory, which torch and its like take 500 of."""
 READERS = (
-    *("unraze.cli.drawing", "unraze.checkpoint", "unraze.clusters", "unraze.config"),
+    *("unraze.drawing", "unraze.checkpoint", "unraze.clusters", "unraze.config"),
     *("unraze.data", "unraze.generate", "unraze.pictures"),
     *("unraze.interop.from_diffusers", "unraze.interop.lucidrains"),
 )
@@ -444,10 +444,10 @@ def _tar_seeds() -> list[bytes]:
 
 def _recipe(folder: Path, data: bytes) -> None:
     from unraze import pictures
-    from unraze.cli.drawing import _understood
+    from unraze.drawing import understood
 
     (folder / "x.png").write_bytes(data)
-    _understood(pictures.read_recipe(folder / "x.png"), folder / "x.png")
+    understood(pictures.read_recipe(folder / "x.png"), folder / "x.png")
 
 
 def _recipe_text(folder: Path, data: bytes) -> None:

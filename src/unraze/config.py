@@ -100,6 +100,7 @@ NOISE_SHARES: dict[SamplerName, float] = {"ddim": 0.0, "dpmpp_2m_sde": 1.0, "dpm
 OF_A_SAMPLER: dict[str, tuple[SamplerName, ...]] = {
     "eta": tuple(NOISE_SHARES),
     "order": tuple(ORDERS),
+    "sigma_share": ("random",),
     "restart_interval": ("restart",),
     "restart_repeats": ("restart",),
 }
@@ -539,6 +540,10 @@ class SampleConfig(_Section):
     )
     sigma: Literal["beta", "beta_tilde", "learned"] = Field(
         "beta", description="σ_t of the random sampler; learned: as the network says"
+    )
+    sigma_share: Unit | None = Field(
+        None,
+        description="share of σ_t that the random sampler adds, 0 is greedy; absent: all of it",
     )
     eta: Unit | None = Field(
         None, description="share of new noise; absent: 0 of ddim, 1 of the sde samplers"

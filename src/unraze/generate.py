@@ -134,7 +134,8 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of one batch: images `numbers` stand at time t; x (B, C, H, W) is their state.
+    """One step of one batch: images `numbers` stand at time t; x (B, C, H, W) is their state, and
+    `estimate` what the network took for x̂_0 on the way there.
 
     `done` of `total` steps are made over all batches; `finished` says that x is the sample.
     """
@@ -142,6 +143,7 @@ class Progress:
     numbers: range
     t: float
     x: Tensor
+    estimate: Tensor
     done: int
     total: int
     finished: bool
@@ -488,7 +490,8 @@ def generate(
         noise = _noise(model, seed, numbers)
         for step in walk(denoise, x, way.chain, settings, noise, borders=borders):
             done += 1
-            yield Progress(numbers, step.t, step.x, done, total, finished=step.t == 0)
+            estimate = step.prediction.x0
+            yield Progress(numbers, step.t, step.x, estimate, done, total, finished=step.t == 0)
 
 
 def sample(

@@ -22,7 +22,7 @@ from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 from unraze.step import begin, clip, gradients
 
-__all__ = ["FEWEST_STEPS", "Pace", "measured", "told", "too_short"]
+__all__ = ["FEWEST_STEPS", "Pace", "measured", "seconds_a_step", "told", "too_short"]
 
 SAVE_SECONDS = 60.0
 FEWEST_STEPS = 300
@@ -50,7 +50,7 @@ def measured(
     seconds = {}
     for dtype in dtypes:
         one = updated(config, {"train.dtype": dtype})
-        found = _seconds_a_step(one, images, most, min(5.0, 0.03 * budget), ranks, stop)
+        found = seconds_a_step(one, images, most, min(5.0, 0.03 * budget), ranks, stop)
         if found is None:
             return None
         seconds[dtype] = found
@@ -126,7 +126,7 @@ class Pace:
         return steps * self.seconds
 
 
-def _seconds_a_step(
+def seconds_a_step(
     config: Config,
     images: Images,
     most: int,

@@ -22,14 +22,18 @@ from unraze.data import to_uint8
 from unraze.errors import InputError, UnrazeError
 
 __all__ = [
+    "HEAD",
     "KEY",
     "beside",
     "captioned",
+    "film_bytes",
     "film_frames",
     "grid",
     "pixels_of",
+    "png_bytes",
     "png_metadata",
     "read_recipe",
+    "recipe_in",
     "square",
     "to_pil",
     "write_film",
@@ -163,7 +167,12 @@ def write_png(picture: Image.Image, path: Path, recipe: Mapping[str, Any]) -> No
     Raises `UnrazeError` where it cannot be written, `ValueError` or `TypeError` for a recipe that
     is not JSON.
     """
-    _save([picture], path, format="PNG", pnginfo=_png_info(recipe))
+    _write(path, png_bytes(picture, recipe))
+
+
+def png_bytes(picture: Image.Image, recipe: Mapping[str, Any]) -> bytes:
+    """The PNG that `write_png` writes."""
+    return _encoded([picture], format="PNG", pnginfo=_png_info(recipe))
 
 
 def write_film(
@@ -183,8 +192,24 @@ def write_film(
     Raises `InputError` for another ending or no frames, `UnrazeError` where it cannot be written,
     `ValueError` for frames that differ in size or durations that viewers do not keep to.
     """
+    ending = path.suffix.lower()
+    if ending not in (".gif", ".png"):
+        raise InputError(f"{path}: films are .gif or .png (animated), not '{ending}'")
     if not frames:
         raise InputError(f"{path}: a film needs at least one frame")
+    times = {"milliseconds": milliseconds, "hold_last_ms": hold_last_ms}
+    _write(path, film_bytes(frames, recipe, gif=ending == ".gif", **times))
+
+
+def film_bytes(
+    frames: Sequence[Image.Image],
+    recipe: Mapping[str, Any],
+    *,
+    gif: bool = True,
+    milliseconds: int = 80,
+    hold_last_ms: int = 2000,
+) -> bytes:
+    """The film that `write_film` writes, a GIF or an animated PNG."""
     if len({frame.size for frame in frames}) > 1:
         raise ValueError(f"the frames differ in size: {sorted({f.size for f in frames})}")
     if min(milliseconds, hold_last_ms) < SHORTEST_MS:
@@ -199,17 +224,13 @@ def write_film(
         "duration": [milliseconds] * (len(frames) - 1) + [hold_last_ms],
         "loop": 0,
     }
-    match path.suffix.lower():
-        case ".gif":
-            if not grey:
-                palette = _palette(frames)
-                frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-            comment = f"{KEY} {_to_json(recipe)}".encode("ascii")
-            _save(frames, path, format="GIF", comment=comment, optimize=False, **options)
-        case ".png":
-            _save(frames, path, format="PNG", pnginfo=_png_info(recipe), **options)
-        case other:
-            raise InputError(f"{path}: films are .gif or .png (animated), not '{other}'")
+    if not gif:
+        return _encoded(frames, format="PNG", pnginfo=_png_info(recipe), **options)
+    if not grey:
+        palette = _palette(frames)
+        frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    comment = f"{KEY} {_to_json(recipe)}".encode("ascii")
+    return _encoded(frames, format="GIF", comment=comment, optimize=False, **options)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -218,26 +239,37 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not a file; give a picture that unraze made")
     try:
         with path.open("rb") as file:
-            head = io.BytesIO(file.read(HEAD))
-        with Image.open(head, formats=("PNG", "GIF")) as picture:
-            text = picture.info.get(KEY) or _of_comment(picture.info.get("comment"))
+            head = file.read(HEAD)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; give a picture that unraze made") from error
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+    return recipe_in(head, str(path))
+
+
+def recipe_in(head: bytes, name: str) -> dict[str, Any]:
+    """The recipe of a picture or film that begins with these bytes, at least `HEAD` of them or all;
+    errors call it `name`. Raises `InputError` where there is none."""
+    try:
+        with Image.open(io.BytesIO(head), formats=("PNG", "GIF")) as picture:
+            text = picture.info.get(KEY) or _of_comment(picture.info.get("comment"))
     except Exception as error:  # what decoders raise on damaged headers is not a closed set
-        reason = getattr(error, "strerror", None) or "it is no PNG or GIF, or a damaged one"
-        raise InputError(
-            f"{path}: cannot be read as a picture ({reason}); give one that unraze made"
-        ) from error
+        raise _unreadable(name, error) from error
     remedy = "it was not made by unraze, or its metadata was stripped; give another picture"
     if not text:
-        raise InputError(f"{path}: holds no recipe; {remedy}")
+        raise InputError(f"{name}: holds no recipe; {remedy}")
     try:
         recipe = untrusted.json_in(text, parse_constant=_no_number)
     except ValueError as error:
-        raise InputError(f"{path}: its recipe cannot be read ({error}); {remedy}") from error
+        raise InputError(f"{name}: its recipe cannot be read ({error}); {remedy}") from error
     if not isinstance(recipe, dict):
-        raise InputError(f"{path}: its recipe cannot be read; {remedy}")
+        raise InputError(f"{name}: its recipe cannot be read; {remedy}")
     return recipe
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or "it is no PNG or GIF, or a damaged one"
+    return InputError(f"{name}: cannot be read as a picture ({reason}); give one that unraze made")
 
 
 def _no_number(word: str) -> float:
@@ -284,15 +316,19 @@ def _palette(frames: Sequence[Image.Image]) -> Image.Image:
     return Image.fromarray(np.concatenate(thinned)).quantize(256, Image.Quantize.MEDIANCUT)
 
 
-def _save(pictures: Sequence[Image.Image], path: Path, **options: Any) -> None:
-    """Writes under a temporary name and renames; all of it is encoded before a file is touched."""
+def _encoded(pictures: Sequence[Image.Image], **options: Any) -> bytes:
     encoded = io.BytesIO()
     if len(pictures) > 1:
         options["append_images"] = list(pictures[1:])
     pictures[0].save(encoded, **options)
+    return encoded.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes under a temporary name and renames."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, encoded.getbuffer(), durable=False)
+        files.write_whole(path, data, durable=False)
     except OSError as error:
         raise UnrazeError(files.cannot_write(path, error)) from error
 

@@ -54,6 +54,7 @@ __all__ = [
     "identity",
     "identity_of",
     "is_busy",
+    "last_row",
     "locked",
     "log",
     "make_numbered",
@@ -63,7 +64,10 @@ __all__ = [
     "read_env",
     "read_rows",
     "require_free",
+    "rows_in",
     "summaries",
+    "summary",
+    "trainer_here",
     "truncate_rows",
     "write_config",
     "write_data",
@@ -74,6 +78,8 @@ LOCK_SECONDS = 0.5
 
 MAX_TEXT = 2**22
 """The most bytes of a file that says a line or two; a system's longest command line has fewer."""
+TAIL = 2**16
+"""Bytes of a log in which its last row is looked for."""
 NUMBERS = frozenset(
     ("loss", "lr", "grad_norm", "images_per_second", "kid", "low", "high", "seconds", "share")
 )
@@ -376,11 +382,16 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         return []
-    rows = []
     try:
         data = untrusted.read(file, memory())
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}; it is no log of a run") from error
+    return rows_in(data)
+
+
+def rows_in(data: bytes) -> list[dict[str, Any]]:
+    """The rows of a part of such a file that begins with a line, up to the first that is none."""
+    rows = []
     for line in data.splitlines():
         try:
             row = untrusted.json_in(line)
@@ -390,6 +401,21 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             break
         rows.append(row)
     return rows
+
+
+def last_row(file: Path, key: str) -> dict[str, Any] | None:
+    """The last row of such a file that has this key, from its end: the file may be long. None where
+    there is no such row among the last ones, or no file that can be read."""
+    try:
+        size = untrusted.require_plain(file)
+        with file.open("rb") as opened:
+            opened.seek(max(0, size - TAIL))
+            data = opened.read(TAIL)
+    except OSError:
+        return None
+    if size > TAIL:
+        data = data[data.find(b"\n") + 1 :]
+    return next((row for row in reversed(rows_in(data)) if key in row), None)
 
 
 def _is_row(row: object) -> bool:
@@ -507,6 +533,16 @@ def _trainer(run: Run) -> dict[str, Any]:
     return said if whole else {}
 
 
+def trainer_here(run: Run) -> int | None:
+    """The process of this machine that trains a run; None where none does, or it is elsewhere."""
+    said = _trainer(run)
+    if not said or said["machine"] != socket.gethostname():
+        return None
+    process: int = said["process"]
+    there = is_running(process) and _begun(process) == said.get("begun")
+    return process if there else None
+
+
 def _who_trains(run: Run) -> str:
     """The process that holds the lock, in words; nothing where that is not known.
 
@@ -540,18 +576,18 @@ def summaries(folder: Path) -> list[Summary]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the one that holds the runs")
     files = sorted(p for p in folder.glob("*/config.toml") if p.is_file())
-    return [_summary(Run(p.parent)) for p in files]
+    return [summary(Run(p.parent)) for p in files]
 
 
-def _summary(run: Run) -> Summary:
+def summary(run: Run) -> Summary:
+    """A run at a glance, whatever state it is in."""
     try:
         config, saved = read_config(run), checkpoint.listing(run.checkpoints)
     except (InputError, UnreadableError):
         return Summary(run.path, "unreadable", 0, 0, float("nan"), "", "")
-    rows = [row for row in read_rows(run.stats) if "loss" in row]
     # one that was imported has no rows
     begun = {"step": int(saved[-1].name[5:]) if saved else 0, "loss": float("nan")}
-    last: dict[str, Any] = rows[-1] if rows else begun
+    last: dict[str, Any] = last_row(run.stats, "loss") or begun
     steps = config.train.steps or int(last.get("steps", 0))
     state: State
     if is_busy(run):

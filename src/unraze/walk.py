@@ -7,6 +7,7 @@ are made.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,8 +106,9 @@ def walk(
         case "greedy":
             return greedy(denoise, x, chain)
         case "random":
-            sigma, final = settings.sigma, settings.final_noise
-            return random(denoise, x, chain, noise=noise, sigma=sigma, final_noise=final)
+            share = 1.0 if settings.sigma_share is None else settings.sigma_share
+            how: dict[str, Any] = {"sigma": settings.sigma, "final_noise": settings.final_noise}
+            return random(denoise, x, chain, noise=noise, share=share, **how)
         case "ddim":
             return ddim(denoise, x, chain, noise=noise, eta=eta)
         case "heun":

@@ -25,6 +25,7 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     lucidrains,
     publish,
     sample,
+    studio,
     train,
     tune,
 )

@@ -193,19 +193,9 @@ def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | No
     """(height, width) from "32" or "32x48"; None from None. Raises `InputError`."""
     if text is None:
         return None
-    from unraze.data.shape import MAX_PIXELS
+    from unraze.data.shape import size_in
 
-    found = re.fullmatch(r"([0-9]{1,9})(?:[x×]([0-9]{1,9}))?", text.strip())
-    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not height * width:
-        raise InputError(
-            f"{option} {text}: give one number for a square (32), or height x width (32x48)"
-        )
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{option} {text}: is more than {MAX_PIXELS // 1_000_000} million pixels; give less"
-        )
-    return height, width
+    return size_in(text, option)
 
 
 def option_of(key: str) -> str:

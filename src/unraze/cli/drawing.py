@@ -5,130 +5,41 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-import reprlib
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import TYPE_CHECKING
 
 from unraze import files
-from unraze.config import Config, SampleConfig, remedy, updated
+from unraze.config import Config, updated
 from unraze.errors import CheckpointError, InputError, UnrazeError
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
-    from torch import Tensor
 
-    from unraze.generate import Classes, Model
-    from unraze.ranks import Ranks
+    from unraze.drawing import Film, Order
 
 __all__ = [
-    "Order",
-    "Recipe",
+    "MOST_PICTURES",
     "again",
     "draw",
-    "fresh_folder",
     "overview",
     "require_file_place",
     "require_new",
     "require_ours",
     "require_place",
     "set_threads",
-    "share_of",
     "writing",
 ]
 
-GRID_AT_MOST = 400
-FILM_AT_MOST = 36
-FILM_FRAMES = 100
-FILM_SIDE = 360
-"""About the film's width in pixels: noise does not compress, so a larger one weighs too much."""
 LONGEST_NAME = 255
 """Bytes of a file's or a folder's name: what the usual file systems take."""
 PICTURES = re.compile(r"(\d{5,})\.png|grid\.png|film\.gif")
 """The names that sampling gives to what it writes into a folder."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be drawn: images first … first+count-1 of a seed, `batch` at once."""
-
-    model: Model
-    settings: SampleConfig
-    seed: int
-    classes: Classes
-    count: int
-    batch: int
-    raw: bool
-    first: int = 0
-
-
-@dataclass(frozen=True)
-class Film:
-    """What is kept for a film: the first images (N, H, W, C) of a batch at some of the times."""
-
-    states: list[np.ndarray] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-
-
 MOST_PICTURES = 10**8
-MOST_AT_ONCE = 2**20
-
-Count = Annotated[int, Field(ge=1, le=MOST_AT_ONCE)]
-Number = Annotated[int, Field(ge=0, le=2**53)]
-
-
-class Recipe(BaseModel):
-    """What a picture says of how it was made, as far as it is needed to make it again."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-    kind: Literal["image", "grid", "film"]
-    unraze: str
-    run: str
-    checkpoint: str
-    step: Number
-    raw: bool
-    seed: Annotated[int, Field(ge=0)]
-    classes: Number | Literal["all", "none"] | None = Field(alias="class")
-    batch: tuple[Number, Count]
-    threads: int
-    device: str
-    settings: SampleConfig
-    engine: Literal["torch", "onnx", "openvino"] = "torch"
-    image: Number | None = None
-    drawn: Count | None = None
-
-    @model_validator(mode="after")
-    def _what_its_kind_needs(self) -> Recipe:
-        first, size = self.batch
-        if self.kind == "image" and (self.image is None or not first <= self.image < first + size):
-            raise ValueError(f"image = {self.image}: give a number from {first} to {first + size}")
-        if self.kind == "grid" and (self.drawn is None or self.drawn >= GRID_AT_MOST + size):
-            raise ValueError(f"drawn = {self.drawn}: give 1 to {GRID_AT_MOST + size - 1}")
-        return self
-
-    @property
-    def count(self) -> int:
-        """How many images are to be drawn: a grid's are of several batches."""
-        return self.drawn or self.batch[1]
-
-
-def share_of(order: Order, ranks: Ranks) -> Order | None:
-    """The batches of an order that are this rank's; None where it has none.
-
-    They are those that one process would draw, so that each picture has the same bytes.
-    """
-    own = ranks.share(-(-order.count // order.batch))
-    first, end = own.start * order.batch, min(own.stop * order.batch, order.count)
-    return replace(order, first=first, count=end - first) if own else None
 
 
 def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> None:
@@ -138,21 +49,22 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
     before that batch is done, so that what is refused leaves no trace; an array that is not
     finished is removed again.
     """
-    from unraze import pictures
+    from unraze import drawing, pictures
 
-    filmed = Film() if film else None
+    filmed = drawing.Film() if film else None
     with _array(npy, order.count) as add:
         for numbers, pixels in _batches(order, filmed):
             if folder is not None:
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                     for number, picture in zip(numbers, pictures.to_pil(pixels), strict=True):
-                        recipe = _recipe(order, numbers) | {"kind": "image", "image": number}
+                        recipe = drawing.recipe_of(order, numbers, number)
                         pictures.write_png(picture, folder / f"{number:05d}.png", recipe)
             add(pixels)
         if folder is not None and filmed is not None and order.first == 0:
+            frames, recipe = drawing.film_of(order, filmed)
             with writing(folder):
-                _write_film(order, filmed, folder / "film.gif")
+                pictures.write_film(frames, folder / "film.gif", recipe)
 
 
 def overview(order: Order, folder: Path) -> None:
@@ -160,15 +72,15 @@ def overview(order: Order, folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from unraze import pictures
+    from unraze import drawing, pictures
 
     shown = []
     with writing(folder):
-        for number in range(min(order.count, GRID_AT_MOST)):
+        for number in range(min(order.count, drawing.GRID_AT_MOST)):
             with Image.open(folder / f"{number:05d}.png", formats=("PNG",)) as picture:
                 shown.append(np.asarray(picture))
         pixels = np.stack(shown)
-        grid, recipe = _grid(order, pixels if pixels.ndim == 4 else pixels[..., None])
+        grid, recipe = drawing.grid_of(order, pixels if pixels.ndim == 4 else pixels[..., None])
         pictures.write_png(grid, folder / "grid.png", recipe)
 
 
@@ -220,11 +132,11 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
     """
     import numpy as np
 
-    from unraze import __version__, generate, pictures
+    from unraze import __version__, drawing, generate, pictures
     from unraze.hardware import require_device
 
     written = pictures.read_recipe(picture)
-    recipe = _understood(written, picture)
+    recipe = drawing.understood(written, picture)
     beside = picture.resolve().parent
     target = (out or beside.with_name(f"{beside.name}-again")) / picture.name
     if os.path.exists(target):
@@ -263,7 +175,7 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
         with _following(picture):
             model, settings = engines.with_engine(model, recipe.engine, settings)
     first, size = recipe.batch
-    order = Order(
+    order = drawing.Order(
         model=model,
         settings=settings,
         seed=recipe.seed,
@@ -273,15 +185,15 @@ def again(picture: Path, run: Path | None, out: Path | None) -> Path:
         raw=recipe.raw,
         first=first,
     )
-    film = Film() if recipe.kind == "film" else None
+    film = drawing.Film() if recipe.kind == "film" else None
     with _following(picture):
         made = [pixels for _, pixels in _batches(order, film)]
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if film is not None:
-            _write_film(order, film, target, written)
+            pictures.write_film(drawing.film_of(order, film)[0], target, written)
         elif recipe.kind == "grid":
-            pictures.write_png(_grid(order, np.concatenate(made))[0], target, written)
+            pictures.write_png(drawing.grid_of(order, np.concatenate(made))[0], target, written)
         else:
             place = (recipe.image or 0) - first
             pictures.write_png(pictures.to_pil(made[0])[place], target, written)
@@ -373,13 +285,6 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def fresh_folder(run: Path) -> Path:
-    """RUN/samples-00000, or the next number that is free."""
-    names = (p.name[8:] for p in run.glob("samples-*"))
-    taken = [int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name)]
-    return run / f"samples-{max(taken, default=-1) + 1:05d}"
-
-
 @contextmanager
 def writing(path: Path | None) -> Iterator[None]:
     """Turns what the system says while a file is written into an `UnrazeError`."""
@@ -405,118 +310,17 @@ def _following(picture: Path) -> Iterator[None]:
         ) from error
 
 
-def _understood(recipe: Mapping[str, Any], picture: Path) -> Recipe:
-    """The recipe, checked; raises `InputError` that names the picture and the field."""
-    if recipe.get("kind") not in ("image", "grid", "film"):
-        raise InputError(f"{picture}: has no recipe of `unraze sample`, so it can't be made again")
-    try:
-        return Recipe.model_validate(_with_tuples(recipe), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = first["loc"][: 2 if first["loc"][:1] in (("settings",), ("batch",)) else 1]
-        place = ".".join(map(str, path))
-        what = remedy(first)
-        if first["type"] == "missing":
-            what = f"{place} is missing"
-        elif place:
-            what = f"{place} = {reprlib.repr(first['input'])}: {what}"
-        raise InputError(
-            f"{picture}: its recipe is not as unraze writes it, {what}; give the picture as it was "
-            "made, or draw anew without --like"
-        ) from error
-
-
-def _with_tuples(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with its lists, all that JSON has, as tuples."""
-    return {
-        key: tuple(value)
-        if isinstance(value, list)
-        else _with_tuples(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in recipe.items()
-    }
-
-
 def _batches(order: Order, film: Film | None) -> Iterator[tuple[range, np.ndarray]]:
     """The numbers and pixels (B, H, W, C) of each batch; states of the first go into the film."""
     from rich.console import Console
 
-    from unraze import generate
+    from unraze import drawing, generate
     from unraze.cli.show import follow_drawing
 
-    moments = generate.generate(
-        order.model,
-        order.count,
-        seed=order.seed,
-        settings=order.settings,
-        classes=order.classes,
-        batch=order.batch,
-        first=order.first,
-    )
-    states = generate.plan_of(order.model, order.settings).states
-    count = min(states, FILM_FRAMES)
-    kept = frozenset(round((k + 1) * states / count) for k in range(count))
-    for moment in follow_drawing(moments, Console()):
+    kept = drawing.kept_states(generate.plan_of(order.model, order.settings).states)
+    for moment in follow_drawing(drawing.moments(order), Console()):
         if film is not None and moment.numbers.start == order.first and moment.done in kept:
-            film.states.append(_pixels(order, moment.x[:FILM_AT_MOST]))
+            film.states.append(drawing.pixels_of(order, moment.x[: drawing.FILM_AT_MOST]))
             film.times.append(moment.t)
         if moment.finished:
-            yield moment.numbers, _pixels(order, moment.x)
-
-
-def _pixels(order: Order, x: Tensor) -> np.ndarray:
-    """x (N, C, H, W) as bytes (N, H, W, C); raises `UnrazeError` where the model is ruined."""
-    from unraze.pictures import pixels_of
-
-    if bool(x.isnan().any()):
-        what = "weights" if order.raw else "averaged weights"
-        raise UnrazeError(
-            f"{order.model.run}: the {what} of its checkpoint of step {order.model.step} draw "
-            "not-a-number; give an older --checkpoint, or train again with a smaller --lr"
-        )
-    return pixels_of(x)
-
-
-def _recipe(order: Order, numbers: range) -> dict[str, Any]:
-    from unraze.generate import recipe
-
-    return recipe(
-        order.model,
-        order.settings,
-        seed=order.seed,
-        classes=order.classes,
-        batch=numbers,
-        raw=order.raw,
-    )
-
-
-def _grid(order: Order, pixels: np.ndarray) -> tuple[Image.Image, dict[str, Any]]:
-    """The first pictures side by side, and the recipe of that."""
-    from unraze import pictures
-
-    shown = pixels[:GRID_AT_MOST]
-    recipe = _recipe(order, range(order.first, order.first + order.batch)) | {
-        "kind": "grid",
-        "images": [order.first, len(shown)],
-        "drawn": min(order.count, -(-len(shown) // order.batch) * order.batch),
-    }
-    return pictures.grid(shown), recipe
-
-
-def _write_film(order: Order, film: Film, path: Path, recipe: dict[str, Any] | None = None) -> None:
-    from unraze import pictures
-
-    recipe = recipe or _recipe(order, range(order.first, order.first + _size(order))) | {
-        "kind": "film",
-        "images": [order.first, len(film.states[0])],
-    }
-    count, _, width, _ = film.states[0].shape
-    upscale = max(1, FILM_SIDE // (pictures.square(count) * width))
-    frames = pictures.film_frames(film.states, film.times, upscale=upscale)
-    pictures.write_film(frames, path, recipe)
-
-
-def _size(order: Order) -> int:
-    """How many images the first batch has."""
-    return min(order.batch, order.count)
+            yield moment.numbers, drawing.pixels_of(order, moment.x)

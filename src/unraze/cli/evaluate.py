@@ -248,7 +248,7 @@ def _run(
     from unraze.evaluate.evaluation import Subject, evaluate_run, require_enough
     from unraze.evaluate.places import places_of_run
     from unraze.evaluate.reference import of_run, of_run_against
-    from unraze.evaluate.samples import draw_share, in_proportion
+    from unraze.evaluate.samples import classes_drawn, draw_share, in_proportion
     from unraze.evaluate.stage import finish
     from unraze.untrusted import require_no_links
 
@@ -279,7 +279,7 @@ def _run(
         raw=raw,
         seed=seed,
         trained_seed=model.config.train.seed,
-        classes=_classes_drawn(model),
+        classes=classes_drawn(model),
         settings=settings.model_dump(mode="json"),
     )
     places = places_of_run(
@@ -511,12 +511,6 @@ def _followed(stages: Generator[Stage, None, T], console: Console) -> T:
     from unraze.cli.show import follow_stages
 
     return follow_stages(stages, console)
-
-
-def _classes_drawn(model: Model) -> str | None:
-    if model.clusters is not None:
-        return "of clusters, as often as in training"
-    return "as held out" if model.num_classes else None
 
 
 def _told(subject: Subject, reference: Reference) -> str:

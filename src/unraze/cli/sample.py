@@ -84,6 +84,13 @@ def sample(
             help="σ_t of random sampling, which it implies; the run's own if absent.",
         ),
     ] = None,
+    sigma_share: Annotated[
+        float | None,
+        Parameter(
+            group=SAMPLING,
+            help="Share of σ_t that random sampling adds, 0 (greedy) to 1; all of it if absent.",
+        ),
+    ] = None,
     eta: Annotated[
         float | None,
         Parameter(
@@ -205,6 +212,7 @@ def sample(
             "--order": order,
             "--restart-interval": restart_interval,
             "--restart-repeats": restart_repeats,
+            "--sigma-share": sigma_share,
             "--final-noise": final_noise or None,
             "--clip": clip,
             "--class": class_,
@@ -236,20 +244,17 @@ def sample(
 
     from unraze import generate
     from unraze.cli.drawing import (
-        MOST_AT_ONCE,
         MOST_PICTURES,
         PICTURES,
-        Order,
         draw,
-        fresh_folder,
         overview,
         require_new,
         require_ours,
         require_place,
         set_threads,
-        share_of,
     )
     from unraze.cli.train import spoken_for
+    from unraze.drawing import MOST_AT_ONCE, Order, fresh_folder, share_of
 
     for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
         if value is not None and value < least:
@@ -259,6 +264,7 @@ def sample(
             raise InputError(f"{name} {value}: give at most {most:,}")
     given = {
         "steps": steps,
+        "sigma_share": sigma_share,
         "eta": eta,
         "order": order,
         "restart_interval": restart_interval,
@@ -286,6 +292,7 @@ def sample(
             )
         chosen = _sampler(model.config.sample.sampler, sampler, greedy, sigma, final_noise)
         own = {
+            "sigma_share": sigma_share,
             "eta": eta,
             "order": order,
             "restart_interval": restart_interval,

@@ -6,6 +6,7 @@ asked channels, resize.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,6 +28,7 @@ __all__ = [
     "flatten",
     "is_grey",
     "look",
+    "size_in",
     "size_of",
 ]
 
@@ -66,6 +68,22 @@ def colour(name: str) -> Rgb:
             "or #rrggbb"
         )
     return rgb[0], rgb[1], rgb[2]
+
+
+def size_in(text: str, given: str) -> tuple[int, int]:
+    """(height, width) from "32" or "32x48"; errors begin with what it was given as. Raises
+    `InputError`."""
+    found = re.fullmatch(r"([0-9]{1,9})(?:[x×]([0-9]{1,9}))?", text.strip())
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not height * width:
+        raise InputError(
+            f"{given} {text}: give one number for a square (32), or height x width (32x48)"
+        )
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{given} {text}: is more than {MAX_PIXELS // 1_000_000} million pixels; give less"
+        )
+    return height, width
 
 
 def look(stream: IO[bytes]) -> Image.Image:

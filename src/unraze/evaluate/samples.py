@@ -25,6 +25,7 @@ from unraze.rng import permutation
 __all__ = [
     "BATCH",
     "as_bytes",
+    "classes_drawn",
     "draw_share",
     "drawn",
     "in_proportion",
@@ -127,6 +128,13 @@ def in_proportion(model: Model, held_out: Images) -> Classes:
         return None
     order = permutation(0, "evaluate-classes", len(held_out))
     return tuple(held_out.labels[order].tolist())
+
+
+def classes_drawn(model: Model) -> str | None:
+    """What `in_proportion` asks for, in words; None of a run without classes."""
+    if model.clusters is not None:
+        return "of clusters, as often as in training"
+    return "as held out" if model.num_classes else None
 
 
 def to_draw(model: Model, count: int, folder: Path) -> int:

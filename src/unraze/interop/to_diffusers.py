@@ -386,6 +386,8 @@ def _scheduler(model: Model, settings: SampleConfig, *, stock: bool) -> _Schedul
             )
         elif settings.steps < total:
             notes.append(f"it draws in all {total} steps, the run in {settings.steps} of them")
+        if own and settings.sigma_share not in (None, 1.0):
+            notes.append(f"it adds all of σ_t, the run {settings.sigma_share:g} of it")
         if own and settings.final_noise:
             notes.append("it adds no noise in the last step, which the run does")
         return _made("DDPMScheduler", "DDPMPipeline", values, total, model, settings, notes)

@@ -43,26 +43,32 @@ def random(
     *,
     noise: Noise,
     sigma: Sigma = "beta",
+    share: float = 1.0,
     final_noise: bool = False,
 ) -> Iterator[Step]:
     """x_{t-1} = μ(x_t) + σ_t z, z standard normal; usually σ_t = β_t.
+
+    A `share` of it in place of all, from 0, which is greedy, to 1, is added: share·σ_t z.
 
     σ = β_t is right for standard normal data, σ = β̃_t for a single point (Ho et al. 2020, section
     3.2). "learned" is what the network says, ln σ² = v ln β² + (1-v) ln β̃² (Nichol & Dhariwal 2021,
     arXiv:2102.09672, eq. 15), of the step taken. In the last step (t = 1) no noise is added unless
     `final_noise`, the text's literal rule. Raises `ValueError` for a σ that is unknown, negative,
-    not finite or of another length, or learned where the denoiser says none.
+    not finite or of another length, or learned where the denoiser says none, and for a share
+    outside [0, 1].
     """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share:g}: give a number from 0, greedy, to 1, all of σ_t")
     sigmas = None if _is_learned(sigma) else _sigmas(sigma, schedule)
     previous = None
     for t in range(schedule.steps, 0, -1):
         prediction = denoise(x, schedule.times[t], previous=previous)
         x, _ = posterior(schedule, x, t, prediction.x0)
-        if t > 1 or final_noise:
+        if share > 0 and (t > 1 or final_noise):
             if sigmas is None:
-                x = x + _learned(schedule, t, prediction) * noise(t)
+                x = x + share * _learned(schedule, t, prediction) * noise(t)
             elif sigmas[t] > 0:
-                x = x + like(sigmas[t], x) * noise(t)
+                x = x + like(share * sigmas[t], x) * noise(t)
         previous = prediction.x0
         yield Step(float(schedule.times[t - 1]), x, prediction)
 

@@ -1,0 +1,96 @@
+"""What open tabs are told: states, not increments, so that a slow one misses nothing that counts.
+
+Of each subject only the newest state waits for a tab, however slow it reads: what waits is bounded
+by the number of subjects, and the last word on each of them always arrives.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from unraze.errors import UnrazeError
+
+__all__ = ["Crowded", "Event", "Hub"]
+
+MOST_TABS = 200
+GRACE = 5.0
+"""Seconds until a tab that does not listen any more is taken for closed: reloading takes less."""
+
+Event = tuple[str, dict[str, Any]]
+"""A name and its state."""
+
+
+class Crowded(UnrazeError):
+    """More listen, or wait, than the studio serves."""
+
+
+@dataclass(eq=False)
+class _Tab:
+    client: str
+    loop: asyncio.AbstractEventLoop
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: dict[str, Event] = field(default_factory=dict)
+
+
+class Hub:
+    """Tabs that listen, and what is said to all of them; any thread may say it.
+
+    `closed` is told the client of a tab that is gone for good.
+    """
+
+    def __init__(self, closed: Callable[[str], None] = lambda client: None) -> None:
+        self.closed = closed
+        self._lock, self._tabs = threading.Lock(), list[_Tab]()
+
+    @property
+    def listens(self) -> bool:
+        """Whether anybody does."""
+        return bool(self._tabs)
+
+    def say(self, name: str, about: str, state: dict[str, Any]) -> None:
+        """Tells all tabs the state of a subject, in place of what they were not yet told of it."""
+        with self._lock:
+            for tab in self._tabs:
+                tab.waiting.pop(about, None)
+                tab.waiting[about] = (name, state)
+                with suppress(RuntimeError):  # its loop has ended: the server is stopping
+                    tab.loop.call_soon_threadsafe(tab.wake.set)
+
+    def join(self, client: str) -> AsyncIterator[Event | None]:
+        """What a tab is told, as long as it listens; None now and then, where there is nothing.
+
+        Raises `Crowded`.
+        """
+        with self._lock:
+            if len(self._tabs) >= MOST_TABS:
+                raise Crowded(f"{MOST_TABS} tabs listen already; close one of them")
+            tab = _Tab(client, asyncio.get_running_loop())
+            self._tabs.append(tab)
+        return self._told(tab)
+
+    async def _told(self, tab: _Tab) -> AsyncIterator[Event | None]:
+        try:
+            yield "hello", {}
+            while True:
+                try:
+                    await asyncio.wait_for(tab.wake.wait(), 15.0)
+                except TimeoutError:
+                    yield None  # that the line is alive
+                with self._lock:
+                    tab.wake.clear()
+                    told, tab.waiting = tab.waiting, {}
+                for event in told.values():
+                    yield event
+        finally:
+            with self._lock:
+                self._tabs.remove(tab)
+            tab.loop.call_later(GRACE, self._gone, tab.client)
+
+    def _gone(self, client: str) -> None:
+        with self._lock:
+            again = any(tab.client == client for tab in self._tabs)
+        if not again:
+            self.closed(client)

@@ -1,0 +1,82 @@
+"""What answers first: the page at once, and what needs torch as soon as that is loaded.
+
+Loading torch takes longer than all else; nobody should look at an empty window meanwhile.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from unraze.studio.guard import Guard, Keys
+
+if TYPE_CHECKING:
+    from unraze.studio.app import Studio
+
+__all__ = ["Front", "guarded"]
+
+PAGE = Path(__file__).parent / "page"
+
+
+class Front:
+    """Serves the page, and hands on what is asked under /api/ once it is made.
+
+    `make` makes the rooms and their application, in a thread. What it raises is kept in `failed`,
+    and `stop` is called.
+    """
+
+    def __init__(
+        self,
+        make: "Callable[[], tuple[Studio, ASGIApp]]",
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._make, self._stop = make, stop
+        self._page = StaticFiles(directory=PAGE, html=True)
+        self._made: asyncio.Future[tuple[Studio, ASGIApp]] | None = None
+        self.failed: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"].startswith("/api/"):
+            assert self._made is not None
+            _, app = await asyncio.shield(self._made)
+            await app(scope, receive, send)
+        else:
+            await self._page(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the start of the server to its end."""
+        await receive()
+        self._made = asyncio.ensure_future(run_in_threadpool(self._make))
+        living = asyncio.create_task(self._lives(self._made))
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        living.cancel()
+        with suppress(asyncio.CancelledError):
+            await living
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _lives(self, made: "asyncio.Future[tuple[Studio, ASGIApp]]") -> None:
+        from unraze.studio.app import watch
+
+        try:
+            studio, _ = await asyncio.shield(made)
+        except Exception as error:  # it is raised again when the server has ended
+            self.failed = error
+            self._stop()
+            return
+        try:
+            await watch(studio)
+        finally:
+            await run_in_threadpool(studio.queue.close)
+
+
+def guarded(front: Front, keys: Keys, hosts: tuple[str, ...], *, remote: bool = False) -> ASGIApp:
+    """The front behind its guard."""
+    return Guard(front, keys, hosts, remote)

@@ -1,0 +1,365 @@
+"""The runs of a folder, each by an identifier, and what is to be told of them.
+
+A run is looked at again only where one of its files changed: two hundred of them are listed in the
+time that asking for their files' dates takes.
+"""
+
+import hashlib
+import io
+import os
+import threading
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel
+
+from unraze import checkpoint, run as runs, untrusted
+from unraze.config import Config
+from unraze.data.shape import UnreadableError, decode
+from unraze.errors import InputError, UnrazeError, UnreadableError as Unreachable
+from unraze.run import Run
+
+__all__ = ["Curves", "Library", "Missing", "RunTold", "checkpoints_of", "finite", "name_of"]
+
+LOOKED_AT = ("config.toml", "stats.jsonl", "quality.jsonl", "checkpoints", "samples", "failed.txt")
+"""What a run's summary depends on, besides who trains it."""
+POINTS = 1000
+"""Points of a curve that are sent, at most."""
+CURVES = 8
+"""Runs whose curves are kept in memory."""
+THUMBNAIL = 96
+LOG_LINES, LOG_BYTES = 200, 2**18
+STEPS = "step-*.png"
+
+State = Literal["running", "done", "stopped", "failed", "empty", "unreadable", "starting"]
+
+
+class Missing(UnrazeError):
+    """What is asked for is not there, or not any more."""
+
+
+class RunTold(BaseModel):
+    """A run at a glance. `changed` is in seconds of the epoch, `quality` the last evaluation in
+    training; `error` says why it failed, did not begin, or cannot be read."""
+
+    id: str
+    name: str
+    state: State
+    step: int
+    steps: int
+    loss: float | None
+    preset: str
+    source: str
+    shape: tuple[int, int, int] | None
+    quality: dict[str, Any] | None
+    changed: float
+    thumbnail: str | None
+    error: str | None
+
+
+@dataclass
+class _Seen:
+    """A run as it was looked at last; `mark` changes with its files."""
+
+    run: Run
+    mark: tuple[Any, ...]
+    told: RunTold
+
+
+class Curves:
+    """The figures of a run's steps, read as they are written: what was read is not read again."""
+
+    columns = ("step", "loss", "lr", "images_per_second")
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._begin()
+
+    def _begin(self) -> None:
+        self._at, self._inode, self._rows = 0, 0, {c: array("d") for c in self.columns}
+
+    def read(self, after: int) -> tuple[dict[str, list[float | None]], int, bool]:
+        """The columns of later steps, thinned, the last step known, and whether what was told
+        before does not hold any more: the run went back to an earlier step."""
+        anew = self._refresh()
+        steps = self._rows["step"]
+        if anew or (after and (not steps or after > steps[-1])):
+            after, anew = 0, after > 0
+        first = next((i for i in range(len(steps) - 1, -1, -1) if steps[i] <= after), -1) + 1
+        each = max(1, -(-(len(steps) - first) // POINTS))
+        told: dict[str, list[float | None]] = {}
+        for name, values in self._rows.items():
+            parts = [values[i : i + each] for i in range(first, len(values), each)]
+            means = [part[-1] if name == "step" else sum(part) / len(part) for part in parts]
+            told[name] = [finite(mean) for mean in means]
+        return told, int(steps[-1]) if steps else 0, anew
+
+    def _refresh(self) -> bool:
+        """Reads what was added; whether the file is another one, or shorter."""
+        try:
+            untrusted.require_plain(self.file)
+            with self.file.open("rb") as opened:
+                about = os.fstat(opened.fileno())
+                other = self._at > 0 and (about.st_ino != self._inode or about.st_size < self._at)
+                if other:
+                    self._begin()
+                self._inode = about.st_ino
+                opened.seek(self._at)
+                data = opened.read()
+        except OSError:
+            lost = self._at > 0
+            self._begin()
+            return lost
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for row in runs.rows_in(whole):
+            if "loss" in row:
+                for name, values in self._rows.items():
+                    values.append(float(row.get(name, float("nan"))))
+        return other
+
+
+class Library:
+    """The runs directly in a folder, which need not be there yet.
+
+    `starting` are those whose training was asked for and has not begun; `failures` says of others
+    why their training ended with an error.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.starting: dict[str, RunTold] = {}
+        self.failures: dict[str, str] = {}
+        self._lock, self._seen = threading.Lock(), dict[str, _Seen]()
+        self._curves: OrderedDict[str, Curves] = OrderedDict()
+        self._thumbnails: OrderedDict[tuple[str, Any], bytes] = OrderedDict()
+
+    def refresh(self) -> tuple[list[RunTold], list[str]]:
+        """Looks at the folder: the runs that changed since it was looked at last, and those that
+        are gone."""
+        with self._lock:
+            there = self._folders()
+            gone = [name for name in self._seen if name not in there]
+            for name in gone:
+                del self._seen[name]
+            changed = []
+            for name, path in there.items():
+                self.starting.pop(name, None)
+                told = self._looked_at(name, Run(path))
+                if told is not None:
+                    changed.append(told)
+            return changed, gone
+
+    def all(self) -> list[RunTold]:
+        """All runs, those that changed last first."""
+        self.refresh()
+        with self._lock:
+            found = [*self.starting.values(), *(seen.told for seen in self._seen.values())]
+        return sorted(found, key=lambda told: (-told.changed, told.name))
+
+    def told(self, name: str) -> RunTold:
+        """One of them; raises `Missing`."""
+        self.refresh()
+        if name in self.starting:
+            return self.starting[name]
+        if name not in self._seen:
+            raise Missing("there is no such run here any more; the list of runs has what there is")
+        return self._seen[name].told
+
+    def run(self, name: str) -> Run:
+        """The folder of a run; raises `Missing`."""
+        if name not in self._seen:
+            self.told(name)
+        seen = self._seen.get(name)
+        if seen is None:
+            raise Missing("this run is only beginning; wait until it has read its images")
+        return seen.run
+
+    def named(self, folder: str) -> str | None:
+        """The identifier of the run whose folder has this name, where there is one."""
+        name = name_of(Path(folder).name)
+        return name if name in self._seen else None
+
+    def folder_of(self, name: str) -> str:
+        """The folder of a run, also of one that is only starting."""
+        if name in self.starting:
+            return str(self.folder / self.starting[name].name)
+        return str(self.run(name).path)
+
+    def curves(self, name: str, after: int) -> dict[str, Any]:
+        """Columns of figures, and the evaluations in training, of steps later than `after`."""
+        run = self.run(name)
+        with self._lock:
+            curves = self._curves.setdefault(name, Curves(run.stats))
+            self._curves.move_to_end(name)
+            while len(self._curves) > CURVES:
+                self._curves.popitem(last=False)
+            columns, step, anew = curves.read(after)
+        keys = ("step", "kid", "low", "high", "samples")
+        quality = [
+            {key: finite(row[key]) for key in keys if key in row}
+            for row in runs.read_rows(run.quality)
+            if anew or row["step"] > after or not after
+        ]
+        return {"columns": columns, "quality": quality, "step": step, "began_anew": anew}
+
+    def previews(self, run: Run) -> list[int]:
+        """The steps of which there are pictures."""
+        found = (path.stem[5:] for path in run.samples.glob(STEPS))
+        return sorted(int(step) for step in found if step.isdecimal())
+
+    def preview(self, name: str, step: int) -> bytes:
+        """The file of a preview; raises `Missing`."""
+        run = self.run(name)
+        if step not in self.previews(run):
+            raise Missing(f"there is no preview of step {step}")
+        return _file(run.samples / f"step-{step:08d}.png")
+
+    def reals(self, name: str) -> bytes:
+        """The file of some of the images that it learns from; raises `Missing`."""
+        return _file(self.run(name).path / "reals.png")
+
+    def thumbnail(self, name: str) -> bytes:
+        """A small PNG of what it draws, or else of what it learns from; raises `Missing`."""
+        run = self.run(name)
+        steps = self.previews(run)
+        file = run.samples / f"step-{steps[-1]:08d}.png" if steps else run.path / "reals.png"
+        key = (name, _date(file))
+        if key not in self._thumbnails:
+            data = _file(file)
+            with self._lock:
+                self._thumbnails[key] = _small(data, half=bool(steps))
+                while len(self._thumbnails) > 500:
+                    self._thumbnails.popitem(last=False)
+        return self._thumbnails[key]
+
+    def log(self, run: Run) -> list[str]:
+        """The last lines of its log."""
+        try:
+            size = untrusted.require_plain(run.path / "log.txt")
+            with (run.path / "log.txt").open("rb") as opened:
+                opened.seek(max(0, size - LOG_BYTES))
+                text = opened.read(LOG_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return []
+        return [untrusted.one_line(line) for line in text.splitlines()[-LOG_LINES:]]
+
+    def _folders(self) -> dict[str, Path]:
+        """The folders that are runs, by their identifiers."""
+        try:
+            entries = [entry for entry in os.scandir(self.folder) if entry.is_dir()]
+        except OSError:  # not there yet, or not any more: there is no run in it
+            return {}
+        paths = (Path(entry.path) for entry in entries)
+        return {name_of(p.name): p for p in paths if (p / "config.toml").is_file()}
+
+    def _looked_at(self, name: str, run: Run) -> RunTold | None:
+        """What is told of a run, where that changed since it was looked at."""
+        before = self._seen.get(name)
+        mark = (*map(_date, (run.path / one for one in LOOKED_AT)), self.failures.get(name))
+        trained = run.trainer.exists()
+        was_trained = before is not None and before.told.state == "running"
+        if before is not None and before.mark == mark and not trained and not was_trained:
+            return None
+        told = self._told(name, run, mark)
+        self._seen[name] = _Seen(run, mark, told)
+        return told if before is None or before.told != told else None
+
+    def _told(self, name: str, run: Run, mark: tuple[Any, ...]) -> RunTold:
+        summary, error, config = runs.summary(run), self.failures.get(name), None
+        try:
+            config = runs.read_config(run)
+            failed = run.path / "failed.txt"
+            if summary.state == "failed" and failed.is_file():
+                error = untrusted.one_line(untrusted.read(failed, 2**16).decode("utf-8", "replace"))
+        except (InputError, OSError, ValueError) as problem:
+            error = str(problem)
+        last = runs.last_row(run.quality, "kid")
+        quality = last and {
+            "value": finite(last["kid"]),
+            "low": finite(last.get("low")),
+            "high": finite(last.get("high")),
+            "step": last["step"],
+        }
+        pictured = bool(self.previews(run)) or (run.path / "reals.png").is_file()
+        changed = max((date[0] for date in mark if isinstance(date, tuple)), default=0) / 1e9
+        return RunTold(
+            id=name,
+            name=run.path.name,
+            state=summary.state,
+            step=summary.step,
+            steps=summary.steps,
+            loss=finite(summary.loss),
+            preset=summary.preset,
+            source=summary.source,
+            shape=None if config is None else _shape(config),
+            quality=quality,
+            changed=changed,
+            thumbnail=f"/api/runs/{name}/thumbnail.png?v={int(changed)}" if pictured else None,
+            error=error,
+        )
+
+
+def name_of(folder: str) -> str:
+    """The identifier of the run of this folder: it says nothing, and leads nowhere."""
+    return hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+
+
+def finite(value: Any) -> float | None:
+    """A number as JSON can say it; None for one that is none."""
+    number = float("nan") if value is None else float(value)
+    return number if abs(number) < float("inf") else None
+
+
+def checkpoints_of(run: Run) -> tuple[list[int], int | None]:
+    """The steps of its checkpoints, and that of the best one."""
+    try:
+        best = [int(path.name[5:]) for path in checkpoint.listing(run.best)]
+        steps = [int(path.name[5:]) for path in checkpoint.listing(run.checkpoints)]
+    except Unreachable:
+        return [], None
+    return steps, best[-1] if best else None
+
+
+def _shape(config: Config) -> tuple[int, int, int] | None:
+    if config.data.size is None or config.data.channels is None:
+        return None
+    return (config.data.channels, *config.data.size)
+
+
+def _date(file: Path) -> tuple[int, int, int] | None:
+    """What changes with a file; None where there is none."""
+    try:
+        about = os.stat(file)
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size, about.st_ino
+
+
+def _file(file: Path) -> bytes:
+    try:
+        return untrusted.read(file, untrusted.MAX_PIXELS)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise Missing(f"{file.name}: cannot be read ({why})") from error
+
+
+def _small(data: bytes, *, half: bool) -> bytes:
+    """A picture's right half, or all of it, cut to a square and made small."""
+    try:
+        picture = decode(io.BytesIO(data))
+    except UnreadableError as error:
+        raise Missing(f"its picture is damaged ({error})") from error
+    width, height = picture.size
+    left = (width + 16) // 2 if half else 0
+    side = min(width - left, height)
+    small = picture.crop((left, 0, left + side, side)).resize(
+        (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX
+    )
+    out = io.BytesIO()
+    small.save(out, format="PNG")
+    return out.getvalue()

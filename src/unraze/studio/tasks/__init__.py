@@ -1,0 +1,1 @@
+"""What the queue does: one kind of work, one file. Each is a generator of stages, see `work`."""
