@@ -154,7 +154,6 @@ async def _told_http(request: Request, error: Exception) -> Response:
     words = {
         404: "there is nothing at this address",
         405: f"{request.method}: is not what this address answers",
-        413: "this is larger than the studio takes",
     }
     headers = getattr(error, "headers", None)
     return JSONResponse(

@@ -9,7 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -36,7 +40,8 @@ class Front:
         stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._make, self._stop = make, stop
-        self._page = StaticFiles(directory=PAGE, html=True)
+        files = StaticFiles(directory=PAGE, html=True)
+        self._page = Starlette(routes=[Mount("/", files)], exception_handlers={404: _no_such_page})
         self._made: asyncio.Future[tuple[Studio, ASGIApp]] | None = None
         self.failed: Exception | None = None
 
@@ -75,6 +80,10 @@ class Front:
             await watch(studio)
         finally:
             await run_in_threadpool(studio.queue.close)
+
+
+async def _no_such_page(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("There is no such page here; the studio's is at /", 404)
 
 
 def guarded(front: Front, keys: Keys, hosts: tuple[str, ...], *, remote: bool = False) -> ASGIApp:

@@ -35,6 +35,7 @@ ALWAYS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
+TOO_LARGE = "this is larger than the studio takes"
 SAFE = ("GET", "HEAD", "OPTIONS")
 SESSION = "/api/session"
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+)(?::([0-9]{1,5}))?")
@@ -93,12 +94,19 @@ class Guard:
             await _answer(refused, scope["method"], send)
             return
 
+        too_large = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal too_large
             if message["type"] == "http.response.start":
+                too_large = message["status"] == 413
+                if too_large:  # which starlette says in plain text
+                    await _answer((413, TOO_LARGE), scope["method"], send)
                 headers = MutableHeaders(scope=message)
                 for name, value in ALWAYS.items():
                     headers.setdefault(name, value)
-            await send(message)
+            if not too_large:
+                await send(message)
 
         await self.app(scope, receive, with_headers)
 
