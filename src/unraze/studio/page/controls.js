@@ -150,6 +150,9 @@ export function player(name, { signal, shown = (k) => String(k), show, each = 90
     get value() {
       return line.value;
     },
+    get count() {
+      return count;
+    },
     get playing() {
       return timer !== 0;
     },

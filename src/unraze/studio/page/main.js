@@ -3,7 +3,7 @@
 import { ApiError, get, post, whenSessionIsLost } from "./api.js";
 import { fill, h, say } from "./dom.js";
 import { mountQueue } from "./queue.js";
-import { go, hrefOf, route } from "./router.js";
+import { hrefOf, route } from "./router.js";
 import { LOST, about, connect, disconnect, listen } from "./store.js";
 import { showRuns } from "./view-runs.js";
 import { showRun } from "./view-run.js";
@@ -72,7 +72,7 @@ function showUnreachable(error) {
 
 function mountNav() {
   const nav = document.getElementById("views");
-  fill(nav, VIEWS.map(([view, name]) => h("a", { href: hrefOf(view), data: null, "data-view": view }, name)));
+  fill(nav, VIEWS.map(([view, name]) => h("a", { href: hrefOf(view), "data-view": view }, name)));
 }
 
 function mountTheme() {
@@ -126,7 +126,7 @@ async function begin() {
   whenSessionIsLost(() => showLocked());
   mountNav();
   mountQueue(document.getElementById("queue"), document.getElementById("queue-button"));
-  if (!location.hash.startsWith("#/")) go("runs");
+  if (!location.hash.startsWith("#/")) history.replaceState(null, "", "#/runs");
   about().catch(() => {});
   connect();
   route(TABLE);

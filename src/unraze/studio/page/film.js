@@ -1,0 +1,115 @@
+// One picture from near: its film, its recipe, its nearest training images.
+
+import { isLeft, postJob } from "./api.js";
+import { fill, h, on, say } from "./dom.js";
+import { num } from "./format.js";
+import { button, facts, folded, player, segments, text, words } from "./controls.js";
+import { hrefOf } from "./router.js";
+import { canvasOf, cut, picture } from "./sprites.js";
+import { progressOf } from "./queue.js";
+import { added, ended, listen, newestJob } from "./store.js";
+
+/** Opens the picture `number` of a drawing in a dialog. `frames` has the drawing's sprites. */
+export function openFilm(job, number, { frames, of, signal, closed }) {
+  const ending = new AbortController();
+  const { shape, columns, times, labels } = job.result;
+  const canvas = canvasOf(shape, Math.min(420, window.innerWidth - 80), `Picture ${number}`);
+  const caption = h("p", { class: "quiet film-time" });
+  let shown = of;
+  const film = player("Moment", { signal: ending.signal, shown: (k) => `t = ${num(times[k], 4)}`, show: (k) => show(k) });
+  const said = words();
+  const close = button("Close", () => dialog.close(), { small: true });
+  const dialog = h(
+    "dialog",
+    { class: "film", "aria-labelledby": "film-title" },
+    h("div", { class: "queue-head" }, h("h2", { id: "film-title" }, `Picture ${number}${labels[number] ? `, ${labels[number]}` : ""}`), close),
+    h("div", { class: "film-split" },
+      h("div", { class: "film-left" },
+        canvas,
+        caption,
+        segments("What is shown", [["state", "State x_t"], ["estimate", "Estimate x\u0302\u2080"]], of, (to) => { shown = to; show(film.value); }),
+        film.element),
+      h("div", { class: "film-right" },
+        h("div", { class: "buttons" },
+          job.state === "done" && h("a", { class: "button", href: `/api/jobs/${job.id}/images/${number}.png?download=1`, download: "" }, "Save PNG"),
+          job.state === "done" && h("a", { class: "button", href: hrefOf("destroy", job.run, { drawn: `${job.id}.${number}` }) }, "Destroy this one")),
+        recipePart(job, number),
+        job.state === "done" ? nearestPart(job, number, ending.signal) : h("p", { class: "quiet" }, "Its nearest training images can be looked for once it is drawn."),
+        said.element)),
+  );
+
+  async function show(k) {
+    say(caption, k >= times.length - 1 && job.state === "done" ? "The picture itself, t = 0" : `At t = ${num(times[k], 4)}, ${shown === "state" ? "the state of the walk" : "what the network takes it for"}`);
+    try {
+      const sprite = await frames.get(k, shown);
+      if (!ending.signal.aborted && film.value === k) cut(canvas, sprite, columns, number);
+    } catch (error) {
+      said.fail(error);
+    }
+  }
+
+  dialog.addEventListener("close", () => {
+    ending.abort();
+    dialog.remove();
+    closed();
+  });
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  on(signal, "abort", () => dialog.close(), ending.signal);
+  document.body.append(dialog);
+  film.grow(times.length);
+  film.to(times.length - 1);
+  dialog.showModal();
+  close.focus();
+}
+
+function recipePart(job, number) {
+  const { settings, recipe, calls } = job.result;
+  const pairs = [
+    ["Run", recipe.run],
+    ["Step", recipe.step],
+    ["Seed", recipe.seed],
+    ["Number", number],
+    ["Sampler", `${settings.sampler}, ${calls} network calls`],
+    settings.guidance !== 1 && ["Guidance", num(settings.guidance)],
+  ];
+  return h("section", null, h("h3", null, "Recipe"), facts(pairs.map((pair) => pair && [pair[0], String(pair[1] ?? "\u2013")])), folded("All of it", () => text(JSON.stringify({ ...recipe, image: number }, null, 2), "Recipe")));
+}
+
+function nearestPart(job, image, signal) {
+  const said = words();
+  const bar = progressOf();
+  const shown = h("div");
+  const same = (one) => one.kind === "nearest" && one.asked.job === job.id && one.asked.image === image;
+  const find = button("Find the nearest training images", async () => follow(added(await postJob("nearest", { job: job.id, image, count: 8 }))), { said });
+  const element = h("section", null, h("h3", null, "Nearest training images"), shown, find, bar.element, said.element);
+
+  async function follow(now) {
+    bar.update(now);
+    find.hidden = !ended(now) || now.state === "done";
+    if (now.state === "failed") said.fail(now.error);
+    if (now.state !== "done" || shown.firstChild) return;
+    try {
+      const sprite = await picture(`/api/jobs/${now.id}/sprite.png`, signal);
+      if (!shown.firstChild) fill(shown, neighbours(now.result, sprite));
+    } catch (error) {
+      if (!isLeft(error)) said.fail(error);
+    }
+  }
+
+  listen("job", (now) => same(now) && follow(now), signal);
+  const before = newestJob(same);
+  if (before) follow(before);
+  return element;
+}
+
+function neighbours(result, sprite) {
+  const shown = (number, name, detail) => {
+    const canvas = canvasOf(result.shape, 72, name);
+    cut(canvas, sprite, result.columns, number);
+    return h("li", null, canvas, h("span", null, name), detail && h("span", { class: "quiet" }, detail));
+  };
+  return [
+    h("ul", { class: "neighbours" }, shown(0, "This one"), result.neighbours.map((one, k) => shown(k + 1, one.label ?? `No. ${one.number}`, num(one.distance)))),
+    h("p", { class: "quiet" }, result.words),
+  ];
+}
