@@ -622,6 +622,8 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["--guidance", "2", "--class", "none"], ["--guidance", "none"]),
         (["--guidance", "1", "--guidance-interval", "0", "1"], ["--guidance too"]),
         (["--greedy", "--sigma", "beta"], ["--sigma beta", "greedy"]),
+        (["--sampler", "ddim", "--sigma-share", "0.5"], ["--sigma-share 0.5", "random"]),
+        (["--sampler", "random", "--sigma-share", "2"], ["--sigma-share", "2.0"]),
         (["--greedy", "--eta", "0.5"], ["--eta 0.5", "ddim"]),
         (["--greedy", "--sampler", "ddim"], ["give one of them"]),
         (["--greedy", "--final-noise"], ["--final-noise", "random"]),

@@ -45,6 +45,7 @@ SAMPLERS = [
     settings(sampler="greedy"),
     settings(sampler="random"),
     settings(sampler="random", sigma="beta_tilde", final_noise=True),
+    settings(sampler="random", sigma_share=0.5),
     settings(sampler="ddim", eta=0.5),
     settings(sampler="ddim", spacing="angle", clip="dynamic"),
     settings(sampler="ddim", steps=50, clip="none", guidance=2.0),

@@ -176,6 +176,39 @@ def test_greedy_is_random_with_no_noise(final_noise: bool) -> None:
     assert torch.equal(last(silent), last(greedy(denoise, x, schedule)))
 
 
+@pytest.mark.parametrize("sigma", ["beta", "beta_tilde", "learned"])
+def test_a_share_of_sigma_is_that_much_of_the_noise(sigma: str) -> None:
+    schedule = linear(50)
+    plain, x = gaussian(schedule, MEAN, COVARIANCE), normals(3, 8, 3)
+
+    def denoise(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
+        said = plain(x_t, t, previous=previous)
+        return Prediction(said.x0, said.eps, torch.full_like(x_t, 0.3))
+
+    def drawn(share: float) -> Tensor:
+        how = {"sigma": sigma, "share": share}
+        return last(random(denoise, x, schedule, noise=lambda t: normals(t, 8, 3), **how))
+
+    # all is linear in the noise, and the noise in the share
+    none, half, whole = drawn(0.0), drawn(0.5), drawn(1.0)
+    torch.testing.assert_close(half, (none + whole) / 2)
+    assert torch.equal(none, last(greedy(denoise, x, schedule)))
+    assert not torch.allclose(none, whole)
+
+
+def test_a_share_of_no_noise_draws_none_and_one_outside_of_0_to_1_is_refused() -> None:
+    schedule, x = linear(10), normals(0, 1, 3)
+    denoise = gaussian(schedule, MEAN, COVARIANCE)
+
+    def never(t: int) -> Tensor:
+        raise AssertionError("noise was drawn")
+
+    last(random(denoise, x, schedule, noise=never, share=0.0, final_noise=True))
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="0, greedy, to 1"):
+            last(random(denoise, x, schedule, noise=never, share=share))
+
+
 def test_every_step_of_greedy_is_the_mu_of_the_text() -> None:
     schedule = even_times(linear(), 20)
     denoise = gaussian(schedule, MEAN, COVARIANCE)

@@ -3,7 +3,6 @@
 `schemathesis` reads /api/openapi.json and makes requests of it, right and wrong ones.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,11 +29,11 @@ ENDLESS = "/api/events"
 
 
 @pytest.fixture
-def quiet(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+def quiet(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Studio:
     """A studio that starts and stops no process, whatever it is asked."""
     for name in ("_begin", "stop", "resume"):
         monkeypatch.setattr(studio.trainings, name, lambda *args: None)
-    yield studio
+    return studio
 
 
 def ask_all(studio: Studio, ids: dict[str, str], examples: int) -> set[str]:

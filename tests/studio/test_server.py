@@ -73,6 +73,8 @@ def test_the_page_is_there_before_torch_is_and_all_of_it_ends_with_ctrl_c(folder
             process.send_signal(signal.SIGINT)  # though somebody listens
             assert process.wait(15) == 0
             listening.join(15)
+        assert process.stdout is not None
+        assert process.stdout.read() == "Ctrl-C ends it; trainings go on\n"
     assert process.returncode == 0
 
 

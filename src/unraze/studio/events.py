@@ -43,7 +43,7 @@ class Hub:
 
     def __init__(self, closed: Callable[[str], None] = lambda client: None) -> None:
         self.closed = closed
-        self._lock, self._tabs = threading.Lock(), list[_Tab]()
+        self._lock, self._tabs, self._ended = threading.Lock(), list[_Tab](), False
 
     @property
     def listens(self) -> bool:
@@ -71,13 +71,21 @@ class Hub:
             self._tabs.append(tab)
         return self._told(tab)
 
+    def end(self) -> None:
+        """Ends all streams: the studio does."""
+        with self._lock:
+            self._ended = True
+            for tab in self._tabs:
+                with suppress(RuntimeError):
+                    tab.loop.call_soon_threadsafe(tab.wake.set)
+
     async def _told(self, tab: _Tab) -> AsyncIterator[Event | None]:
         try:
             yield "hello", {}
-            while True:
+            while not self._ended:
                 try:
                     await asyncio.wait_for(tab.wake.wait(), 15.0)
-                except TimeoutError:
+                except asyncio.TimeoutError:  # of Python 3.10 another than the built-in one
                     yield None  # that the line is alive
                 with self._lock:
                     tab.wake.clear()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Front", "guarded"]
 
+PATIENCE = 0.5
+"""Seconds that the page is waited for: a browser takes as long to ask."""
 PAGE = Path(__file__).parent / "page"
 
 
@@ -43,22 +45,25 @@ class Front:
         files = StaticFiles(directory=PAGE, html=True)
         self._page = Starlette(routes=[Mount("/", files)], exception_handlers={404: _no_such_page})
         self._made: asyncio.Future[tuple[Studio, ASGIApp]] | None = None
+        self._asked = asyncio.Event()
         self.failed: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http" and scope["path"].startswith("/api/"):
+            self._asked.set()
             assert self._made is not None
             _, app = await asyncio.shield(self._made)
             await app(scope, receive, send)
         else:
             await self._page(scope, receive, send)
+            self._asked.set()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """From the start of the server to its end."""
         await receive()
-        self._made = asyncio.ensure_future(run_in_threadpool(self._make))
+        self._made = asyncio.ensure_future(self._making())
         living = asyncio.create_task(self._lives(self._made))
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -66,6 +71,18 @@ class Front:
         with suppress(asyncio.CancelledError):
             await living
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _making(self) -> "tuple[Studio, ASGIApp]":
+        """Loads torch, which leaves little time for anything else, once the page is served."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), PATIENCE)
+        return await run_in_threadpool(self._make)
+
+    def leave(self) -> None:
+        """Ends what tabs listen to, so that the server can end; any thread may call it."""
+        made = self._made
+        if made is not None and made.done() and not made.cancelled() and not made.exception():
+            made.result()[0].hub.end()
 
     async def _lives(self, made: "asyncio.Future[tuple[Studio, ASGIApp]]") -> None:
         from unraze.studio.app import watch

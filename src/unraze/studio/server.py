@@ -11,6 +11,7 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -86,6 +87,13 @@ def serve(
         ws="none",
     )
     server = uvicorn.Server(config)
+    ending = server.handle_exit
+
+    def ended(sig: int, frame: FrameType | None) -> None:
+        front.leave()
+        ending(sig, frame)
+
+    server.handle_exit = ended  # type: ignore[method-assign]
     try:
         with suppress(KeyboardInterrupt):  # uvicorn raises again what ended it
             server.run(sockets=[bound])

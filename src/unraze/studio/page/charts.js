@@ -133,7 +133,7 @@ function bandOf(points, x, y, foot) {
 }
 
 function errorBar(x, low, high) {
-  return s("path", { class: "bar", d: `M${point(x, low)}V${high.toFixed(1)}M${point(x - 4, low)}h8M${point(x - 4, high)}h8` });
+  return s("path", { class: "whisker", d: `M${point(x, low)}V${high.toFixed(1)}M${point(x - 4, low)}h8M${point(x - 4, high)}h8` });
 }
 
 function placeMarker({ frame, marker }) {
@@ -210,7 +210,7 @@ export function intervalBar({ value, low, high, floor }, [from, to]) {
     { class: "interval series series-0", viewBox: "0 0 120 16", width: 120, height: 16, "aria-hidden": "true" },
     s("line", { class: "track", x1: 2, x2: 118, y1: mid, y2: mid }),
     Number.isFinite(floor) && floor !== null && s("path", { class: "floor", d: `M${x.at(floor).toFixed(1)},1V15` }),
-    low !== null && high !== null && Number.isFinite(low) && s("path", { class: "bar", d: `M${point(x.at(low), mid)}H${x.at(high).toFixed(1)}M${point(x.at(low), mid - 4)}v8M${point(x.at(high), mid - 4)}v8` }),
+    low !== null && high !== null && Number.isFinite(low) && s("path", { class: "whisker", d: `M${point(x.at(low), mid)}H${x.at(high).toFixed(1)}M${point(x.at(low), mid - 4)}v8M${point(x.at(high), mid - 4)}v8` }),
     value !== null && s("circle", { cx: x.at(value), cy: mid, r: 3.5 }),
   );
 }

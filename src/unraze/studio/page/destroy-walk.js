@@ -1,7 +1,7 @@
 // Reconstruct: from one x_t back to a picture, greedy and random side by side.
 
 import { get, isLeft, postJob, remove } from "./api.js";
-import { fill, h, on, say } from "./dom.js";
+import { h, on, say } from "./dom.js";
 import { num } from "./format.js";
 import { button, choice, field, player, slider, words } from "./controls.js";
 import { inline, mean, stepping, sharing, sym } from "./math.js";

@@ -29,10 +29,24 @@ export function go(name, id, query) {
   location.hash = hrefOf(name, id, query);
 }
 
+/** Least milliseconds between two changes of the address: browsers refuse to be told too often. */
+const SELDOM = 160;
+let notedAt = 0;
+let noting = 0;
+
 /** Notes the state of the view that is shown in its address, without leaving it. */
 export function note(query) {
+  const shown = current;
   const { name, id } = parsed();
-  history.replaceState(null, "", hrefOf(name, id, query));
+  clearTimeout(noting);
+  const write = () => {
+    if (shown !== current) return; // another view has the address by now
+    notedAt = performance.now();
+    history.replaceState(null, "", hrefOf(name, id, query));
+  };
+  const wait = notedAt + SELDOM - performance.now();
+  if (wait <= 0) write();
+  else noting = setTimeout(write, wait);
 }
 
 /** Shows the view of the address, now and whenever that changes. */

@@ -1,10 +1,10 @@
 // Destroy and Reconstruct: the text's two directions, to be moved by hand.
 
-import { get, isLeft, post } from "./api.js";
+import { get, post } from "./api.js";
 import { between, chart } from "./charts.js";
-import { fill, h, on, say } from "./dom.js";
+import { h, on, say } from "./dom.js";
 import { fixed, num } from "./format.js";
-import { button, slider, words } from "./controls.js";
+import { slider, words } from "./controls.js";
 import { imagePart, keepRef, refOf } from "./destroy-images.js";
 import { walkPart } from "./destroy-walk.js";
 import { latest } from "./latest.js";
@@ -63,9 +63,8 @@ function build(run, here, schedule, part, { query, signal, root }) {
       if (value === "") query.delete(key);
       else query.set(key, value);
     }
-    keepSoon();
+    note(query);
   }
-  const keepSoon = calm(() => !signal.aborted && note(query), 150);
 
   part.append(
     image,
@@ -84,18 +83,10 @@ function build(run, here, schedule, part, { query, signal, root }) {
   moved();
 }
 
-/** The address is noted when the slider rests: browsers refuse to be told too often. */
-function calm(call, wait) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(call, wait);
-  };
-}
-
 /** A button that lets t run from where it is to T, then from 0: to watch it, hands free. */
 function sweep(line, last, state, moved, signal) {
   let running = false;
+  let exact = 0;
   const play = h("button", { type: "button", class: "small" }, "Play");
   const halt = () => {
     running = false;
@@ -103,20 +94,17 @@ function sweep(line, last, state, moved, signal) {
   };
   const tick = (before) => (now) => {
     if (!running || signal.aborted) return;
-    const to = Math.min(last, state.t + (last * (now - before)) / 8000);
-    line.value = Math.round(to);
-    state.t = to;
+    exact = Math.min(last, exact + (last * (now - before)) / 8000);
+    line.value = state.t = Math.round(exact);
     moved();
-    if (to >= last) {
-      state.t = last;
-      halt();
-    } else requestAnimationFrame(tick(now));
+    if (exact >= last) halt();
+    else requestAnimationFrame(tick(now));
   };
   play.addEventListener("click", () => {
     if (running) return halt();
     running = true;
     say(play, "Pause");
-    if (state.t >= last) state.t = 0;
+    exact = state.t >= last ? 0 : state.t;
     requestAnimationFrame((now) => requestAnimationFrame(tick(now)));
   });
   line.input.addEventListener("pointerdown", halt);
