@@ -395,7 +395,10 @@ def test_quality_is_measured_by_calls(
 def test_an_evaluation_is_that_of_the_command_line(
     browser: TestClient, ended: Ended, ids: dict[str, str], folder: Path
 ) -> None:
-    assert browser.get(f"/api/runs/{ids['run']}/evaluations").json() == {"evaluations": []}
+    assert browser.get(f"/api/runs/{ids['run']}/evaluations").json() == {
+        "evaluations": [],
+        "tuned": {},
+    }
     for name in ("run", "other"):
         made = ended(job(browser, "evaluate", run=ids[name], count=100))
         assert made["state"] == "done", made["error"]

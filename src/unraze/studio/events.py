@@ -44,6 +44,7 @@ class Hub:
     def __init__(self, closed: Callable[[str], None] = lambda client: None) -> None:
         self.closed = closed
         self._lock, self._tabs, self._ended = threading.Lock(), list[_Tab](), False
+        self._left: dict[str, int] = {}
 
     @property
     def listens(self) -> bool:
@@ -95,10 +96,15 @@ class Hub:
         finally:
             with self._lock:
                 self._tabs.remove(tab)
-            tab.loop.call_later(GRACE, self._gone, tab.client)
+                times = self._left[tab.client] = self._left.get(tab.client, 0) + 1
+            tab.loop.call_later(GRACE, self._gone, tab.client, times)
 
-    def _gone(self, client: str) -> None:
+    def _gone(self, client: str, times: int) -> None:
+        """A while after a client left for the so many-th time: is it still away since then?"""
         with self._lock:
+            if self._left.get(client) != times:
+                return  # it came back, and left again a moment ago
+            del self._left[client]
             again = any(tab.client == client for tab in self._tabs)
         if not again:
             self.closed(client)

@@ -44,7 +44,8 @@ class Missing(UnrazeError):
 
 class RunTold(BaseModel):
     """A run at a glance. `changed` is in seconds of the epoch, `quality` the last evaluation in
-    training; `error` says why it failed, did not begin, or cannot be read."""
+    training, `preview` the step of the last pictures; `error` says why it failed, did not begin, or
+    cannot be read."""
 
     id: str
     name: str
@@ -56,6 +57,7 @@ class RunTold(BaseModel):
     source: str
     shape: tuple[int, int, int] | None
     quality: dict[str, Any] | None
+    preview: int | None
     changed: float
     thumbnail: str | None
     error: str | None
@@ -275,7 +277,7 @@ class Library:
             config = runs.read_config(run)
             failed = run.path / "failed.txt"
             if summary.state == "failed" and failed.is_file():
-                error = untrusted.one_line(untrusted.read(failed, 2**16).decode("utf-8", "replace"))
+                error = untrusted.one_line(_text(failed))
         except (InputError, OSError, ValueError) as problem:
             error = str(problem)
         last = runs.last_row(run.quality, "kid")
@@ -285,7 +287,8 @@ class Library:
             "high": finite(last.get("high")),
             "step": last["step"],
         }
-        pictured = bool(self.previews(run)) or (run.path / "reals.png").is_file()
+        previews = self.previews(run)
+        pictured = bool(previews) or (run.path / "reals.png").is_file()
         changed = max((date[0] for date in mark if isinstance(date, tuple)), default=0) / 1e9
         return RunTold(
             id=name,
@@ -298,6 +301,7 @@ class Library:
             source=summary.source,
             shape=None if config is None else _shape(config),
             quality=quality,
+            preview=previews[-1] if previews else None,
             changed=changed,
             thumbnail=f"/api/runs/{name}/thumbnail.png?v={int(changed)}" if pictured else None,
             error=error,
@@ -338,6 +342,10 @@ def _date(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return about.st_mtime_ns, about.st_size, about.st_ino
+
+
+def _text(file: Path) -> str:
+    return untrusted.read(file, 2**16).decode("utf-8", "replace").strip()
 
 
 def _file(file: Path) -> bytes:

@@ -53,6 +53,7 @@ class Trainings:
             source=source,
             shape=None,
             quality=None,
+            preview=None,
             changed=time.time(),
             thumbnail=None,
             error=None,

@@ -62,10 +62,11 @@ async function wordsOf(answer) {
   return `The studio answered with an error (${answer.status}).`;
 }
 
-/** Begins with a capital and ends with a full stop, as text on a page does. */
+/** Begins with a capital and ends with a full stop, as text on a page does; paths and keys stay as they are. */
 export function sentence(words) {
   const text = words.trim();
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
+  const first = /^[a-z]+[ ,;]/.test(text) ? text.charAt(0).toUpperCase() : text.charAt(0);
+  return first + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
 }
 
 export const get = (path, signal) => ask("GET", path, { signal });

@@ -4,22 +4,25 @@ import { fill, freshId, h, s, say } from "./dom.js";
 import { num } from "./format.js";
 import { reach, scaled, tickName } from "./scale.js";
 
-const MARGIN = { top: 12, right: 16, bottom: 32, left: 56 };
+/** How much larger than usual text is on this screen: charts grow with it. */
+const growth = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+const MARGIN = { top: 12 * growth, right: 24 * growth, bottom: 32 * growth, left: 56 * growth };
 
 /**
- * A chart. `about`: {title, x, y, xKind, yKind, height, yFrom0, xReach, yReach}.
- * draw({series, rules}) with series [{name, shade, dash, points: [{x, y, low, high}], kind}] where kind is
+ * A chart. `about`: {title, x, xKind, yKind, height, yFrom0, xReach, yReach, none: what to say of no points}.
+ * draw({series, rules, xReach}) with series [{name, shade, dash, points: [{x, y, low, high}], kind}] where kind is
  * "line" (with a band where low and high are there) or "marks" (joined, with error bars);
- * rules [{y, name}] are horizontal lines. mark(x) sets a vertical marker, null takes it away.
+ * rules [{y, name}] are horizontal lines. mark(x, other) sets a vertical marker and a fainter one; null takes one away.
  */
 export function chart(about) {
   const svg = s("svg", { class: "chart-svg", role: "img" });
   const readout = h("span", { class: "chart-readout" });
   const legend = h("div", { class: "legend" });
   const title = h("figcaption", { class: "chart-title" }, h("span", null, about.title), readout);
-  const element = h("figure", { class: "chart" }, title, svg, legend);
-  const room = { width: 0, height: about.height ?? 200 };
-  const held = { series: [], rules: [], marker: null, frame: null };
+  const none = h("p", { class: "quiet" }, about.none ?? "Nothing yet.");
+  const element = h("figure", { class: "chart chart-none" }, title, none, svg, legend);
+  const room = { width: 0, height: (about.height ?? 200) * growth };
+  const held = { series: [], rules: [], marker: null, other: null, frame: null };
 
   const paint = () => {
     if (room.width > 0) held.frame = painted(svg, about, room, held);
@@ -36,27 +39,29 @@ export function chart(about) {
   svg.addEventListener("pointerleave", () => say(readout, ""));
   return {
     element,
-    draw({ series, rules = [] }) {
-      Object.assign(held, { series, rules });
+    draw({ series, rules = [], xReach = about.xReach }) {
+      Object.assign(held, { series, rules, xReach });
+      none.hidden = series.some((one) => one.points.some((p) => p.y !== null && Number.isFinite(p.y)));
+      element.classList.toggle("chart-none", !none.hidden);
       svg.setAttribute("aria-label", inWords(about, held));
       fill(legend, series.length > 1 || rules.length ? keys(series, rules) : null);
       paint();
     },
-    mark(x) {
-      held.marker = x;
+    mark(x, other = null) {
+      Object.assign(held, { marker: x, other });
       placeMarker(held);
     },
   };
 }
 
-function painted(svg, about, { width, height }, { series, rules }) {
+function painted(svg, about, { width, height }, { series, rules, xReach }) {
   const all = series.flatMap((one) => one.points);
   const xKind = about.xKind ?? "linear";
   const yKind = about.yKind ?? "linear";
   const yValues = all.flatMap((p) => [p.y, p.low, p.high]).concat(rules.map((rule) => rule.y), about.yFrom0 ? [0] : []);
   const yReach = about.yReach ?? roomy(reach(yValues, yKind), yKind, about.yFrom0);
-  const x = scaled(xKind, about.xReach ?? reach(all.map((p) => p.x), xKind), [MARGIN.left, width - MARGIN.right], Math.max(2, Math.floor(width / 110)));
-  const y = scaled(yKind, yReach, [height - MARGIN.bottom, MARGIN.top], Math.max(2, Math.floor(height / 45)));
+  const x = scaled(xKind, xReach ?? reach(all.map((p) => p.x), xKind), [MARGIN.left, width - MARGIN.right], Math.max(2, Math.floor(width / 110 / growth)));
+  const y = scaled(yKind, yReach, [height - MARGIN.bottom, MARGIN.top], Math.max(2, Math.floor(height / 45 / growth)));
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("height", height);
   const clip = freshId("clip");
@@ -89,7 +94,7 @@ function grid(x, y, width, height) {
     ]),
     x.ticks.map((value) => [
       s("line", { class: "tick", x1: x.at(value), x2: x.at(value), y1: foot, y2: foot + 4 }),
-      s("text", { x: x.at(value), y: foot + 17, "text-anchor": "middle" }, tickName(value)),
+      s("text", { x: x.at(value), y: foot + 17 * growth, "text-anchor": "middle" }, tickName(value)),
     ]),
     s("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: foot, y2: foot }),
   );
@@ -136,10 +141,12 @@ function errorBar(x, low, high) {
   return s("path", { class: "whisker", d: `M${point(x, low)}V${high.toFixed(1)}M${point(x - 4, low)}h8M${point(x - 4, high)}h8` });
 }
 
-function placeMarker({ frame, marker }) {
+function placeMarker({ frame, marker, other }) {
   if (!frame) return;
+  const line = (x, kind) => s("line", { class: kind, x1: x, x2: x, y1: MARGIN.top, y2: frame.height - MARGIN.bottom });
+  const faint = Number.isFinite(other) && other !== null && line(frame.x.at(other), "faint");
   if (marker === null || marker === undefined) {
-    fill(frame.marker);
+    fill(frame.marker, faint);
     return;
   }
   const at = frame.x.at(marker);
@@ -147,7 +154,7 @@ function placeMarker({ frame, marker }) {
     const y = between(one.points, marker);
     return y === null ? null : s("circle", { class: `dot series-${one.shade ?? 0}`, cx: at, cy: frame.y.at(y), r: 4.5 });
   });
-  fill(frame.marker, s("line", { x1: at, x2: at, y1: MARGIN.top, y2: frame.height - MARGIN.bottom }), dots);
+  fill(frame.marker, faint, line(at), dots);
 }
 
 /** The value of a line at an x between its points. */

@@ -14,7 +14,7 @@ export function callsPart({ shown, signal }) {
   const calls = h("input", { type: "text", value: "2, 4, 8, 16, 32", spellcheck: "false", autocomplete: "off" });
   const count = h("input", { type: "number", min: 100, max: 10000, step: 100, value: 500 });
   const asks = h("div", { class: "buttons" });
-  const bars = h("div", { class: "stack" });
+  const bars = h("div", { class: "stack bars" });
   const curve = chart({ title: "KID by network calls, 95 % interval, lower is better", x: "network calls", xKind: "log2", yFrom0: true, height: 300 });
   const table = h("div");
   const remarks = h("div");

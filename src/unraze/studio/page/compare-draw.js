@@ -100,7 +100,7 @@ function whole(canvas, sprite, label) {
     canvas.width = sprite.naturalWidth;
     canvas.height = sprite.naturalHeight;
   }
-  const room = Math.min(480, canvas.parentElement.clientWidth || 300);
+  const room = Math.min(640, canvas.parentElement.clientWidth || 300);
   canvas.style.width = `${canvas.width * Math.max(1, Math.floor(room / canvas.width))}px`;
   canvas.getContext("2d").drawImage(sprite, 0, 0);
 }

@@ -39,7 +39,7 @@ export function offer(element, options, value) {
 
 /** A slider with its value beside its name; `shown` says the value in words. */
 export function slider(name, { min, max, step = 1, value, shown = String, hint, oninput, label }) {
-  const out = h("output", { class: "value" });
+  const out = h("span", { class: "value" });
   const input = h("input", { type: "range", min, max, step, value });
   const tell = () => {
     say(out, shown(Number(input.value)));
@@ -80,6 +80,12 @@ export function segments(name, options, value, onchange) {
   }
   return element;
 }
+
+/** What of a frame can be shown: x_t, or the network's estimate of the picture in it. */
+export const SIDES = () => [
+  ["state", h("span", null, "State x", h("sub", null, "t"))],
+  ["estimate", h("span", null, "Estimate x\u0302", h("sub", null, "0"))],
+];
 
 /** A place for what went wrong, or how it is going; screen readers hear it. */
 export function words() {

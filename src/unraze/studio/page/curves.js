@@ -30,12 +30,10 @@ export function curvesOf(id, signal) {
   let again = false;
   const charts = {
     loss: chart({ title: "Loss", x: "step", yKind: "log10" }),
-    quality: chart({ title: "Quality: KID with its 95 % interval, lower is better", x: "step", yFrom0: true }),
+    quality: chart({ title: "Quality: KID with its 95 % interval, lower is better", x: "step", yFrom0: true, none: "Not measured so far: give \u201cSteps between measures\u201d when you start a training, or evaluate it below." }),
     lr: chart({ title: "Learning rate", x: "step", yFrom0: true, height: 152 }),
     images_per_second: chart({ title: "Images a second", x: "step", yFrom0: true, height: 152 }),
   };
-  const none = h("p", { class: "quiet" }, "Not measured while it trained: start a training with \u201cMeasure quality every so many steps\u201d, or evaluate it below.");
-  charts.quality.element.append(none);
   const element = h("div", { class: "charts" }, Object.values(charts).map((one) => one.element));
 
   function take(said) {
@@ -51,14 +49,12 @@ export function curvesOf(id, signal) {
   }
 
   function draw() {
-    const reach = columns.step.length ? [0, columns.step[columns.step.length - 1]] : undefined;
+    const xReach = columns.step.length ? [0, columns.step[columns.step.length - 1]] : undefined;
     for (const name of COLUMNS.slice(1)) {
       const points = columns.step.map((x, k) => ({ x, y: columns[name][k] }));
-      charts[name].draw({ series: [{ name: "value", shade: 0, points, kind: "line" }] });
+      charts[name].draw({ xReach, series: [{ name: "value", shade: 0, points, kind: "line" }] });
     }
-    none.hidden = quality.length > 0;
-    charts.quality.draw({ series: [{ name: "KID", shade: 0, kind: quality.length < 30 ? "marks" : "line", points: quality.map((row) => ({ x: row.step, y: row.kid, low: row.low, high: row.high })) }] });
-    return reach;
+    charts.quality.draw({ xReach, series: [{ name: "KID", shade: 0, kind: quality.length < 30 ? "marks" : "line", points: quality.map((row) => ({ x: row.step, y: row.kid, low: row.low, high: row.high })) }] });
   }
 
   /** One request at a time; what is told meanwhile is asked for right after it. */

@@ -19,7 +19,7 @@ export function walkPart(run, here, query, { start, at, kept, signal, wanted }) 
   const sigma = choice(here.sigmas.filter((one) => one !== "learned" || run.learned_variance).map((one) => [one, { beta: "\u03b2 of the step", beta_tilde: "\u03b2\u0303, the posterior's", learned: "learned" }[one] ?? one]), query.get("sigma") ?? "beta", { onchange: keep });
   const bar = progressOf();
   const stop = button("Cancel", () => remove(`/jobs/${job.id}`), { said, small: true, hidden: true });
-  const go = button("Walk back from x_t", begin, { main: true, said });
+  const go = button(["Walk back from ", inline(sym.xt)], begin, { main: true, said });
   const film = player("Moment", { signal, shown: (k) => (job?.result ? `t = ${num(job.result.times[k], 4)}` : ""), show });
   const sides = [side(run, "Greedy", () => ["each step goes to the mean", stepping()], wanted()), side(run, "Random", () => ["each step adds noise of its own", stepping()], wanted())];
   const mu = mean();

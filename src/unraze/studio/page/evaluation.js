@@ -1,6 +1,6 @@
 // Evaluations: figures with their intervals and floors, of one run or of several side by side.
 
-import { get, isLeft, postJob } from "./api.js";
+import { get, isLeft, postJob, sentence } from "./api.js";
 import { fill, h } from "./dom.js";
 import { num, whole } from "./format.js";
 import { intervalBar } from "./charts.js";
@@ -17,7 +17,7 @@ export function figuresTable(columns) {
     { class: "scroll", tabindex: 0, role: "region", "aria-label": "Figures" },
     h(
       "table",
-      { class: "figures" },
+      { class: columns.length <= 2 ? "figures figures-few" : "figures" },
       h("caption", null, "Value, 95 % interval; the upright line marks the floor: what real images reach among themselves."),
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Figure"), columns.map(({ name }) => h("th", { scope: "col", class: "number" }, name)))),
       rows.map(({ space, figures }) => h("tbody", null, h("tr", { class: "space" }, h("th", { scope: "rowgroup", colspan: columns.length + 1 }, `In ${space}`)), figures.map(figureRow))),
@@ -38,20 +38,21 @@ function figureRow({ name, cells }) {
   const known = cells.filter((cell) => cell && cell.value !== null);
   const all = known.flatMap((cell) => [cell.value, cell.low, cell.high, cell.floor]).filter((value) => value !== null && value !== undefined && Number.isFinite(value));
   const reach = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1];
-  const better = known[0]?.better;
+  const notes = [...new Set(known.map((cell) => cell.note).filter(Boolean))];
+  const said = [known[0]?.better && `${known[0].better} is better`, ...notes].filter(Boolean).join("; ");
   return h(
     "tr",
     null,
-    h("th", { scope: "row" }, name, better && h("span", { class: "quiet" }, `${better} is better`)),
+    h("th", { scope: "row" }, name, said && h("span", { class: "quiet" }, said)),
     cells.map((cell) => h("td", { class: "number" }, cell ? figureCell(cell, reach) : "\u2013")),
   );
 }
 
 function figureCell(cell, reach) {
-  if (cell.value === null) return h("span", { class: "quiet" }, cell.note ?? "not known");
+  if (cell.value === null) return h("span", { class: "quiet not-known" }, cell.note ?? "not known");
   const ends = cell.low !== null && cell.low !== undefined ? `${num(cell.low)} to ${num(cell.high)}` : "";
   const floor = cell.floor !== null && cell.floor !== undefined ? `floor ${num(cell.floor)}` : "";
-  return [h("span", { class: "figure-value" }, num(cell.value, 4)), intervalBar(cell, reach), h("span", { class: "quiet" }, [ends, floor].filter(Boolean).join("; "))];
+  return h("div", { class: "figure-cell" }, h("span", { class: "figure-value" }, num(cell.value, 4)), intervalBar(cell, reach), h("span", { class: "quiet" }, ends), h("span", { class: "quiet" }, floor));
 }
 
 /** What an evaluation is of, in a line. */
@@ -64,7 +65,7 @@ export function evaluationWords(evaluation) {
 
 /** The sentence on whether it copies its training images. */
 export function memorisationWords(evaluation) {
-  return evaluation.memorisation?.words ? h("p", null, evaluation.memorisation.words) : null;
+  return evaluation.memorisation?.words ? h("p", null, sentence(evaluation.memorisation.words)) : null;
 }
 
 /** The part of a run's page that shows its evaluations and asks for new ones. */
@@ -120,7 +121,7 @@ export function evaluationPart(id, signal) {
 
 function present([newest, ...older]) {
   return [
-    h("p", { class: "quiet" }, evaluationWords(newest)),
+    h("p", { class: "quiet" }, `${evaluationWords(newest)}.`),
     memorisationWords(newest),
     figuresTable([{ name: "This run", evaluation: newest }]),
     newest.note && h("p", { class: "quiet" }, newest.note),

@@ -3,22 +3,25 @@
 import { isLeft, postJob } from "./api.js";
 import { fill, h, on, say } from "./dom.js";
 import { num } from "./format.js";
-import { button, facts, folded, player, segments, text, words } from "./controls.js";
+import { SIDES, button, facts, folded, player, segments, text, words } from "./controls.js";
 import { hrefOf } from "./router.js";
 import { canvasOf, cut, picture } from "./sprites.js";
 import { progressOf } from "./queue.js";
 import { added, ended, listen, newestJob } from "./store.js";
 
 /** Opens the picture `number` of a drawing in a dialog. `frames` has the drawing's sprites. */
-export function openFilm(job, number, { frames, of, signal, closed }) {
+export function openFilm(opened, number, { frames, of, signal, closed }) {
   const ending = new AbortController();
-  const { shape, columns, times, labels } = job.result;
+  const { shape, columns, labels } = opened.result;
+  let job = opened;
+  let { times } = job.result;
   const canvas = canvasOf(shape, Math.min(420, window.innerWidth - 80), `Picture ${number}`);
   const caption = h("p", { class: "quiet film-time" });
   let shown = of;
   const film = player("Moment", { signal: ending.signal, shown: (k) => `t = ${num(times[k], 4)}`, show: (k) => show(k) });
   const said = words();
   const close = button("Close", () => dialog.close(), { small: true });
+  const right = h("div", { class: "film-right" });
   const dialog = h(
     "dialog",
     { class: "film", "aria-labelledby": "film-title" },
@@ -27,16 +30,33 @@ export function openFilm(job, number, { frames, of, signal, closed }) {
       h("div", { class: "film-left" },
         canvas,
         caption,
-        segments("What is shown", [["state", "State x_t"], ["estimate", "Estimate x\u0302\u2080"]], of, (to) => { shown = to; show(film.value); }),
+        segments("What is shown", SIDES(), of, (to) => { shown = to; show(film.value); }),
         film.element),
-      h("div", { class: "film-right" },
-        h("div", { class: "buttons" },
-          job.state === "done" && h("a", { class: "button", href: `/api/jobs/${job.id}/images/${number}.png?download=1`, download: "" }, "Save PNG"),
-          job.state === "done" && h("a", { class: "button", href: hrefOf("destroy", job.run, { drawn: `${job.id}.${number}` }) }, "Destroy this one")),
-        recipePart(job, number),
-        job.state === "done" ? nearestPart(job, number, ending.signal) : h("p", { class: "quiet" }, "Its nearest training images can be looked for once it is drawn."),
-        said.element)),
+      right),
   );
+
+  function explain() {
+    const done = job.state === "done";
+    fill(
+      right,
+      done && h("div", { class: "buttons" },
+        h("a", { class: "button", href: `/api/jobs/${job.id}/images/${number}.png?download=1`, download: "" }, "Save PNG"),
+        h("a", { class: "button", href: hrefOf("destroy", job.run, { drawn: `${job.id}.${number}` }) }, "Destroy this one")),
+      recipePart(job, number),
+      done ? nearestPart(job, number, ending.signal) : h("p", { class: "quiet" }, "Its nearest training images can be looked for once it is drawn."),
+      said.element,
+    );
+  }
+
+  /** It may be opened while it forms: then its film grows. */
+  function follow(now) {
+    if (now.id !== job.id || !now.result) return;
+    const ended_ = job.state !== now.state;
+    job = now;
+    times = job.result.times;
+    if (film.grow(times.length) && !film.playing) film.to(times.length - 1);
+    if (ended_) explain();
+  }
 
   async function show(k) {
     say(caption, k >= times.length - 1 && job.state === "done" ? "The picture itself, t = 0" : `At t = ${num(times[k], 4)}, ${shown === "state" ? "the state of the walk" : "what the network takes it for"}`);
@@ -55,6 +75,8 @@ export function openFilm(job, number, { frames, of, signal, closed }) {
   });
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   on(signal, "abort", () => dialog.close(), ending.signal);
+  listen("job", follow, ending.signal);
+  explain();
   document.body.append(dialog);
   film.grow(times.length);
   film.to(times.length - 1);

@@ -1,9 +1,9 @@
 // Where the page begins: the session, the frame around the views, and which views there are.
 
-import { ApiError, get, post, whenSessionIsLost } from "./api.js";
+import { ApiError, GONE, get, post, whenSessionIsLost } from "./api.js";
 import { fill, h, say } from "./dom.js";
 import { mountQueue } from "./queue.js";
-import { hrefOf, route } from "./router.js";
+import { hrefOf, route, show } from "./router.js";
 import { LOST, about, connect, disconnect, listen } from "./store.js";
 import { showRuns } from "./view-runs.js";
 import { showRun } from "./view-run.js";
@@ -16,7 +16,7 @@ import { showData } from "./view-data.js";
 const VIEWS = [
   ["runs", "Runs"],
   ["sample", "Sample"],
-  ["destroy", "Destroy and Reconstruct"],
+  ["destroy", "Destroy", " and Reconstruct"],
   ["compare", "Compare"],
   ["data", "Data"],
 ];
@@ -51,6 +51,7 @@ async function enter() {
 
 function showLocked(words) {
   disconnect();
+  say(document.getElementById("connection"), "");
   document.title = "Unraze studio";
   document.body.classList.add("locked");
   fill(
@@ -72,7 +73,7 @@ function showUnreachable(error) {
 
 function mountNav() {
   const nav = document.getElementById("views");
-  fill(nav, VIEWS.map(([view, name]) => h("a", { href: hrefOf(view), "data-view": view }, name)));
+  fill(nav, VIEWS.map(([view, name, more]) => h("a", { href: hrefOf(view), "data-view": view }, name, more && h("span", { class: "long" }, more))));
 }
 
 function mountTheme() {
@@ -97,7 +98,16 @@ function mountTheme() {
 
 function mountConnection() {
   const place = document.getElementById("connection");
-  listen("connection", (connected) => say(place, connected ? "" : LOST));
+  listen("connection", (connected) => {
+    say(place, connected ? "" : LOST);
+    const failed = [...document.querySelectorAll("#view .words.bad")].some((words) => words.textContent === GONE);
+    if (connected && failed) show(false); // what could not be had can be had now
+  });
+}
+
+/** A file that is dropped beside a place for it is not opened in place of the studio. */
+function mountDrops() {
+  for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 }
 
 function mountSkip() {
@@ -110,6 +120,7 @@ function mountSkip() {
 async function begin() {
   mountTheme();
   mountSkip();
+  mountDrops();
   mountConnection();
   window.addEventListener("hashchange", (event) => {
     if (location.hash.startsWith("#token=")) {

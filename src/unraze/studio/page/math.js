@@ -10,7 +10,8 @@ export const row = (...parts) => m("mrow", null, ...parts.map((part) => (typeof 
 export const sub = (base, below) => m("msub", null, base, below);
 export const squared = (base) => m("msup", null, base, n("2"));
 export const frac = (over, under) => m("mfrac", null, over, under);
-const bar = (base) => m("mover", { accent: "true" }, base, op("\u00af"));
+/** No accent: without a font for mathematics that would lie on the letter, and ᾱ look like α. */
+const bar = (base) => m("mover", null, base, op("\u00af"));
 const hat = (base) => m("mover", { accent: "true" }, base, op("^"));
 const tilde = (base) => m("mover", { accent: "true" }, base, op("~"));
 const t = () => id("t");
@@ -38,7 +39,7 @@ export const sym = {
 
 /** A formula on a line of its own, or within one. */
 export function math(...parts) {
-  return m("math", null, row(...parts));
+  return m("math", { displaystyle: "true" }, row(...parts));
 }
 
 /** Symbols that read as words in a sentence: <math> within text. */
@@ -58,7 +59,7 @@ export function formula(symbols, values) {
 }
 
 /** A number in a formula: of as many decimals as before, so that nothing jumps. */
-export const value = (number, decimals = 3) => n(fixed(number, decimals));
+export const value = (number, decimals = 3) => m("mrow", null, n(fixed(number, decimals)), m("mspace", { width: "0.17em" }));
 
 /** x_t = ᾱ_t x_0 + β̄_t ε̄ */
 export const destroying = () =>

@@ -27,7 +27,7 @@ export function ofRun(place, view, heading, build) {
   function begin() {
     said.say("");
     const there = drawers();
-    const wanted = id || (runs.has(last) && there.some((run) => run.id === last) ? last : there[0]?.id);
+    const wanted = id || (runs.has(last) && there.some((run) => run.id === last) ? last : (there.find((run) => run.state !== "failed") ?? there[0])?.id);
     if (!wanted) {
       part.append(noDrawers());
       return;
@@ -67,7 +67,7 @@ function once(call) {
 
 function pickerOf(view, id) {
   const there = drawers();
-  if (!there.some((run) => run.id === id) && runs.has(id)) there.push(runs.get(id));
+  if (!there.some((run) => run.id === id)) there.unshift(runs.get(id) ?? { id, name: "a run that is gone" });
   const select = choice(there.map((run) => [run.id, run.name]), id, { id: "run-choice", onchange: () => go(view, select.value) });
   return h("div", { class: "row" }, h("label", { for: "run-choice" }, "Run"), select, h("a", { href: hrefOf("runs", id) }, "About this run"));
 }

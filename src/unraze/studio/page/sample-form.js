@@ -6,6 +6,8 @@ import { check, choice, field, folded, slider } from "./controls.js";
 import { inline, sharing, sym } from "./math.js";
 
 const SETTINGS = ["sampler", "steps", "spacing", "sigma", "eta", "sigma_share", "order", "clip", "guidance", "guidance_interval", "final_noise"];
+/** Keys that only some samplers have: with another sampler they are that one's own again. */
+const OF_ONE = ["eta", "sigma_share", "order", "restart_interval", "restart_repeats"];
 const NAMES = { beta: "\u03b2, the step's own", beta_tilde: "\u03b2\u0303, the posterior's", learned: "learned by the network" };
 const SPACINGS = { time: "even in t", angle: "even in angle", log_snr: "even in log signal to noise", karras: "as Karras et al." };
 const CLIPS = { none: "none", clip: "to the range of images", "x0-only": "x\u0302\u2080 only", dynamic: "dynamic" };
@@ -72,7 +74,7 @@ export function sampleForm(run, here, given, { draw, changed }) {
   function settings() {
     const { keys, order: most } = of(sampler.value);
     const now = { sampler: sampler.value, steps: Number(steps.value), clip: clip.value };
-    if (spacing.value !== "tuned") now.spacing = spacing.value;
+    now.spacing = spacing.value !== "tuned" ? spacing.value : own.spacing.length === now.steps + 1 ? own.spacing : "time";
     if (noise.key) now[noise.key] = noise.value;
     if (keys.includes("sigma")) now.sigma = sigma.value;
     if (keys.includes("final_noise")) now.final_noise = last.box.checked;
@@ -85,7 +87,15 @@ export function sampleForm(run, here, given, { draw, changed }) {
     const same = (a, b) => JSON.stringify(a ?? null) === JSON.stringify(b ?? null);
     const now = settings();
     const moved = now.sampler !== own.sampler;
-    return Object.fromEntries(Object.entries(now).filter(([key, value]) => !same(value, own[key]) && !(noise.key === key && !moved && own[key] === null && value === noise.usual)));
+    return Object.fromEntries(Object.entries(now).filter(([key, value]) => !same(value, own[key]) && !(noise.key === key && value === noise.usual && (moved || own[key] === null))));
+  }
+
+  /** All settings where one differs: what is left out would be as the run says, tuned or not. */
+  function asked() {
+    if (!Object.keys(differing()).length) return {};
+    const now = settings();
+    const others = Object.entries(own).filter(([key, value]) => value !== null && !(OF_ONE.includes(key) && (key === "order" || now.sampler !== own.sampler)));
+    return { ...Object.fromEntries(others), ...now };
   }
 
   function body() {
@@ -97,13 +107,15 @@ export function sampleForm(run, here, given, { draw, changed }) {
       seed: Number(seed.value),
       count: Number(count.value),
       classes: said === "" ? null : /^\d+$/.test(said) ? Number(said) : said,
-      settings: differing(),
+      settings: asked(),
     };
   }
 
   function query() {
     const kept = new URLSearchParams();
-    const { checkpoint: step, raw: is, seed: number, count: pictures, classes: wanted, settings: changes } = body();
+    const { checkpoint: step, raw: is, seed: number, count: pictures, classes: wanted } = body();
+    const changes = differing();
+    if (Array.isArray(changes.spacing)) delete changes.spacing;
     const plain = { seed: number || "", count: pictures === 16 ? "" : pictures, classes: wanted ?? "", checkpoint: step ?? "", raw: is || "", ...changes };
     for (const [key, value] of Object.entries(plain)) if (value !== "") kept.set(key, value);
     return kept;
@@ -128,7 +140,7 @@ export function queryOfSample(asked) {
 function noisePart(at, own) {
   const shown = sharing();
   const usual = { ddim: 0 };
-  const line = slider("Noise on the way: from greedy to random", { min: 0, max: 1, step: 0.01, value: 1, shown: (v) => (v === 0 ? "0, greedy" : v === 1 ? "1, random" : num(v, 2)), oninput: (v) => shown.update({ eta: v }) });
+  const line = slider("Noise, from greedy to random", { min: 0, max: 1, step: 0.01, value: 1, shown: (v) => (v === 0 ? "0, greedy" : v === 1 ? "1, random" : num(v, 2)), oninput: (v) => shown.update({ eta: v }) });
   const element = h("div", { class: "with-formula" }, line.element, shown.element);
   const part = {
     element,

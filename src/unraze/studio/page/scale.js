@@ -51,6 +51,7 @@ export function reach(values, kind) {
   if (low > high) return kind === "linear" ? [0, 1] : [1, 10];
   if (kind === "log2") return [low / 1.15, high * 1.15];
   if (kind === "log10") return low === high ? [low / 2, high * 2] : [low / 1.08, high * 1.08];
+  if (low === high && low === 0) return [0, 1];
   if (low === high) return [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1];
   return [low, high];
 }

@@ -131,7 +131,7 @@ function figuresPart({ shown, signal }) {
   const body = h("div", { class: "stack" });
   const count = h("input", { type: "number", id: "compare-count", min: 100, max: 100000, step: 100, value: 2000 });
   const asks = h("div", { class: "buttons" });
-  const bars = h("div", { class: "stack" });
+  const bars = h("div", { class: "stack bars" });
   const element = h("section", { class: "panel stack" }, h("h2", null, "Evaluations"), body, h("div", { class: "row" }, h("label", { for: "compare-count" }, "Samples"), count, asks), bars, said.element);
   let of = [];
   const seen = new Set();

@@ -86,7 +86,7 @@ export function showData({ root, query, signal, title }) {
 
 function presented(job) {
   const { stats, findings, sheet, held_sheet: held, words: said } = job.result;
-  const pictureOf = (name, alt, caption) => h("figure", { class: "sheet" }, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": alt }, h("img", { class: "pixels", src: `/api/jobs/${job.id}/${name}.png`, alt })), h("figcaption", null, caption));
+  const pictureOf = (name, alt, caption) => h("figure", { class: "sheet" }, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": alt }, h("img", { class: "pixels", src: `/api/jobs/${job.id}/${name}.png`, alt, onload: enlarge })), h("figcaption", null, caption));
   return [
     h("section", null, h("h2", null, "What data check found"), said && h("p", null, said.charAt(0).toUpperCase() + said.slice(1), "."), findings.length > 0 && h("ul", { class: "findings" }, findings.map(findingOf))),
     h("section", null, h("h2", null, "Statistics"), statsOf(stats)),
@@ -97,6 +97,12 @@ function presented(job) {
       !held && h("p", { class: "quiet" }, "Nothing can be held out of these images: quality cannot be measured.")),
     h("p", null, h("a", { class: "button", href: hrefOf("train", "", { source: job.asked.source, size: job.asked.size, channels: job.asked.channels }) }, "Train on these")),
   ];
+}
+
+/** Small sheets are shown larger, at a whole multiple of their size. */
+function enlarge({ target }) {
+  const room = Math.min(560, target.parentElement.clientWidth || 300);
+  target.style.width = `${target.naturalWidth * Math.max(1, Math.floor(room / target.naturalWidth))}px`;
 }
 
 function findingOf({ severity, what, remedy, names, count }) {

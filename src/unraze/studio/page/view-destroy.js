@@ -37,11 +37,14 @@ function build(run, here, schedule, part, { query, signal, root }) {
     label: query.has("class") ? Number(query.get("class")) : null,
   };
   const said = words();
-  const wanted = () => Math.max(56, Math.min(280, ((part.clientWidth || 900) - 160) / (window.innerWidth > 1100 ? 5.5 : 3)));
+  const room = () => part.clientWidth || 900;
+  const isWide = () => window.innerWidth > 1100;
+  const wanted = () => Math.max(40, Math.min(448, isWide() ? (room() - 240) / 5 : (room() - 74) / 3));
+  const wantedOfTwo = () => (isWide() ? wanted() : Math.max(40, Math.min(280, (room() - 56) / 2)));
   const shown = momentPart(run, wanted());
   const curves = schedulePart(schedule);
   const line = slider("t", { min: 0, max: last, step: 1, value: state.t, label: "t, the step of destruction", shown: (t) => `${num(t, 4)} of ${num(last, 4)}`, oninput: (t) => { state.t = t; moved(); } });
-  const walk = walkPart(run, here, query, { start: () => state, at: (t) => curves.mark(t), kept: () => note(query), signal, wanted });
+  const walk = walkPart(run, here, query, { start: () => state, at: (t) => curves.mark(state.t, t), kept: () => note(query), signal, wanted: wantedOfTwo });
   const image = imagePart(run, state, { changed: moved, signal, root, limit: here.limits.upload_bytes });
   const ask = latest(
     ({ image: ref, t, seed, label }) => post(`/runs/${run.id}/destroy`, { image: ref, t, seed, class: label }, signal).then(async (told) => ({ told, sprite: await picture(told.sprite, signal) })),
@@ -70,15 +73,15 @@ function build(run, here, schedule, part, { query, signal, root }) {
     image,
     h("section", { class: "panel stack" },
       h("h2", null, "Destroy"),
-      h("p", { class: "lead" }, "At t the picture is so much signal and so much noise; the squares of the two add up to one."),
-      shown.equation,
+      h("p", { class: "lead" }, "After t steps there is so much of the picture, and so much noise; the squares of the two amounts add up to one."),
+      h("div", { class: "moment" }, shown.equation, shown.estimates),
       h("div", { class: "t-line" }, line.element, sweep(line, last, state, moved, signal)),
       said.element,
-      h("div", { class: "destroy-split" }, h("div", { class: "stack" }, shown.formulas, shown.estimates), curves.element)),
+      h("div", { class: "destroy-split" }, shown.formulas, curves.element)),
     walk.element,
   );
-  on(window, "resize", () => { shown.resize(wanted()); walk.resized(); }, signal);
-  shown.resize(wanted());
+  on(window, "resize", () => { shown.resize(wanted(), wantedOfTwo()); walk.resized(); }, signal);
+  shown.resize(wanted(), wantedOfTwo());
   walk.resized();
   moved();
 }
@@ -118,20 +121,20 @@ function momentPart(run, wanted) {
     ["the picture", sym.x0],
     ["what is left of it", sym.xt],
     ["the noise in it", sym.eps],
-    ["the picture, as the network sees it", sym.x0Hat],
-    ["the noise, as the network sees it", sym.epsHat],
+    ["the picture in it, by the network", sym.x0Hat],
+    ["the noise in it, by the network", sym.epsHat],
   ];
   const canvases = names.map(([name]) => canvasOf(run.shape, wanted, name));
-  const [x0, xt, eps, x0Hat, epsHat] = names.map(([name, symbol], k) => h("figure", null, canvases[k], h("figcaption", null, inline(symbol), h("span", { class: "quiet" }, name))));
-  const amounts = [h("output", { class: "amount" }), h("output", { class: "amount" })];
   const errors = [h("span", { class: "number" }), h("span", { class: "number" })];
+  const [x0, xt, eps, x0Hat, epsHat] = names.map(([name, symbol], k) => h("figure", null, canvases[k], h("figcaption", null, inline(symbol), h("span", { class: "quiet" }, name), k > 2 && h("span", { class: "quiet" }, "mean squared error ", errors[k - 3]))));
+  const amounts = ["signal", "noise"].map((of) => h("span", { class: `amount of-${of}` }));
   const snr = h("span", { class: "number" });
   const [whole, unit] = [destroying(), circle()];
   const sign = (text) => h("span", { class: "sign", "aria-hidden": "true" }, text);
   return {
-    equation: h("div", { class: "equation" }, xt, sign("="), h("div", { class: "term" }, amounts[0], x0), sign("+"), h("div", { class: "term" }, amounts[1], eps)),
+    equation: h("div", { class: "equation" }, h("div", { class: "term" }, h("span", { class: "amount" }), xt), sign("="), h("div", { class: "term" }, amounts[0], x0), sign("+"), h("div", { class: "term" }, amounts[1], eps)),
     formulas: h("div", { class: "formulas" }, whole.element, unit.element, h("p", { class: "quiet" }, "Signal to noise: ", snr)),
-    estimates: h("div", { class: "stack" }, h("h3", null, "What the network says of ", inline(sym.xt), " alone"), h("div", { class: "pictures" }, x0Hat, epsHat), h("p", { class: "quiet" }, "Mean squared error of ", inline(sym.x0Hat), ": ", errors[0], "; of ", inline(sym.epsHat), ": ", errors[1])),
+    estimates: h("div", { class: "estimates" }, h("h3", null, "What the network says of ", inline(sym.xt), " alone"), h("div", { class: "pictures" }, x0Hat, epsHat)),
     values(now) {
       whole.update(now);
       unit.update(now);
@@ -144,7 +147,7 @@ function momentPart(run, wanted) {
       say(errors[0], told.error ? num(told.error.x0) : "\u2013");
       say(errors[1], told.error ? num(told.error.eps) : "\u2013");
     },
-    resize: (to) => canvases.forEach((canvas) => resize(canvas, to)),
+    resize: (to, ofTwo) => canvases.forEach((canvas, k) => resize(canvas, k < 3 ? to : ofTwo)),
   };
 }
 
@@ -171,8 +174,8 @@ function schedulePart(schedule) {
     at(t) {
       return Object.fromEntries(CURVES.map(({ key }, k) => [key, between(series[k].points, t)]));
     },
-    mark(t) {
-      shown.mark(t);
+    mark(t, walked) {
+      shown.mark(t, walked);
       CURVES.forEach((_, k) => say(outs[k], fixed(between(series[k].points, t), 4)));
     },
   };

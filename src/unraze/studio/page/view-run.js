@@ -12,6 +12,8 @@ import { keepRun, listen, runs } from "./store.js";
 
 /** Least time between two looks at all of a run while it trains; its curves come with each event. */
 const AFRESH = 15000;
+/** Events of a training by which its pace is told. */
+const WINDOW = 60;
 
 export function showRun({ root, id, query, signal, title }) {
   const known = runs.get(id);
@@ -48,7 +50,6 @@ export function showRun({ root, id, query, signal, title }) {
     say(heading, full.name);
     title(full.name);
     showActions();
-    fill(about, aboutRun(full));
     previews.update(full);
     measured.update(full);
     showFolds();
@@ -61,6 +62,7 @@ export function showRun({ root, id, query, signal, title }) {
       fill(state, badge(run.state));
     }
     bar.update(run);
+    if (full) fill(about, aboutRun({ ...full, ...run }));
     if (run.error) said.fail(run.error);
   }
 
@@ -94,7 +96,10 @@ export function showRun({ root, id, query, signal, title }) {
   }
 
   function fails(error) {
-    if (!isLeft(error)) said.fail(error);
+    if (isLeft(error)) return;
+    said.fail(error);
+    if (error.status !== 404) return;
+    for (const part of [bar.element, about, ...root.querySelectorAll("section"), folds]) part.hidden = true;
   }
 
   const look = () => curves.look().catch(fails);
@@ -103,7 +108,8 @@ export function showRun({ root, id, query, signal, title }) {
     const turned = full && run.state !== full.state;
     brief(run);
     look();
-    if (turned || Date.now() - lookedAt > AFRESH) load().catch(fails);
+    const drew = full && run.preview !== undefined && run.preview !== (full.previews.at(-1) ?? null);
+    if (turned || drew || Date.now() - lookedAt > AFRESH) load().catch(fails);
   }, signal);
   listen("run-gone", (gone) => gone.id === id && said.fail("This run's folder is not there any more."), signal);
   listen("lists", () => { load().catch(fails); look(); }, signal);
@@ -118,16 +124,18 @@ function trainingBar() {
   const bar = h("progress", { max: 1, value: 0, "aria-label": "Training" });
   const line = h("span", { class: "progress-words" });
   const element = h("div", { class: "progress training", hidden: true }, bar, line);
-  let first = null;
+  let seen = [];
   return {
     element,
     update(run) {
       element.hidden = !["running", "starting"].includes(run.state);
       if (element.hidden) {
-        first = null;
+        seen = [];
         return;
       }
-      if (!first || run.step < first.step) first = { step: run.step, at: performance.now() };
+      if (run.step < seen.at(-1)?.step) seen = [];
+      seen = [...seen.slice(-WINDOW), { step: run.step, at: performance.now() }];
+      const [first] = seen;
       if (run.steps) bar.value = run.step / run.steps;
       else bar.removeAttribute("value");
       const pace = (performance.now() - first.at) / 1000 / (run.step - first.step);
@@ -161,6 +169,13 @@ function environmentTable(environment) {
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Environment" }, h("table", { class: "plain" }, h("tbody", null, entries.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, plain(value)))))));
 }
 
+/** Shows a picture at a whole multiple of its size, or a whole part of it, that fits. */
+function fit(image, room) {
+  const width = image.naturalWidth;
+  image.style.width = `${width <= room ? width * Math.floor(room / width) : Math.floor(width / Math.ceil(width / room))}px`;
+  image.style.imageRendering = width <= room ? "pixelated" : "auto";
+}
+
 /** What it drew on its way, by step. */
 function previewPart(id, query) {
   const image = h("img", { class: "pixels preview", alt: "" });
@@ -177,7 +192,7 @@ function previewPart(id, query) {
   });
   const pictures = h("div", { class: "previews" }, h("figure", null, image, caption), realPart);
   const none = h("p", { class: "quiet" }, "No pictures yet: the first ones come after an eighth of the training.");
-  const element = h("section", null, h("h2", null, "Pictures on the way"), none, line.element, pictures);
+  const element = h("section", null, h("h2", null, "Pictures on the way"), none, h("div", { class: "on-the-way" }, line.element), pictures);
 
   function show(k, noted) {
     if (!steps.length) return;
@@ -192,18 +207,18 @@ function previewPart(id, query) {
 
   image.addEventListener("load", () => {
     const room = pictures.clientWidth || 600;
-    const times = Math.max(1, Math.min(3, Math.floor(Math.min(room, 900) / image.naturalWidth)));
-    image.style.width = `${image.naturalWidth * times}px`;
+    fit(image, Math.min(room, 800));
     caption.style.width = image.style.width;
   });
 
+  real.addEventListener("load", () => fit(real, Math.min(pictures.clientWidth || 600, 480)));
   return {
     element,
     update(run) {
       const atEnd = !steps.length || line.value >= steps.length - 1;
       steps = run.previews;
       none.hidden = steps.length > 0;
-      line.element.hidden = steps.length < 2;
+      line.element.parentElement.hidden = steps.length < 2;
       pictures.hidden = steps.length === 0 && !run.reals;
       image.parentElement.hidden = steps.length === 0;
       line.bounds(0, Math.max(0, steps.length - 1));

@@ -96,7 +96,7 @@ export function showRuns({ root, query, signal, title }) {
     }
     const any = rows.size > 0;
     for (const one of [list, find, compare, count]) one.hidden = !any;
-    say(count, wanted ? `${whole(seen)} of ${counted(rows.size, "run")}` : `${counted(rows.size, "run")} in ${state.folder}`);
+    say(count, wanted ? `${whole(seen)} of ${counted(rows.size, "run")}` : `${counted(rows.size, "run")} in the folder ${state.folder}`);
     fill(nothing, !state.loaded ? h("p", { class: "quiet" }, "Looking for runs \u2026") : !any && noRuns());
   }
 

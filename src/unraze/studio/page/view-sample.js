@@ -3,7 +3,7 @@
 import { get, isLeft, post, postBytes, postJob, remove, sentence } from "./api.js";
 import { fill, h, on, say } from "./dom.js";
 import { counted, num } from "./format.js";
-import { button, dropPlace, empty, player, segments, words } from "./controls.js";
+import { SIDES, button, dropPlace, empty, player, segments, words } from "./controls.js";
 import { openFilm } from "./film.js";
 import { ofRun } from "./of-run.js";
 import { progressOf } from "./queue.js";
@@ -14,6 +14,8 @@ import { about, added, ended, jobs, listen } from "./store.js";
 
 /** What is to be said of a recipe, once the view that follows it is there. */
 let taken = "";
+/** The request that a recipe stands for, to the letter: the form has not all of it. */
+let exactly = null;
 
 export function showSample(place) {
   ofRun(place, "sample", "Sample", async (run, part) => build(run, part, await about(), place));
@@ -23,9 +25,9 @@ function build(run, part, here, { query, signal, root }) {
   const said = words();
   let job = query.get("job");
   const shown = drawingPart({ signal, said, opened: (number) => keepAddress(number) });
-  const form = sampleForm(run, here, query, { draw, changed: () => keepAddress() });
+  const form = sampleForm(run, here, query, { draw, changed: () => { exact = null; keepAddress(); } });
   const drop = dropPlace("or drop a picture made by Unraze, to take its recipe", takeRecipe, { accept: "image/png,image/gif", signal, zone: root });
-  part.append(h("div", { class: "split split-form" }, h("div", { class: "column" }, form.element, h("div", { class: "panel" }, h("h2", null, "From a picture"), drop.element)), h("section", { class: "column", "aria-label": "Pictures" }, said.element, shown.element)));
+  part.append(h("div", { class: "split split-form" }, h("div", { class: "column" }, form.element, h("div", { class: "panel stack" }, h("h2", null, "From a picture"), drop.element)), h("section", { class: "column", "aria-label": "What was drawn" }, said.element, shown.element)));
 
   function keepAddress(number = null) {
     const kept = form.query();
@@ -37,7 +39,7 @@ function build(run, part, here, { query, signal, root }) {
   async function draw() {
     said.say("");
     try {
-      const made = added(await postJob("sample", form.body()));
+      const made = added(await postJob("sample", exact ?? form.body()));
       if (job) cancelled(job);
       job = made.id;
       keepAddress();
@@ -51,6 +53,7 @@ function build(run, part, here, { query, signal, root }) {
     if (file.size > here.limits.upload_bytes) throw new Error(`This file is larger than ${Math.round(here.limits.upload_bytes / 2 ** 20)} MiB, more than the studio takes.`);
     const found = await postBytes("/recipes", file);
     if (!found.sample) return sentence(found.words ?? "its run is not here");
+    exactly = found.sample;
     taken = found.words ? sentence(found.words) : "The recipe is taken: Draw makes the same picture again.";
     go("sample", found.run, queryOfSample(found.sample));
     return "";
@@ -60,6 +63,8 @@ function build(run, part, here, { query, signal, root }) {
   listen("job-gone", (gone) => gone.id === job && said.fail("these pictures are not remembered any more; draw them again"), signal);
   drop.said.say(taken);
   taken = "";
+  let exact = exactly?.run === run.id ? exactly : null;
+  exactly = null;
   if (!job) return;
   get(`/jobs/${job}`, signal).then((now) => {
     shown.follow(now);
@@ -86,7 +91,7 @@ function drawingPart({ signal, said, opened }) {
   const grid = h("div", { class: "tiles" });
   const saves = h("div", { class: "buttons" });
   const kept = h("p", { class: "words", role: "status" });
-  const tools = h("div", { class: "stack", hidden: true }, h("div", { class: "row" }, segments("What is shown", [["state", h("span", null, "State x", h("sub", null, "t"))], ["estimate", h("span", null, "Estimate x\u0302", h("sub", null, "0"))]], of, (to) => { of = to; show(film.value); }), line), film.element);
+  const tools = h("div", { class: "stack", hidden: true }, h("div", { class: "row" }, segments("What is shown", SIDES(), of, (to) => { of = to; show(film.value); }), line), film.element);
   const none = empty("Nothing drawn yet", h("p", null, "Press Draw. The pictures appear while they form; click one to see its film, its recipe and its nearest training images."));
   const element = h("div", { class: "stack" }, none, h("div", { class: "row" }, bar.element, stop), tools, grid, saves, kept);
   stop.hidden = true;
@@ -104,7 +109,9 @@ function drawingPart({ signal, said, opened }) {
 
   function lay(result) {
     const [, height, width] = result.shape;
-    const wanted = Math.max(width, height) > 96 ? 160 : result.count <= 4 ? 224 : result.count <= 20 ? 128 : 96;
+    const usual = Math.max(width, height) > 96 ? 160 : result.count <= 4 ? 224 : result.count <= 20 ? 128 : 96;
+    const room = element.clientWidth || 800;
+    const wanted = Math.min(usual, room / (result.count <= 4 ? 2 : 3) - 18);
     tiles = Array.from({ length: result.count }, (_, number) => {
       const canvas = canvasOf(result.shape, wanted);
       const name = result.labels[number];

@@ -13,7 +13,7 @@ const NUMBERS = ["minutes", "steps", "seed", "eval_every", "batch", "lr", "held_
 export function showTrain({ root, query, signal, title }) {
   title("Start a training");
   const said = words();
-  const estimated = h("div");
+  const estimated = h("div", { class: "stack" });
   const bar = progressOf();
   const form = formOf(query, changed);
   let job = null;
@@ -110,16 +110,17 @@ function formOf(query, changed) {
     detail,
     field("Preset", preset),
     presetAbout,
-    h("div", { class: "field" }, h("div", { class: "field-name" }, h("span", null, "How long")), segments("How long, by", [["minutes", "Minutes"], ["steps", "Steps"]], by, (to) => { by = to; measureBy(); tell(); }), length),
-    h("div", { class: "pair" }, field("Size", size, { hint: "such as 32, or height x width: 32x48" }), field("Colours", channels)),
+    h("div", { class: "field" }, h("div", { class: "field-name" }, h("span", null, "How long")), segments("How long, by", [["minutes", "Minutes"], ["steps", "Steps"]], by, (to) => { by = to; measureBy(); tell(); changed(); }), length),
+    h("div", { class: "pair" }, field("Size", size), field("Colours", channels)),
+    h("p", { class: "hint" }, "A size such as 32, or height x width: 32x48"),
     classes.element,
     flip.element,
     h("details", { class: "fold", open: ["eval_every", "batch", "lr", "held_out", "name", "seed"].some((key) => query.has(key)) }, h("summary", null, "More options"),
       h("div", { class: "fold-body form" },
         field("Name of the run", name, { hint: "letters, digits, - and _; empty: made of images and preset" }),
         h("div", { class: "pair" },
-          field("Measure quality every so many steps", number("eval_every", { min: 1, step: 1, placeholder: "never" })),
-          field("Held out, a share", number("held_out", { min: 0, max: 0.5, step: 0.01, placeholder: "the preset's" }))),
+          field("Steps between measures", number("eval_every", { min: 1, step: 1, placeholder: "not measured" }), { hint: "train.eval_every, --eval-every" }),
+          field("Share held out", number("held_out", { min: 0, max: 0.5, step: 0.01, placeholder: "the preset's" }), { hint: "data.held_out, --held-out" })),
         h("div", { class: "pair" },
           field("Batch", number("batch", { min: 1, step: 1, placeholder: "the preset's" })),
           field("Learning rate", number("lr", { min: 0, step: "any", placeholder: "the preset's" }))),
@@ -138,7 +139,6 @@ function formOf(query, changed) {
     const kept = new URLSearchParams();
     for (const [key, value] of Object.entries(said())) if (value !== null && value !== false && !(key === "seed" && value === 0)) kept.set(key, value);
     note(kept);
-    changed();
   }
 
   function said() {
@@ -150,6 +150,7 @@ function formOf(query, changed) {
     return body;
   }
 
+  element.addEventListener("input", changed); // at once: an estimate may be asked for right after
   element.addEventListener("input", settled(tell, 200));
   measureBy();
   return {

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 
 from unraze.errors import InputError
 from unraze.evaluate.compare import compared, letter
+from unraze.studio.library import checkpoints_of
 from unraze.studio.routes.common import Here, RunName
 from unraze.studio.tasks.evaluating import evaluations_of, told
 
@@ -17,8 +18,17 @@ router = APIRouter(tags=["compare"])
 @router.get("/runs/{name}/evaluations")
 def evaluations(here: Here, name: RunName) -> dict[str, Any]:
     """All evaluations of a run, the newest first."""
-    found = evaluations_of(here.library.run(name))
-    return {"evaluations": [told(file, evaluation) for file, evaluation in found]}
+    run = here.library.run(name)
+    found = evaluations_of(run)
+    tuned = here.held.model(run).tuning if checkpoints_of(run)[0] else None
+    return {
+        "evaluations": [told(file, evaluation) for file, evaluation in found],
+        "tuned": {}
+        if tuned is None
+        else {
+            calls: settings.model_dump(mode="json") for calls, settings in tuned.settings.items()
+        },
+    }
 
 
 @router.get("/compare")
