@@ -13,6 +13,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 UNRAZE := $(BIN)/unraze
 FASHION := /usr/share/datasets/fashion-mnist
 
+# without its byte code each process of the tests compiles all of torch's modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-faults lint fuzz dist lock audit clean
 
@@ -55,6 +58,7 @@ demo: $(VENV)/.installed ## trains on Fashion-MNIST for DEMO_MINUTES (4), sample
 	@echo "  $(DEMO)/pictures/film.gif   how the noise turned into them"
 	@echo "  $(DEMO)/samples/            what training had learned along the way"
 	@echo "Worth trying next:"
+	@echo "  $(UNRAZE) studio"
 	@echo "  $(UNRAZE) sample $(DEMO) -n 64 --greedy"
 	@echo "  $(UNRAZE) destroy $(DEMO)/pictures/00000.png"
 	@echo "  $(UNRAZE) eval $(DEMO)"
@@ -102,7 +106,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -c constraints.txt -e .
+	$(PIP_INSTALL) -c constraints.txt -e ".[studio]"
 	@touch $@
 
 $(VENV)/.installed-fuzz $(VENV)/.installed-dist: $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python

@@ -102,6 +102,8 @@ def test_the_commands_of_the_readme_run(
     for i in range(12):
         pixels = generator.integers(0, 256, (40, 50, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    # it does not end; tests/studio/test_server.py starts it
+    monkeypatch.setattr("unraze.studio.server.serve", lambda *args, **how: None)
     tiny = {"block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 8}
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     UNet2DModel(**tiny, **blocks, attention_head_dim=8).save_pretrained("FOLDER")

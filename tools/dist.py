@@ -30,7 +30,13 @@ ABOUT = {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "PKG-INFO", "s
 OF_THE_WHEEL = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt"} | {
     "licenses/LICENSE"
 }
-NEEDED = {"presets/fast.toml", "evaluate/report.html", "interop/page/app.js", "data/digits.npz"} | {
+NEEDED = {
+    "presets/fast.toml",
+    "evaluate/report.html",
+    "interop/page/app.js",
+    "studio/page/main.js",
+    "data/digits.npz",
+} | {
     "py.typed",
     "evaluate/weights/fashion-mnist-contrast.safetensors",
 }

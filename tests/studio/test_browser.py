@@ -301,7 +301,7 @@ def test_a_training_from_its_start_to_its_end(page: Any, live: Live) -> None:
     shown(page, "estimate")
     page.get_by_role("button", name="Start training").click()
     expect(page).to_have_url(re.compile("#/runs/[0-9a-f]{16}$"))
-    expect(page.get_by_text("12 of 12")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("12 of 12", exact=True)).to_be_visible(timeout=120_000)
     expect(page.get_by_text("done").first).to_be_visible()
     expect(page.get_by_role("button", name="Resume")).to_have_count(0)
     shown(page, "trained")
@@ -451,7 +451,7 @@ def test_a_damaged_run_is_shown_with_the_reason(chromium: Any, made: Small, tmp_
     (tmp_path / "runs" / "run" / "config.toml").write_text("steps = [", encoding="utf-8")
     for live in serving(tmp_path / "runs"):
         tab = opened(chromium, live)
-        expect(tab.get_by_text("unreadable").first).to_be_visible()
+        expect(tab.get_by_role("cell", name="cannot be read")).to_be_visible()
         tab.goto(live.view("run", "run"))
         expect(tab.get_by_text(re.compile("config.toml")).first).to_be_visible()
         tab.context.close()

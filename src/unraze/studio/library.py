@@ -44,7 +44,7 @@ class Missing(UnrazeError):
 
 class RunTold(BaseModel):
     """A run at a glance. `changed` is in seconds of the epoch, `quality` the last evaluation in
-    training, `preview` the step of the last pictures; `error` says why it failed, did not begin, or
+    training, `preview` the step of the last pictures; `can_sample` says that it has weights, `error` says why it failed, did not begin, or
     cannot be read."""
 
     id: str
@@ -60,6 +60,7 @@ class RunTold(BaseModel):
     preview: int | None
     changed: float
     thumbnail: str | None
+    can_sample: bool
     error: str | None
 
 
@@ -304,6 +305,7 @@ class Library:
             preview=previews[-1] if previews else None,
             changed=changed,
             thumbnail=f"/api/runs/{name}/thumbnail.png?v={int(changed)}" if pictured else None,
+            can_sample=bool(checkpoints_of(run)[0]),
             error=error,
         )
 

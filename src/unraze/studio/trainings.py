@@ -56,6 +56,7 @@ class Trainings:
             preview=None,
             changed=time.time(),
             thumbnail=None,
+            can_sample=False,
             error=None,
         )
         self._library.starting[told.id] = told

@@ -4,9 +4,8 @@ import { get, isLeft, postJob, remove } from "./api.js";
 import { fill, h, say } from "./dom.js";
 import { counted } from "./format.js";
 import { button, field, words } from "./controls.js";
-import { hrefOf } from "./router.js";
 import { picture } from "./sprites.js";
-import { progressOf } from "./queue.js";
+import { placeOf, progressOf } from "./queue.js";
 import { added, ended, jobs, listen } from "./store.js";
 
 /** The part that draws. `columns()` are [{letter, run, name, settings}]; kept(ids, seed, count) notes the jobs. */
@@ -75,7 +74,7 @@ function sideOf(column, signal) {
     none.hidden = true;
     if (job.state === "failed") said.fail(job.error);
     if (job.state === "cancelled") said.say("Cancelled.");
-    link.href = hrefOf("sample", job.run, { job: job.id });
+    link.href = placeOf(job);
     link.hidden = job.state !== "done";
     const { result } = job;
     const newest = result && `${job.id}/${result.frames}`;
@@ -84,7 +83,7 @@ function sideOf(column, signal) {
     say(line, `${result.settings.sampler}, ${counted(result.calls, "network call")}`);
     try {
       const sprite = await picture(`/api/jobs/${job.id}/frames/${result.frames - 1}.png?of=state`, signal);
-      if (drawn === newest) whole(canvas, sprite, `${column.letter}, ${column.name}: ${counted(result.count, "picture")} of seed ${result.recipe.seed}`);
+      if (drawn === newest) whole(canvas, sprite, result, `${column.letter}, ${column.name}: ${counted(result.count, "picture")} of seed ${result.recipe.seed}`);
     } catch (error) {
       said.fail(error);
     }
@@ -92,15 +91,19 @@ function sideOf(column, signal) {
   return one;
 }
 
-/** Shows a whole sprite, as large as its room allows in whole multiples. */
-function whole(canvas, sprite, label) {
+/** Shows all pictures of a sprite, a little apart, as large as the room allows in whole multiples. */
+function whole(canvas, sprite, { shape: [, height, width], columns, count }, label) {
+  const gap = Math.max(1, Math.round(width / 28));
+  const rows = Math.ceil(count / columns);
+  const size = [columns * (width + gap) - gap, rows * (height + gap) - gap];
   canvas.hidden = false;
   canvas.setAttribute("aria-label", label);
-  if (canvas.width !== sprite.naturalWidth || canvas.height !== sprite.naturalHeight) {
-    canvas.width = sprite.naturalWidth;
-    canvas.height = sprite.naturalHeight;
-  }
+  if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
   const room = Math.min(640, canvas.parentElement.clientWidth || 300);
   canvas.style.width = `${canvas.width * Math.max(1, Math.floor(room / canvas.width))}px`;
-  canvas.getContext("2d").drawImage(sprite, 0, 0);
+  const context = canvas.getContext("2d");
+  for (let k = 0; k < count; k += 1) {
+    const [column, row] = [k % columns, Math.floor(k / columns)];
+    context.drawImage(sprite, column * width, row * height, width, height, column * (width + gap), row * (height + gap), width, height);
+  }
 }

@@ -72,21 +72,6 @@ export function on(target, name, listener, signal) {
   target.addEventListener(name, listener, { signal });
 }
 
-/** Calls once a frame at most, with the newest arguments. */
-export function eachFrame(call) {
-  let asked = null;
-  return (...args) => {
-    if (asked === null) {
-      requestAnimationFrame(() => {
-        const newest = asked;
-        asked = null;
-        call(...newest);
-      });
-    }
-    asked = args;
-  };
-}
-
 /** Calls after a quiet moment. */
 export function settled(call, wait = 250) {
   let timer = 0;

@@ -26,7 +26,7 @@ export function whole(value) {
 
 function scientific(value, digits) {
   const [mantissa, power] = value.toExponential(digits - 1).split("e");
-  return `${signed(mantissa)}\u00d710${superscript(Number(power))}`;
+  return `${signed(String(Number(mantissa)))}\u00d710${superscript(Number(power))}`;
 }
 
 function superscript(power) {

@@ -5,11 +5,11 @@ import { fixed } from "./format.js";
 
 export const id = (name) => m("mi", null, name);
 export const n = (value) => m("mn", null, value);
-export const op = (sign) => m("mo", null, sign);
+const op = (sign) => m("mo", null, sign);
 export const row = (...parts) => m("mrow", null, ...parts.map((part) => (typeof part === "string" ? op(part) : part)));
 export const sub = (base, below) => m("msub", null, base, below);
 export const squared = (base) => m("msup", null, base, n("2"));
-export const frac = (over, under) => m("mfrac", null, over, under);
+const frac = (over, under) => m("mfrac", null, over, under);
 /** No accent: without a font for mathematics that would lie on the letter, and ᾱ look like α. */
 const bar = (base) => m("mover", null, base, op("\u00af"));
 const hat = (base) => m("mover", { accent: "true" }, base, op("^"));

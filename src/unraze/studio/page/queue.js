@@ -6,6 +6,8 @@ import { duration } from "./format.js";
 import { hrefOf } from "./router.js";
 import { ended, jobs, listen } from "./store.js";
 import { button, words } from "./controls.js";
+import { keepRef } from "./destroy-images.js";
+import { queryOfSample } from "./sample-form.js";
 
 const STATES = { waiting: "waits", running: "runs", done: "done", failed: "failed", cancelled: "cancelled" };
 
@@ -13,9 +15,9 @@ const STATES = { waiting: "waits", running: "runs", done: "done", failed: "faile
 export function placeOf(job) {
   switch (job.kind) {
     case "sample":
-      return hrefOf("sample", job.run, { job: job.id });
+      return hrefOf("sample", job.run, { ...queryOfSample(job.asked), job: job.id });
     case "walk":
-      return hrefOf("destroy", job.run, { walk: job.id });
+      return hrefOf("destroy", job.run, walkQuery(job));
     case "nearest":
       return hrefOf("sample", job.run, { job: job.asked.job, picture: job.asked.image });
     case "calls":
@@ -31,8 +33,15 @@ export function placeOf(job) {
   }
 }
 
+function walkQuery({ id, asked }) {
+  const query = new URLSearchParams({ t: asked.t, seed: asked.seed, steps: asked.steps, eta: asked.eta, sigma: asked.sigma, walk: id });
+  if (asked.class !== null) query.set("class", asked.class);
+  keepRef(query, asked.image);
+  return query;
+}
+
 /** How far a job is, in words: "3 of 10, 12 s left". */
-export function progressWords(job) {
+function progressWords(job) {
   if (job.state === "waiting") return job.position ? `waits; ${job.position} before it` : "next in the queue";
   if (job.state !== "running") return STATES[job.state];
   const far = job.total > 1 ? `${job.stage ?? "working"}, ${job.done} of ${job.total}` : (job.stage ?? "working");

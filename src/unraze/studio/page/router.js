@@ -6,7 +6,7 @@ let current = null;
 let views = {};
 
 /** {name, id, query} of an address such as #/runs/ID?step=3. */
-export function parsed(hash = location.hash) {
+function parsed(hash = location.hash) {
   const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
   const [name = "", id = ""] = path.split("/").map(decodeURIComponent);
   return { name: name || "runs", id, query: new URLSearchParams(search) };

@@ -55,7 +55,7 @@ function heed(name, keep) {
 }
 
 /** Notes a job, also one that was answered to a request before any event told it. */
-export function keepJob(job) {
+function keepJob(job) {
   jobs.set(job.id, job);
   if (jobs.size > MOST_JOBS) jobs.delete(jobs.keys().next().value);
 }

@@ -74,9 +74,9 @@ function build(run, here, schedule, part, { query, signal, root }) {
     h("section", { class: "panel stack" },
       h("h2", null, "Destroy"),
       h("p", { class: "lead" }, "After t steps there is so much of the picture, and so much noise; the squares of the two amounts add up to one."),
-      h("div", { class: "moment" }, shown.equation, shown.estimates),
       h("div", { class: "t-line" }, line.element, sweep(line, last, state, moved, signal)),
       said.element,
+      h("div", { class: "moment" }, shown.equation, shown.estimates),
       h("div", { class: "destroy-split" }, shown.formulas, curves.element)),
     walk.element,
   );

@@ -47,7 +47,6 @@ def run(here: Here, name: RunName) -> dict[str, Any]:
         "reals": f"/api/runs/{name}/reals.png" if (found.path / "reals.png").is_file() else None,
         "can_stop": told.state == "running" and trained_here,
         "can_resume": told.state in ("stopped", "empty"),
-        "can_sample": bool(steps),
     }
     with suppress(InputError):  # `error` says it
         more |= _of_config(folders.read_config(found))
@@ -191,7 +190,6 @@ def _nothing() -> dict[str, Any]:
         "distilled": False,
         "can_stop": False,
         "can_resume": False,
-        "can_sample": False,
     }
 
 
