@@ -415,7 +415,11 @@ def last_row(file: Path, key: str) -> dict[str, Any] | None:
         return None
     if size > TAIL:
         data = data[data.find(b"\n") + 1 :]
-    return next((row for row in reversed(rows_in(data)) if key in row), None)
+    for line in reversed(data.splitlines()):
+        for row in rows_in(line):
+            if key in row:
+                return row
+    return None
 
 
 def _is_row(row: object) -> bool:
@@ -579,10 +583,11 @@ def summaries(folder: Path) -> list[Summary]:
     return [summary(Run(p.parent)) for p in files]
 
 
-def summary(run: Run) -> Summary:
-    """A run at a glance, whatever state it is in."""
+def summary(run: Run, config: Config | None = None) -> Summary:
+    """A run at a glance, whatever state it is in; `config` is its own, where that was read."""
     try:
-        config, saved = read_config(run), checkpoint.listing(run.checkpoints)
+        config = config or read_config(run)
+        saved = checkpoint.listing(run.checkpoints)
     except (InputError, UnreadableError):
         return Summary(run.path, "unreadable", 0, 0, float("nan"), "", "")
     # one that was imported has no rows

@@ -183,6 +183,24 @@ def test_the_time_left_is_told_by_what_was_done(queue: Queue) -> None:
     assert made.told().seconds_left is None
 
 
+def test_what_reads_does_so_aside_while_others_look(queue: Queue) -> None:
+    reading, looked = threading.Event(), threading.Event()
+
+    def work(task: Task) -> Generator[Stage, None, dict[str, Any]]:
+        yield Stage("reading", 0, 1)
+        with task.aside():
+            reading.set()
+            assert looked.wait(5)
+        return {}
+
+    made = job()
+    queue.add(made, work)
+    assert reading.wait(5)
+    with queue._turns.look():  # though the job is between two stages
+        looked.set()
+    wait_for(made, "done")
+
+
 def test_whoever_looks_goes_before_whoever_works() -> None:
     turns, order = Turns(), list[str]()
     working, looking = threading.Event(), threading.Event()

@@ -34,14 +34,24 @@ class _Recent(Generic[T]):
 
     def __init__(self, most: int) -> None:
         self._most, self._kept = most, OrderedDict[Hashable, T]()
+        self._lock, self._making = threading.Lock(), dict[Hashable, threading.Lock]()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        if key not in self._kept:
-            self._kept[key] = make()
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+        """What is kept under a key, or made now: by one thread, while others have what is kept."""
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    return self._kept[key]
+            made = make()
+            with self._lock:
+                self._kept[key] = made
+                while len(self._kept) > self._most:
+                    old, _ = self._kept.popitem(last=False)
+                    self._making.pop(old, None)
+        return made
 
 
 class Held:
@@ -49,7 +59,7 @@ class Held:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._models, self._sets = _Recent[Model](MODELS), _Recent[Images](SETS)
         self._uploads: OrderedDict[str, Image.Image] = OrderedDict()
 
@@ -65,8 +75,7 @@ class Held:
         def read() -> Model:
             return generate.load(run.path, raw=raw, step=step, device=self.device)
 
-        with self._lock:
-            return self._models.get(key, read)
+        return self._models.get(key, read)
 
     def images(
         self,
@@ -75,9 +84,8 @@ class Held:
         progress: Callable[[int, int], None] | None = None,
     ) -> Images:
         """Images of a data set; raises `DataError`."""
-        with self._lock:
-            key = (data.model_dump_json(), split)
-            return self._sets.get(key, lambda: load(data, split=split, progress=progress))
+        key = (data.model_dump_json(), split)
+        return self._sets.get(key, lambda: load(data, split=split, progress=progress))
 
     def examples(self, model: Model) -> Images:
         """Images to show a run's way with: such as it was not trained on, where there are any."""

@@ -43,9 +43,12 @@ class Missing(UnrazeError):
 
 
 class RunTold(BaseModel):
-    """A run at a glance. `changed` is in seconds of the epoch, `quality` the last evaluation in
-    training, `preview` the step of the last pictures; `can_sample` says that it has weights, `error` says why it failed, did not begin, or
-    cannot be read."""
+    """A run at a glance.
+
+    `changed` is in seconds of the epoch, `quality` the last evaluation in training, `preview` the
+    step of the last pictures; `can_sample` says that it has weights, `error` why it failed, did not
+    begin, or cannot be read.
+    """
 
     id: str
     name: str
@@ -273,14 +276,14 @@ class Library:
         return told if before is None or before.told != told else None
 
     def _told(self, name: str, run: Run, mark: tuple[Any, ...]) -> RunTold:
-        summary, error, config = runs.summary(run), self.failures.get(name), None
+        error, config, failed = self.failures.get(name), None, run.path / "failed.txt"
         try:
             config = runs.read_config(run)
-            failed = run.path / "failed.txt"
-            if summary.state == "failed" and failed.is_file():
+            if failed.is_file():
                 error = untrusted.one_line(_text(failed))
         except (InputError, OSError, ValueError) as problem:
             error = str(problem)
+        summary = runs.summary(run, config)
         last = runs.last_row(run.quality, "kid")
         quality = last and {
             "value": finite(last["kid"]),

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -112,10 +112,12 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """What work is given: its job, and a way to say how far it is where it cannot yield."""
+    """What work is given: its job, a way to say how far it is where it cannot yield, and `aside`, in
+    which it has no turn: for what reads and does not compute."""
 
     job: Job
     say: Callable[[Stage | None], None]
+    aside: Callable[[], AbstractContextManager[None]]
 
     def progress(self, name: str) -> Callable[[int, int], None]:
         """For what reports (done, total): says so, and raises `Cancelled` where it is to end."""
@@ -159,13 +161,27 @@ class Turns:
             self._busy = True
         yield from self._turn()
 
-    def _turn(self) -> Iterator[None]:
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within `work`: gives the turn away for as long as this lasts."""
+        self._give()
         try:
             yield
         finally:
             with self._free:
-                self._busy = False
-                self._free.notify_all()
+                self._free.wait_for(lambda: not self._busy and not self._looking)
+                self._busy = True
+
+    def _turn(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _give(self) -> None:
+        with self._free:
+            self._busy = False
+            self._free.notify_all()
 
 
 class Queue:
@@ -249,7 +265,7 @@ class Queue:
 
     def _do(self, job: Job, work: Work) -> None:
         """Works on a job to its end, however it ends."""
-        stages = work(Task(job, lambda stage: self._at(job, stage)))
+        stages = work(Task(job, lambda stage: self._at(job, stage), self._turns.aside))
         try:
             with memory_told("ask for fewer or smaller pictures"):
                 job.result = self._stepped(job, stages) or job.result

@@ -34,7 +34,8 @@ def calling(asked: Calls, run: Run, held: Held) -> Work:
     def work(task: Task) -> Generator[Stage, None, None]:
         yield Stage("reading network and images", 0, 1)
         model = held.model(run)
-        reference = of_run(model)
+        with task.aside():
+            reference = of_run(model)
         space = yield from first_space(reference.training, reference.held_out)
         name = "features of held-out images"
         real = yield from features_of_images(space, reference.held_out, name)

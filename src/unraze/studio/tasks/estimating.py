@@ -26,7 +26,8 @@ def estimating(wanted: Config) -> Work:
 
     def work(task: Task) -> Generator[Stage, None, dict[str, Any]]:
         yield Stage("reading", 0, 1)
-        images = load(wanted.data, split="train", progress=task.progress("reading"))
+        with task.aside():
+            images = load(wanted.data, split="train", progress=task.progress("reading"))
         yield Stage("measuring", 0, 1)
         config = prepare(wanted, images)
         classes = len(images.class_names) if config.train.classes else config.train.clusters or 0

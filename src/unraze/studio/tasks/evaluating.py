@@ -41,7 +41,8 @@ def evaluating(asked: Evaluated, run: Run, held: Held) -> Work:
         untrusted.require_no_links(run.path)
         model = held.model(run)
         settings = generate.settings_of(model)
-        reference = of_run(model)
+        with task.aside():
+            reference = of_run(model)
         distilled = model.config.distilled is not None
         parts = tuple(p for p in PARTS if not (distilled and p in NEED_A_MEAN))
         require_enough(f"{asked.count} samples", asked.count, reference, parts)

@@ -43,18 +43,21 @@ def looking(wanted: DataConfig, held: Held) -> Work:
 
     def work(task: Task) -> Generator[Stage, None, dict[str, Any]]:
         yield Stage("reading", 0, 1)
-        images = held.images(wanted, "train", task.progress("reading"))
-        try:
-            unseen: Images | None = held.images(wanted, "held-out", task.progress("reading"))
-        except DataError:  # too few, or the source has no such part
-            unseen = None
+        progress = task.progress("reading")
+        with task.aside():
+            images = held.images(wanted, "train", progress)
+            try:
+                unseen: Images | None = held.images(wanted, "held-out", progress)
+            except DataError:  # too few, or the source has no such part
+                unseen = None
         yield Stage("counting", 0, 1)
         told = data.stats(images)
         sheets = [None if one is None else data.contact_sheet(one) for one in (images, unseen)]
         assert sheets[0] is not None
         task.job.shown = Sheets(sheets[0], sheets[1])
         yield Stage("checking", 0, 1)
-        findings = data.check(wanted, progress=task.progress("checking"))
+        with task.aside():
+            findings = data.check(wanted, progress=task.progress("checking"))
         return {
             "stats": {
                 "count": told.count,

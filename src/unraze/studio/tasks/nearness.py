@@ -42,7 +42,8 @@ def nearness(asked: Near, shown: Drawing, held: Held) -> Work:
             raise Missing("this picture is not drawn yet")
         yield Stage("reading the training images", 0, 1)
         progress = task.progress("reading the training images")
-        images = held.images(model.config.data, "train", progress)
+        with task.aside():
+            images = held.images(model.config.data, "train", progress)
         yield Stage("looking", 0, 1)
         query = shown.final[asked.image].transpose(2, 0, 1)
         count = min(asked.count + 1, len(images))
