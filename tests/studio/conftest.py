@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from evaluated import Small, few_steps, small
+from studios import HOST, PORT, Ended
 from unraze.studio.app import Studio, app_of, studio_of
 from unraze.studio.front import Front, guarded
 from unraze.studio.guard import Keys
 from unraze.studio.library import name_of
-
-PORT = 8420
-HOST = f"http://127.0.0.1:{PORT}"
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +61,6 @@ def browser(stranger: TestClient, studio: Studio) -> TestClient:
 def ids() -> dict[str, str]:
     """The identifiers of the runs."""
     return {name: name_of(name) for name in ("run", "other", "classy")}
-
-
-Ended = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from evaluated import Small
-from studio.conftest import Ended
+from studios import Ended
 from unraze import generate, pictures
 from unraze.cli import main
 from unraze.data import load, to_float, to_uint8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from studio.test_server import asked, started
+from studios import asked, started
 
 TABS = 50
 

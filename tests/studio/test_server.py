@@ -1,49 +1,20 @@
 """`unraze studio` as a process: its start, its address, its end; and the interface as described."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
+from studios import asked, started
 from unraze.cli import main
 from unraze.studio import server
-
-
-@contextmanager
-def started(*options: str, cwd: Path | None = None) -> Iterator[tuple[str, str, subprocess.Popen]]:
-    """A studio's address and token, and its process."""
-    command = [sys.executable, "-m", "unraze", "studio", *options]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        found = re.search(r"(http://\S+)/#token=(\S+)$", line.strip())
-        assert found, line + process.stdout.read()
-        yield found[1], found[2], process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-@contextmanager
-def asked(address: str, token: str) -> Iterator[httpx.Client]:
-    """A client with a session; the server listens already, and answers once it can."""
-    with httpx.Client(base_url=address, timeout=60) as client:
-        answer = client.post("/api/session", json={"token": token})
-        assert answer.status_code == 204, answer.text
-        yield client
 
 
 def test_the_page_is_there_before_torch_is_and_all_of_it_ends_with_ctrl_c(folder: Path) -> None:

@@ -112,8 +112,10 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """What work is given: its job, a way to say how far it is where it cannot yield, and `aside`, in
-    which it has no turn: for what reads and does not compute."""
+    """What work is given: its job, and a way to say how far it is where it cannot yield.
+
+    `aside` is a context in which it has no turn: for what reads and does not compute.
+    """
 
     job: Job
     say: Callable[[Stage | None], None]
