@@ -19,6 +19,7 @@ import uvicorn
 from PIL import Image
 
 from evaluated import Small
+from scripts import as_module
 from unraze import generate
 from unraze.studio.app import Studio, app_of, studio_of
 from unraze.studio.front import Front, guarded
@@ -397,6 +398,17 @@ def test_data_and_evaluations_are_shown(page: Any, live: Live) -> None:
     expect(page.get_by_text(re.compile("really better")).first).to_be_visible()
     shown(page, "compared")
     assert axe_finds(page) == []
+
+
+def test_the_pictures_of_the_documents_are_taken(page: Any, live: Live, tmp_path: Path) -> None:
+    views = {name: live.view(name) for name in VIEWS if name != "train"}
+    with as_module(Path(__file__).parents[2] / "docs" / "studio.py") as script:
+        script.take(page, tmp_path, views, run="classy", other="other")
+    taken = {file.stem.removeprefix("studio-") for file in tmp_path.iterdir()}
+    views_shown = {"runs", "run", "sample", "destroy", "compare", "data"}
+    assert taken == views_shown | {"walk", "narrow"}
+    text = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"figures/studio-([a-z]+)\.png", text)) == taken
 
 
 def test_an_empty_folder_says_what_to_do(chromium: Any, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ function keepJob(job) {
 
 /** Notes a run that was answered to a request. */
 export function keepRun(run) {
-  const { id, name, state: at, step, steps, loss, preset, source: from, shape, quality, changed, thumbnail, error } = run;
-  runs.set(id, { id, name, state: at, step, steps, loss, preset, source: from, shape, quality, changed, thumbnail, error });
+  const { id, name, state: at, step, steps, loss, preset, source: from, shape, quality, preview, changed, thumbnail, can_sample, error } = run;
+  runs.set(id, { id, name, state: at, step, steps, loss, preset, source: from, shape, quality, preview, changed, thumbnail, can_sample, error });
 }
 
 /** Notes a job and tells of it. */

@@ -192,7 +192,7 @@ function previewPart(id, query) {
   });
   const pictures = h("div", { class: "previews" }, h("figure", null, image, caption), realPart);
   const none = h("p", { class: "quiet" }, "No pictures yet: the first ones come after an eighth of the training.");
-  const element = h("section", null, h("h2", null, "Pictures on the way"), none, h("div", { class: "on-the-way" }, line.element), pictures);
+  const element = h("section", { hidden: true }, h("h2", null, "Pictures on the way"), none, h("div", { class: "on-the-way" }, line.element), pictures);
 
   function show(k, noted) {
     if (!steps.length) return;
@@ -215,6 +215,7 @@ function previewPart(id, query) {
   return {
     element,
     update(run) {
+      element.hidden = false;
       const atEnd = !steps.length || line.value >= steps.length - 1;
       steps = run.previews;
       none.hidden = steps.length > 0;
