@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,25 +85,28 @@ def sliding(client: httpx.Client, name: str, rounds: int) -> None:
 
 def previewed(client: httpx.Client, name: str, run: Path, rounds: int) -> None:
     """From asking for sixteen pictures to being told of the first frame, and having it."""
-    first = threading.Event()
+    seen, told_of = set[str](), threading.Condition()
 
     def listen() -> None:
-        with client.stream("GET", "/api/events?client=bench") as stream:
+        events = client.stream("GET", "/api/events?client=bench")
+        with suppress(httpx.HTTPError), events as stream:  # it ends with the studio
             for line in stream.iter_lines():
                 if line.startswith("data:"):
-                    result = json.loads(line[5:]).get("result")
-                    if result and result.get("frames", 0) >= 1:
-                        first.set()
+                    state = json.loads(line[5:])
+                    if (state.get("result") or {}).get("frames", 0) >= 1:
+                        with told_of:
+                            seen.add(state["id"])
+                            told_of.notify_all()
 
     threading.Thread(target=listen, daemon=True).start()
     time.sleep(0.5)
     took = []
     for seed in range(rounds):
-        first.clear()
         began = time.perf_counter()
         body = {"client": "bench", "run": name, "count": COUNT, "seed": seed}
         job = client.post("/api/jobs/sample", json=body).json()["id"]
-        first.wait(60)
+        with told_of:
+            told_of.wait_for(lambda job=job: job in seen, 60)
         client.get(f"/api/jobs/{job}/frames/0.png").raise_for_status()
         took.append(time.perf_counter() - began)
         while client.get(f"/api/jobs/{job}").json()["state"] != "done":

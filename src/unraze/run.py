@@ -543,7 +543,8 @@ def trainer_here(run: Run) -> int | None:
     if not said or said["machine"] != socket.gethostname():
         return None
     process: int = said["process"]
-    there = is_running(process) and _begun(process) == said.get("begun")
+    begun = said.get("begun")  # where the system does not say, it may be any process by now
+    there = begun is not None and is_running(process) and _begun(process) == begun
     return process if there else None
 
 

@@ -435,7 +435,8 @@ def test_a_training_is_estimated_before_it_starts(
     assert result["memory_bytes"] < result["memory_there"]
     assert result["seconds"] == pytest.approx(100 * 8 / result["images_per_second"])
     wrong = ended(job(browser, "estimate", source=source, steps=100, size="7x5"))
-    assert wrong["state"] in ("done", "failed")
+    assert wrong["state"] == "failed"
+    assert "does not suit the network" in wrong["error"]
     refused = browser.post(
         "/api/jobs/estimate", json={"client": "a", "source": source, "steps": 1, "minutes": 1}
     )
@@ -477,3 +478,23 @@ def test_a_run_without_a_checkpoint_says_so(
     answer = browser.post(f"/api/runs/{ids['run']}/destroy", json=asked)
     assert answer.status_code == 400
     assert browser.get("/api/runs").status_code == 200  # the server is unharmed
+
+
+def test_texts_that_json_cannot_say_harm_nothing(
+    browser: TestClient, ended: Ended, ids: dict[str, str], tmp_path: Path
+) -> None:
+    asked = json.dumps({"client": "a", "run": ids["run"], "settings": {"clip": "x"}})
+    for wrong in (asked.replace('"x"', '"\\ud800"'), asked.replace('"x"', "[" * 300 + "]" * 300)):
+        headers = {"Content-Type": "application/json"}
+        answer = browser.post("/api/jobs/sample", content=wrong, headers=headers)
+        assert answer.status_code == 422
+        assert browser.get("/api/jobs").status_code == 200
+    made = ended(job(browser, "sample", run=ids["run"], count=1))
+    picture = tmp_path / "p.png"
+    picture.write_bytes(browser.get(f"/api/jobs/{made['id']}/images/0.png").content)
+    recipe = pictures.read_recipe(picture) | {"more": "\ud800"}
+    with Image.open(picture) as opened:
+        pictures.write_png(opened.copy(), picture, recipe)
+    told = browser.post("/api/recipes", content=picture.read_bytes())
+    assert told.status_code == 200
+    assert told.json()["recipe"]["more"] == "?"

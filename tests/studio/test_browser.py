@@ -304,7 +304,7 @@ def test_a_training_from_its_start_to_its_end(page: Any, live: Live) -> None:
     expect(page).to_have_url(re.compile("#/runs/[0-9a-f]{16}$"))
     expect(page.get_by_text("12 of 12", exact=True)).to_be_visible(timeout=120_000)
     expect(page.get_by_text("done").first).to_be_visible()
-    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+    expect(page.get_by_role("button", name="Go on training")).to_have_count(0)
     shown(page, "trained")
     page.get_by_role("link", name="Runs").first.click()
     expect(page.get_by_role("link", name=re.compile("-digits$"))).to_be_visible()
@@ -400,6 +400,7 @@ def test_data_and_evaluations_are_shown(page: Any, live: Live) -> None:
     assert axe_finds(page) == []
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_documents_are_taken(page: Any, live: Live, tmp_path: Path) -> None:
     views = {name: live.view(name) for name in VIEWS if name != "train"}
     with as_module(Path(__file__).parents[2] / "docs" / "studio.py") as script:

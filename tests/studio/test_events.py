@@ -71,19 +71,19 @@ def test_a_tab_that_is_closed_is_noticed_and_one_that_reloads_is_not(
 def test_a_tab_that_reloads_twice_is_not_taken_for_closed_by_its_first_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(events, "GRACE", 0.2)
+    monkeypatch.setattr(events, "GRACE", 1.0)
 
     async def scene() -> list[str]:
         closed: list[str] = []
         hub = Hub(closed.append)
-        for wait in (0.19, 0.1):  # the first leave's time ends while it is away for the second
+        for wait in (0.6, 0.6):  # the first leave's time ends while it is away for the second
             told = hub.join("reloads")
             await anext(told)
             await told.aclose()  # type: ignore[attr-defined]
             await asyncio.sleep(wait)
         again = hub.join("reloads")
         await anext(again)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.1)
         return closed
 
     assert asyncio.run(scene()) == []

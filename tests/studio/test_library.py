@@ -43,14 +43,16 @@ def test_a_folder_that_is_not_there_has_no_runs_yet(tmp_path: Path) -> None:
 
 def test_only_what_has_changed_is_told_again(folder: Path) -> None:
     library = Library(folder)
-    changed, gone = library.refresh()
+    changed, gone = library.news()
     assert (len(changed), gone) == (3, [])
-    assert library.refresh() == ([], [])
+    assert library.news() == ([], [])
     rows(folder / "run" / "stats.jsonl", 31, loss=0.25)
-    (told,), gone = library.refresh()
+    library.all()  # whoever looks, the news is for those who ask for it
+    (told,), gone = library.news()
     assert (told.name, told.step, told.loss) == ("run", 31, 0.25)
     os.rename(folder / "run", folder / "moved")
-    (told,), gone = library.refresh()
+    library.all()
+    (told,), gone = library.news()
     assert (told.name, gone) == ("moved", [name_of("run")])
 
 
@@ -183,3 +185,22 @@ def test_what_changes_first_is_listed_first(folder: Path) -> None:
     later = time.time() + 60
     os.utime(folder / "classy" / "stats.jsonl", (later, later))
     assert library.all()[0].name == "classy"
+
+
+def test_what_is_no_run_and_cannot_be_looked_into_is_passed_over(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    (folder / "file").write_text("", encoding="utf-8")
+    odd = os.fsdecode(b"odd-\xff")
+    (folder / "run").rename(folder / odd)
+    names = {run.name for run in Library(folder).all()}
+    assert names == {"odd-?", "other", "classy"}
+
+
+def test_a_failure_is_forgotten_once_somebody_went_on_with_the_run(folder: Path) -> None:
+    library = Library(folder)
+    name = name_of("run")
+    library.failures[name] = "it was killed"
+    with (folder / "run" / "config.toml").open("a", encoding="utf-8"):
+        pass
+    assert library.told(name).error is None  # it is done
+    assert library.failures == {}

@@ -63,6 +63,10 @@ def test_a_training_is_started_watched_stopped_and_gone_on_with(
     assert told["can_resume"]
     assert told["checkpoints"] == [told["step"]]
     stopped = told["step"]
+    for _ in range(200):
+        if not studio.trainings.running():
+            break
+        time.sleep(0.1)
     again = browser.post(f"/api/runs/{name}/stop")
     assert again.status_code == 400
     assert "no process of this machine" in again.json()["error"]

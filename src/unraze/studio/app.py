@@ -5,11 +5,14 @@ Everything is JSON but pictures and the stream of events. What goes wrong is ans
 """
 
 import asyncio
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -29,10 +32,13 @@ from unraze.studio.work import Queue, Turns
 
 __all__ = ["Studio", "app_of", "studio_of", "watch"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 EVERY = 1.0
 """Seconds between two looks at the folder of runs, while anybody listens."""
+MOST_LOOKS = 32
+"""Looks that wait for a thread."""
 MOST_BODY = 2**16
 """Bytes of a request that is no picture."""
 
@@ -55,15 +61,24 @@ class Studio:
     queue: Queue
     trainings: Trainings
     keys: Keys
+    looks: CapacityLimiter
 
-    async def look(self, ask: Callable[[], T]) -> T:
-        """What is asked for, computed before any work goes on."""
+    async def read(self, ask: Callable[[], T]) -> T:
+        """What is asked for, read and not computed; raises `Crowded`, so that what takes long does
+        not take all threads."""
+        if self.looks.statistics().tasks_waiting > MOST_LOOKS:
+            raise Crowded("too much is asked for at once; wait until the last has been answered")
+        return await to_thread.run_sync(ask, limiter=self.looks)
+
+    async def look(self, prepare: Callable[[], S], ask: Callable[[S], T]) -> T:
+        """What is asked of what is read first, computed before any work goes on."""
 
         def asked() -> T:
+            read = prepare()
             with self.turns.look():
-                return ask()
+                return ask(read)
 
-        return await run_in_threadpool(asked)
+        return await self.read(asked)
 
 
 def studio_of(
@@ -82,6 +97,7 @@ def studio_of(
         queue=queue,
         trainings=Trainings(library, hub),
         keys=keys,
+        looks=CapacityLimiter(8),
     )
 
 
@@ -116,7 +132,11 @@ async def watch(studio: Studio) -> None:
         await asyncio.sleep(EVERY)
         if not studio.hub.listens:
             continue
-        changed, gone = await run_in_threadpool(studio.library.refresh)
+        try:
+            changed, gone = await run_in_threadpool(studio.library.news)
+        except Exception:  # a defect, which must not end the watch
+            traceback.print_exc(file=sys.stderr)
+            continue
         for told in changed:
             studio.hub.say("run", f"run {told.id}", told.model_dump())
         for name in gone:

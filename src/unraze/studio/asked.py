@@ -1,6 +1,6 @@
 """What a request may say, and within which bounds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,9 @@ MOST_STEPS = 10**9
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
 Seed = Annotated[int, Field(ge=0, le=2**53)]
 Class = Annotated[int, Field(ge=0, le=10**6)]
+Word = Annotated[str, Field(max_length=40)]
+Setting = bool | int | float | Word | Annotated[list[float], Field(max_length=1001)] | None
+"""What a key of `sample` may be: no deeper, no longer."""
 Time = Annotated[float, Field(ge=0, le=10**6)]
 
 
@@ -87,7 +90,7 @@ class Sampled(Client):
     seed: Seed = 0
     count: Annotated[int, Field(ge=1, le=MOST_PICTURES)] = 16
     classes: Class | Literal["all", "none"] | None = None
-    settings: dict[str, Any] = Field(
+    settings: dict[Word, Setting] = Field(
         default_factory=dict,
         max_length=20,
         description="keys of `sample` in a run's config: " + ", ".join(SampleConfig.model_fields),

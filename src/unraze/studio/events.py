@@ -60,14 +60,18 @@ class Hub:
                 with suppress(RuntimeError):  # its loop has ended: the server is stopping
                     tab.loop.call_soon_threadsafe(tab.wake.set)
 
+    def require_room(self) -> None:
+        """Raises `Crowded` where no more tabs can be told."""
+        if len(self._tabs) >= MOST_TABS:
+            raise Crowded(f"{MOST_TABS} tabs listen already; close one of them")
+
     def join(self, client: str) -> AsyncIterator[Event | None]:
         """What a tab is told, as long as it listens; None now and then, where there is nothing.
 
         Raises `Crowded`.
         """
         with self._lock:
-            if len(self._tabs) >= MOST_TABS:
-                raise Crowded(f"{MOST_TABS} tabs listen already; close one of them")
+            self.require_room()
             tab = _Tab(client, asyncio.get_running_loop())
             self._tabs.append(tab)
         return self._told(tab)

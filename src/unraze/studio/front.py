@@ -46,6 +46,7 @@ class Front:
         self._page = Starlette(routes=[Mount("/", files)], exception_handlers={404: _no_such_page})
         self._made: asyncio.Future[tuple[Studio, ASGIApp]] | None = None
         self._asked = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.failed: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +64,7 @@ class Front:
     async def _live(self, receive: Receive, send: Send) -> None:
         """From the start of the server to its end."""
         await receive()
+        self._loop = asyncio.get_running_loop()
         self._made = asyncio.ensure_future(self._making())
         living = asyncio.create_task(self._lives(self._made))
         await send({"type": "lifespan.startup.complete"})
@@ -79,20 +81,25 @@ class Front:
         return await run_in_threadpool(self._make)
 
     def leave(self) -> None:
-        """Ends what tabs listen to, so that the server can end; any thread may call it."""
+        """Ends what tabs listen to, so that the server can end; any thread, and a
+        signal's handler, may call it."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end_streams)
+
+    def _end_streams(self) -> None:
         made = self._made
         if made is not None and made.done() and not made.cancelled() and not made.exception():
             made.result()[0].hub.end()
 
     async def _lives(self, made: "asyncio.Future[tuple[Studio, ASGIApp]]") -> None:
-        from unraze.studio.app import watch
-
         try:
             studio, _ = await asyncio.shield(made)
         except Exception as error:  # it is raised again when the server has ended
             self.failed = error
             self._stop()
             return
+        from unraze.studio.app import watch  # loaded by now: it needs torch
+
         try:
             await watch(studio)
         finally:

@@ -12,10 +12,10 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from unraze import checkpoint, run as runs, untrusted
 from unraze.config import Config
@@ -23,7 +23,16 @@ from unraze.data.shape import UnreadableError, decode
 from unraze.errors import InputError, UnrazeError, UnreadableError as Unreachable
 from unraze.run import Run
 
-__all__ = ["Curves", "Library", "Missing", "RunTold", "checkpoints_of", "finite", "name_of"]
+__all__ = [
+    "Curves",
+    "Library",
+    "Missing",
+    "RunTold",
+    "checkpoints_of",
+    "finite",
+    "name_of",
+    "sayable",
+]
 
 LOOKED_AT = ("config.toml", "stats.jsonl", "quality.jsonl", "checkpoints", "samples", "failed.txt")
 """What a run's summary depends on, besides who trains it."""
@@ -31,7 +40,10 @@ POINTS = 1000
 """Points of a curve that are sent, at most."""
 CURVES = 8
 """Runs whose curves are kept in memory."""
-THUMBNAIL = 96
+THUMBNAIL, THUMBNAILS = 96, 500
+"""Pixels of a side, and how many are kept."""
+PART = 2**24
+"""Bytes of a log that are read at once."""
 LOG_LINES, LOG_BYTES = 200, 2**18
 STEPS = "step-*.png"
 
@@ -40,6 +52,9 @@ State = Literal["running", "done", "stopped", "failed", "empty", "unreadable", "
 
 class Missing(UnrazeError):
     """What is asked for is not there, or not any more."""
+
+
+Text = Annotated[str, BeforeValidator(lambda text: sayable(text))]
 
 
 class RunTold(BaseModel):
@@ -51,20 +66,20 @@ class RunTold(BaseModel):
     """
 
     id: str
-    name: str
+    name: Text
     state: State
     step: int
     steps: int
     loss: float | None
-    preset: str
-    source: str
+    preset: Text
+    source: Text
     shape: tuple[int, int, int] | None
     quality: dict[str, Any] | None
     preview: int | None
     changed: float
     thumbnail: str | None
     can_sample: bool
-    error: str | None
+    error: Text | None
 
 
 @dataclass
@@ -82,7 +97,7 @@ class Curves:
     columns = ("step", "loss", "lr", "images_per_second")
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file, self._lock = file, threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -91,6 +106,10 @@ class Curves:
     def read(self, after: int) -> tuple[dict[str, list[float | None]], int, bool]:
         """The columns of later steps, thinned, the last step known, and whether what was told
         before does not hold any more: the run went back to an earlier step."""
+        with self._lock:
+            return self._read(after)
+
+    def _read(self, after: int) -> tuple[dict[str, list[float | None]], int, bool]:
         anew = self._refresh()
         steps = self._rows["step"]
         if anew or (after and (not steps or after > steps[-1])):
@@ -115,18 +134,25 @@ class Curves:
                     self._begin()
                 self._inode = about.st_ino
                 opened.seek(self._at)
-                data = opened.read()
+                while data := opened.read(PART):
+                    if not self._take(data):
+                        break
+                    opened.seek(self._at)
         except OSError:
             lost = self._at > 0
             self._begin()
             return lost
+        return other
+
+    def _take(self, data: bytes) -> int:
+        """Takes the whole lines of some bytes; how many bytes those have."""
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
         for row in runs.rows_in(whole):
             if "loss" in row:
                 for name, values in self._rows.items():
                     values.append(float(row.get(name, float("nan"))))
-        return other
+        return len(whole)
 
 
 class Library:
@@ -141,24 +167,33 @@ class Library:
         self.starting: dict[str, RunTold] = {}
         self.failures: dict[str, str] = {}
         self._lock, self._seen = threading.Lock(), dict[str, _Seen]()
+        self._changed, self._gone = dict[str, RunTold](), set[str]()
         self._curves: OrderedDict[str, Curves] = OrderedDict()
         self._thumbnails: OrderedDict[tuple[str, Any], bytes] = OrderedDict()
 
-    def refresh(self) -> tuple[list[RunTold], list[str]]:
-        """Looks at the folder: the runs that changed since it was looked at last, and those that
-        are gone."""
+    def refresh(self) -> None:
+        """Looks at the folder; what has changed is kept for `news`, whoever looked."""
         with self._lock:
             there = self._folders()
-            gone = [name for name in self._seen if name not in there]
-            for name in gone:
+            for name in [name for name in self._seen if name not in there]:
                 del self._seen[name]
-            changed = []
+                self._changed.pop(name, None)
+                self._gone.add(name)
             for name, path in there.items():
                 self.starting.pop(name, None)
                 told = self._looked_at(name, Run(path))
                 if told is not None:
-                    changed.append(told)
-            return changed, gone
+                    self._gone.discard(name)
+                    self._changed[name] = told
+
+    def news(self) -> tuple[list[RunTold], list[str]]:
+        """Looks at the folder: the runs that changed since this was asked last, and those that are
+        gone."""
+        self.refresh()
+        with self._lock:
+            found = list(self._changed.values()), sorted(self._gone)
+            self._changed, self._gone = {}, set()
+        return found
 
     def all(self) -> list[RunTold]:
         """All runs, those that changed last first."""
@@ -170,11 +205,12 @@ class Library:
     def told(self, name: str) -> RunTold:
         """One of them; raises `Missing`."""
         self.refresh()
-        if name in self.starting:
-            return self.starting[name]
-        if name not in self._seen:
+        starting, seen = self.starting.get(name), self._seen.get(name)
+        if starting is not None:
+            return starting
+        if seen is None:
             raise Missing("there is no such run here any more; the list of runs has what there is")
-        return self._seen[name].told
+        return seen.told
 
     def run(self, name: str) -> Run:
         """The folder of a run; raises `Missing`."""
@@ -192,9 +228,8 @@ class Library:
 
     def folder_of(self, name: str) -> str:
         """The folder of a run, also of one that is only starting."""
-        if name in self.starting:
-            return str(self.folder / self.starting[name].name)
-        return str(self.run(name).path)
+        starting = self.starting.get(name)
+        return str(self.run(name).path if starting is None else self.folder / starting.name)
 
     def curves(self, name: str, after: int) -> dict[str, Any]:
         """Columns of figures, and the evaluations in training, of steps later than `after`."""
@@ -204,7 +239,7 @@ class Library:
             self._curves.move_to_end(name)
             while len(self._curves) > CURVES:
                 self._curves.popitem(last=False)
-            columns, step, anew = curves.read(after)
+        columns, step, anew = curves.read(after)
         keys = ("step", "kid", "low", "high", "samples")
         quality = [
             {key: finite(row[key]) for key in keys if key in row}
@@ -235,13 +270,14 @@ class Library:
         steps = self.previews(run)
         file = run.samples / f"step-{steps[-1]:08d}.png" if steps else run.path / "reals.png"
         key = (name, _date(file))
-        if key not in self._thumbnails:
-            data = _file(file)
+        small = self._thumbnails.get(key)
+        if small is None:
+            small = _small(_file(file), half=bool(steps))
             with self._lock:
-                self._thumbnails[key] = _small(data, half=bool(steps))
-                while len(self._thumbnails) > 500:
+                self._thumbnails[key] = small
+                while len(self._thumbnails) > THUMBNAILS:
                     self._thumbnails.popitem(last=False)
-        return self._thumbnails[key]
+        return small
 
     def log(self, run: Run) -> list[str]:
         """The last lines of its log."""
@@ -257,11 +293,11 @@ class Library:
     def _folders(self) -> dict[str, Path]:
         """The folders that are runs, by their identifiers."""
         try:
-            entries = [entry for entry in os.scandir(self.folder) if entry.is_dir()]
+            with os.scandir(self.folder) as entries:
+                paths = [Path(entry.path) for entry in entries]
         except OSError:  # not there yet, or not any more: there is no run in it
             return {}
-        paths = (Path(entry.path) for entry in entries)
-        return {name_of(p.name): p for p in paths if (p / "config.toml").is_file()}
+        return {name_of(path.name): path for path in paths if _is_run(path)}
 
     def _looked_at(self, name: str, run: Run) -> RunTold | None:
         """What is told of a run, where that changed since it was looked at."""
@@ -284,6 +320,9 @@ class Library:
         except (InputError, OSError, ValueError) as problem:
             error = str(problem)
         summary = runs.summary(run, config)
+        if summary.state in ("running", "done") and name in self.failures:
+            del self.failures[name]  # somebody went on with it
+            error = None
         last = runs.last_row(run.quality, "kid")
         quality = last and {
             "value": finite(last["kid"]),
@@ -311,6 +350,27 @@ class Library:
             can_sample=bool(checkpoints_of(run)[0]),
             error=error,
         )
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "config.toml").is_file()
+    except OSError:  # a folder that cannot be entered is nobody's run here
+        return False
+
+
+def sayable(value: Any) -> Any:
+    """A value of texts that can be said in JSON: what no encoding has, as in names of files that
+    another system wrote, is replaced."""
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case dict():
+            return {sayable(key): sayable(one) for key, one in value.items()}
+        case list():
+            return [sayable(one) for one in value]
+        case _:
+            return value
 
 
 def name_of(folder: str) -> str:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from unraze import drawing, pictures
+from unraze import __version__, drawing, pictures
 from unraze.drawing import Recipe
 from unraze.errors import InputError, UnrazeError
 from unraze.studio.asked import MOST_PICTURES
 from unraze.studio.held import Held
-from unraze.studio.library import Library
+from unraze.studio.library import Library, sayable
 
 __all__ = ["understood"]
 
@@ -37,7 +37,23 @@ def understood(data: bytes, library: Library, held: Held) -> dict[str, Any]:
         same, words = False, str(error)
     if not same and not words:
         words = "the run of this name has other weights now, so that it draws other pictures"
+    elif same:
+        words = _unlike(recipe)
     return _told(written, run, same, words or None, _sample(recipe, run))
+
+
+def _unlike(recipe: Recipe) -> str:
+    """Why what the studio draws by a recipe may differ from its picture; empty where it may not."""
+    if recipe.count > MOST_PICTURES:
+        return (
+            f"it is one of {recipe.count} that were drawn at once, of which the studio draws "
+            f"{MOST_PICTURES}; a pixel may differ by a grey level"
+        )
+    if recipe.engine != "torch":
+        return f"it was drawn by {recipe.engine}, the studio draws by torch: a pixel may differ"
+    if recipe.unraze != __version__:
+        return f"it is of Unraze {recipe.unraze}, this is {__version__}: pixels may differ"
+    return ""
 
 
 def _told(
@@ -48,7 +64,7 @@ def _told(
     sample: dict[str, Any] | None,
 ) -> dict[str, Any]:
     return {
-        "recipe": written,
+        "recipe": sayable(written),
         "run": run,
         "same_weights": same,
         "words": words,

@@ -4,12 +4,14 @@ The page is served before torch is there, which takes longer to load than all el
 waits.
 """
 
+import html
 import ipaddress
 import socket
+import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,8 +65,6 @@ def serve(
             flush=True,
         )
     print("Ctrl-C ends it; trainings go on", flush=True)
-    if browser:
-        threading.Timer(0.3, webbrowser.open, [address]).start()
 
     def made() -> tuple[Any, ASGIApp]:
         from unraze.hardware import require_device
@@ -95,8 +95,8 @@ def serve(
 
     server.handle_exit = ended  # type: ignore[method-assign]
     try:
-        with suppress(KeyboardInterrupt):  # uvicorn raises again what ended it
-            server.run(sockets=[bound])
+        with suppress(KeyboardInterrupt), _opened(address) if browser else nullcontext():
+            server.run(sockets=[bound])  # which raises again what ended it
     finally:
         bound.close()
     if front.failed is not None:
@@ -104,6 +104,22 @@ def serve(
     for running in going_on:
         for path, process in running():
             print(f"goes on: the training of {path}; kill {process} saves and stops it")
+
+
+@contextmanager
+def _opened(address: str) -> Iterator[None]:
+    """Opens a browser on a page that leads there and only this user can read: a command line, as
+    that of the browser is, can be read by all users of a machine, and the address has the token."""
+    with tempfile.TemporaryDirectory(prefix="unraze-studio-") as folder:  # for nobody else
+        page = Path(folder) / "open.html"
+        to = html.escape(address)
+        page.write_text(
+            '<!doctype html><meta charset="utf-8">'
+            f'<meta http-equiv="refresh" content="0; url={to}"><a href="{to}">The studio</a>',
+            encoding="utf-8",
+        )
+        threading.Timer(0.3, webbrowser.open, [page.as_uri()]).start()
+        yield
 
 
 def _require_meant(host: str, remote: bool) -> None:

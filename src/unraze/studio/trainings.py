@@ -26,6 +26,13 @@ __all__ = ["Trainings"]
 
 WORDS = 2**14
 """Bytes of what a training printed last that are looked into for why it failed."""
+PROGRAM = (
+    "import sys; sys.path[:1] = [path for path in sys.path[:1] if path]; "
+    "from unraze.__main__ import main; sys.exit(main())"
+)
+"""`python -m unraze`, but without the modules of the folder one stands in, which may be others'."""
+ENDS = 3.0
+"""Seconds in which a training ends once it has saved."""
 ON_PURPOSE = (0, 130, -signal.SIGINT, -signal.SIGTERM)
 """How a training ends that was stopped, or is done."""
 
@@ -41,6 +48,7 @@ class Trainings:
         self, options: Sequence[str], *, source: str, preset: str, name: str | None
     ) -> RunTold:
         """Begins `unraze train` with these options in a new folder; raises `UnrazeError`."""
+        self._forget_failed()
         folder = self._new_folder(source, name)
         told = RunTold(
             id=name_of(folder.name),
@@ -60,17 +68,27 @@ class Trainings:
             error=None,
         )
         self._library.starting[told.id] = told
-        self._begin(told.id, folder, ["train", *options, "--out", str(folder)])
+        try:
+            # what a stranger's configuration calls its images is no option
+            self._begin(told.id, folder, ["train", *options, f"--out={folder}", "--", source])
+        except OSError as error:
+            del self._library.starting[told.id]
+            with suppress(OSError):
+                folder.rmdir()
+            raise _cannot_start(error) from error
         self._hub.say("run", f"run {told.id}", told.model_dump())
         return told
 
     def resume(self, name: str) -> None:
         """Goes on with a run; raises `InputError` where it is being trained."""
         run = self._library.run(name)
-        if runs.is_busy(run):
-            raise InputError(f"{run.path.name}: is being trained already")
+        if runs.is_busy(run) or not self._has_ended(name):
+            raise InputError(f"{run.path.name}: is being trained already, or about to be")
         self._library.failures.pop(name, None)
-        self._begin(name, run.path, ["resume", str(run.path)])
+        try:
+            self._begin(name, run.path, ["resume", "--", str(run.path)])
+        except OSError as error:
+            raise _cannot_start(error) from error
 
     def stop(self, name: str) -> None:
         """Tells a training to save and to stop; raises `InputError` where there is none here."""
@@ -80,7 +98,7 @@ class Trainings:
             return
         run = self._library.run(name)
         number = runs.trainer_here(run)
-        if number is None:
+        if number is None or not runs.is_busy(run):
             raise InputError(
                 f"{run.path.name}: no process of this machine trains it; where another does, stop "
                 "it there"
@@ -102,6 +120,21 @@ class Trainings:
                 if process.poll() is None
             ]
 
+    def _has_ended(self, name: str) -> bool:
+        """Whether the process that was started here for a run has; one that saves is waited for."""
+        begun = self._begun.get(name)
+        if begun is not None:
+            with suppress(subprocess.TimeoutExpired):
+                begun.wait(ENDS)
+        return begun is None or begun.poll() is not None
+
+    def _forget_failed(self) -> None:
+        """Trainings that never began, and said why, were seen by who begins another."""
+        for name, told in list(self._library.starting.items()):
+            if told.state == "failed":
+                del self._library.starting[name]
+                self._hub.say("run-gone", f"run {name}", {"id": name})
+
     def _new_folder(self, source: str, name: str | None) -> Path:
         if name is None:
             return runs.make_numbered(self._library.folder, source)
@@ -119,7 +152,7 @@ class Trainings:
         prints goes to a file without a name, not to a pipe, which would end it with the studio."""
         output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by whoever watches)
         process = subprocess.Popen(
-            [sys.executable, "-m", "unraze", *arguments],
+            [sys.executable, "-c", PROGRAM, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -155,6 +188,11 @@ class Trainings:
             told = before.model_copy(update={"state": "failed", "error": said})
             self._library.starting[name] = told
         self._hub.say("run", f"run {name}", told.model_dump())
+
+
+def _cannot_start(error: OSError) -> UnrazeError:
+    why = error.strerror or error
+    return UnrazeError(f"the training cannot be started ({why}); free what is short and try again")
 
 
 def _last_words(output: IO[bytes]) -> str:

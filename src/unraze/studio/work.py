@@ -21,11 +21,13 @@ from unraze.evaluate.stage import Stage
 from unraze.hardware import memory_told
 from unraze.studio.events import Crowded, Hub
 
-__all__ = ["ENDED", "Job", "JobTold", "Queue", "Task", "Turns", "Work"]
+__all__ = ["ENDED", "Cancelled", "Job", "JobTold", "Queue", "Task", "Turns", "Work"]
 
 MOST_WAITING = 16
 MOST_KEPT = 64
 """Jobs that have ended, with their pictures, that are remembered."""
+MOST_BYTES = 2**29
+"""Bytes of their pictures, all together."""
 SELDOM = 0.05
 """Seconds between two words on how far a job is."""
 ENDED = ("done", "failed", "cancelled")
@@ -193,12 +195,15 @@ class Queue:
         self._hub, self._turns = hub, turns
         self._jobs, self._work = dict[str, Job](), dict[str, Work]()
         self._changed, self._closed, self._said = threading.Condition(), False, 0.0
+        self._saying = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="studio-work", daemon=True)
         self._thread.start()
 
     def add(self, job: Job, work: Work) -> JobTold:
         """Puts a job at the end; raises `Crowded` where too many wait."""
         with self._changed:
+            if self._closed:
+                raise Crowded("the studio is ending; start it again")
             if sum(other.state == "waiting" for other in self._jobs.values()) >= MOST_WAITING:
                 raise Crowded(
                     f"{MOST_WAITING} jobs wait already; cancel one, or wait until one is done"
@@ -313,8 +318,9 @@ class Queue:
         return next((job for job in self._jobs.values() if job.state == "waiting"), None)
 
     def _tell(self, job: Job) -> None:
-        if self._jobs.get(job.id) is job:
-            self._hub.say("job", f"job {job.id}", self.told(job).model_dump())
+        with self._saying:  # or an older state could be said after a newer one
+            if self._jobs.get(job.id) is job:
+                self._hub.say("job", f"job {job.id}", self.told(job).model_dump())
 
     def _tell_waiting(self, job: Job) -> None:
         """Of a job, and of those whose place it changed."""
@@ -324,9 +330,12 @@ class Queue:
                 self._tell(other)
 
     def _forget_oldest(self) -> None:
+        """Of what has ended: as many as are remembered, and as large as that may be together."""
         ended = [job for job in self._jobs.values() if job.state in ENDED]
-        for job in ended[: max(0, len(ended) - MOST_KEPT)]:
-            self._forget(job)
+        sizes = [getattr(job.shown, "nbytes", 0) for job in ended]
+        while ended and (len(ended) > MOST_KEPT or (sum(sizes) > MOST_BYTES and len(ended) > 1)):
+            self._forget(ended.pop(0))
+            sizes.pop(0)
 
     def _forget(self, job: Job) -> None:
         if self._jobs.pop(job.id, None) is not None:

@@ -67,7 +67,8 @@ export function keepRun(run) {
 }
 
 /** Notes a job and tells of it. */
-export function added(job) {
+export function added(answered) {
+  const job = jobs.get(answered.id) ?? answered; // an event may have told more already
   keepJob(job);
   tell("job", job);
   return job;

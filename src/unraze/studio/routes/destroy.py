@@ -3,7 +3,9 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from torch import Tensor
 
+from unraze.generate import Model
 from unraze.studio import asked, looks
 from unraze.studio.recipes import understood
 from unraze.studio.routes.common import PNG, Here, RunName, png
@@ -43,7 +45,7 @@ async def examples(here: Here, name: RunName) -> dict[str, Any]:
             ],
         }
 
-    return await here.look(ask)
+    return await here.read(ask)
 
 
 @router.get("/runs/{name}/examples.png", response_class=Response, responses=PNG)
@@ -55,31 +57,29 @@ async def example_pictures(here: Here, name: RunName) -> Response:
         shown = images.pixels[: min(EXAMPLES, len(images))].transpose(0, 2, 3, 1)
         return sprite(shown, columns_of(len(shown)))
 
-    return png(await here.look(ask))
+    return png(await here.read(ask))
 
 
 @router.post("/runs/{name}/destroy")
 async def destroy(here: Here, name: RunName, said: asked.Destroyed) -> dict[str, Any]:
     """x_t of an image, the noise in it, and what the network says of x_t alone."""
 
-    def ask() -> dict[str, Any]:
+    def prepare() -> tuple[Model, Tensor]:
         model = here.held.model(here.library.run(name))
-        return looks.destroyed(
-            said, model, looks.image_of(said.image, model, here.held, here.queue)
-        )
+        return model, looks.image_of(said.image, model, here.held, here.queue)
 
-    return await here.look(ask)
+    return await here.look(prepare, lambda read: looks.destroyed(said, *read))
 
 
 @router.post("/images", status_code=201, openapi_extra=BODY, max_body_size=UPLOAD)
 async def upload(here: Here, request: Request) -> dict[str, Any]:
     """Keeps a picture that was dropped, for as long as it is wanted."""
     data = await request.body()
-    return await here.look(lambda: here.held.keep(data))
+    return await here.read(lambda: here.held.keep(data))
 
 
 @router.post("/recipes", openapi_extra=BODY, max_body_size=UPLOAD)
 async def recipe(here: Here, request: Request) -> dict[str, Any]:
     """What a picture that Unraze made says of how it was made."""
     data = await request.body()
-    return await here.look(lambda: understood(data, here.library, here.held))
+    return await here.read(lambda: understood(data, here.library, here.held))

@@ -10,7 +10,7 @@ from unraze.config import Config, preset, updated
 from unraze.errors import InputError, UnrazeError
 from unraze.run import Run
 from unraze.studio import asked, looks
-from unraze.studio.library import RunTold, checkpoints_of
+from unraze.studio.library import RunTold, checkpoints_of, sayable
 from unraze.studio.routes.common import PNG, Here, RunName, png
 
 __all__ = ["router", "wanted"]
@@ -39,7 +39,7 @@ def run(here: Here, name: RunName) -> dict[str, Any]:
         **_nothing(),
         "config": _text(found, "config.toml"),
         "command": _text(found, "command.txt").strip(),
-        "environment": folders.read_env(found),
+        "environment": sayable(folders.read_env(found)),
         "log": here.library.log(found),
         "checkpoints": steps,
         "best": best,
@@ -70,7 +70,7 @@ def curves(
 
 
 @router.get("/runs/{name}/schedule")
-async def schedule(here: Here, name: RunName) -> dict[str, Any]:
+def schedule(here: Here, name: RunName) -> dict[str, Any]:
     """The schedule's curves."""
     found = here.library.run(name)
     return looks.schedule_of(schedules.from_config(folders.read_config(found).schedule))
@@ -119,9 +119,7 @@ def train(here: Here, said: asked.Training) -> RunTold:
     """Starts a training, in a process of its own."""
     source = here.sources.source(said.source)
     wanted(said, source)  # refuses what no training takes, before there is a folder
-    return here.trainings.start(
-        _options(said, source), source=source, preset=said.preset, name=said.name
-    )
+    return here.trainings.start(_options(said), source=source, preset=said.preset, name=said.name)
 
 
 def wanted(said: asked.Training, source: str) -> Config:
@@ -146,9 +144,9 @@ def wanted(said: asked.Training, source: str) -> Config:
     return updated(preset(said.preset), given)
 
 
-def _options(said: asked.Training, source: str) -> list[str]:
-    """The same as options of `unraze train`."""
-    options = [source, "--preset", said.preset, "--seed", str(said.seed)]
+def _options(said: asked.Training) -> list[str]:
+    """The same as options of `unraze train`, but for the images."""
+    options = ["--preset", said.preset, "--seed", str(said.seed)]
     flags = {"--classes": said.classes, "--flip": said.flip}
     options += [name for name, value in flags.items() if value]
     values = {

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable
 from typing import Annotated, Any
 
 import torch
-from fastapi import APIRouter, HTTPException, Query, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from unraze import __version__, config
@@ -69,7 +69,12 @@ def about(here: Here) -> dict[str, Any]:
     }
 
 
-@router.get("/events", response_class=EventSourceResponse)
+def _room(here: Here) -> None:
+    """Before the answer begins: then it is too late to say that there is no room."""
+    here.hub.require_room()
+
+
+@router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_room)])
 async def events(
     here: Here,
     client: Annotated[str, Query(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z-]+$")],

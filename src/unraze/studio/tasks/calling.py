@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
 import torch
 
 from unraze import generate
@@ -55,9 +56,9 @@ def calling(asked: Calls, run: Run, held: Held) -> Work:
             )
             for moment in steps:
                 if moment.finished:
-                    drawn.append(_checked(moment.x))
+                    drawn.append(to_uint8(_checked(moment.x)))
                 yield Stage(f"{calls} calls", moment.done, moment.total)
-            features = space.extract(to_uint8(torch.cat(drawn)))
+            features = space.extract(np.concatenate(drawn))
             (figure,) = with_floor(kid, real, features)
             points.append(_point(generate.calls_of(model, settings), settings.sampler, figure))
             floor = {"value": finite(figure.floor)}

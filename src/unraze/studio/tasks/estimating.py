@@ -12,7 +12,7 @@ from unraze.hardware import memory, resident
 from unraze.measure import seconds_a_step
 from unraze.ranks import ALONE
 from unraze.step import network_of
-from unraze.studio.work import Task, Work
+from unraze.studio.work import Cancelled, Task, Work
 from unraze.train import prepare, require_memory
 
 __all__ = ["estimating"]
@@ -39,7 +39,7 @@ def estimating(wanted: Config) -> Work:
             )
         seconds = seconds_a_step(config, images, 5, MEASURED, ALONE, lambda: cancelled.cancelled)
         if seconds is None:
-            return {}
+            raise Cancelled
         return _told(config, images, classes, seconds, resident() + weighing + step)
 
     return work

@@ -2,15 +2,18 @@
 
 import threading
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from unraze import drawing, generate, pictures
 from unraze.drawing import Film, Order
+from unraze.errors import UnrazeError
 from unraze.evaluate.stage import Stage
+from unraze.files import cannot_make
 from unraze.generate import Model
 from unraze.run import Run
 from unraze.studio.asked import Sampled
@@ -32,15 +35,23 @@ class Drawing:
     """What was drawn so far: its frames, states x_t and estimates x̂_0, uint8 (N, H, W, C) each."""
 
     order: Order
-    film: Film = field(default_factory=Film)
+    times: list[float] = field(default_factory=list)
+    states: list[Array] = field(default_factory=list)
     estimates: list[Array] = field(default_factory=list)
+    film: Film | None = None
     final: Array | None = None
     folder: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        film = [] if self.film is None else self.film.states
+        return sum(one.nbytes for one in (*self.states, *self.estimates, *film))
+
     def frame(self, number: int, of: str) -> bytes:
         """A frame as a sprite; raises `Missing`."""
-        frames = self.estimates if of == "estimate" else self.film.states
+        frames = self.estimates if of == "estimate" else self.states
         if number >= len(self.estimates):
             raise Missing(f"frame {number} is not drawn yet")
         return sprite(frames[number], columns_of(self.order.count))
@@ -58,21 +69,28 @@ def sampling(asked: Sampled, run: Run, held: Held) -> Work:
         kept = drawing.kept_states(
             states, max(1, min(drawing.FILM_FRAMES, MOST_BYTES // bytes_each))
         )
+        filmed = drawing.kept_states(states)
         shown = task.job.shown = Drawing(order)
+        if len(filmed) * bytes_each <= 2 * MOST_BYTES:
+            shown.film = Film()
         about = _about(order)
         yield Stage("drawing", 0, states)
         for moment in drawing.moments(order):
             if moment.done in kept:
                 state = drawing.pixels_of(order, moment.x)
                 estimate = drawing.pixels_of(order, moment.estimate)
-                with shown.lock:
-                    shown.film.states.append(state)
-                    shown.film.times.append(moment.t)
-                    shown.estimates.append(estimate)
-                times = list(shown.film.times)
+                shown.states.append(state)
+                shown.times.append(moment.t)
+                shown.estimates.append(estimate)
+                times = list(shown.times)
                 task.job.result = {**about, "frames": len(times), "times": times, "folder": None}
+            if shown.film is not None and moment.done in filmed:
+                first = moment.x[: drawing.FILM_AT_MOST]
+                shown.film.states.append(drawing.pixels_of(order, first))
+                shown.film.times.append(moment.t)
             if moment.finished:
                 shown.final = drawing.pixels_of(order, moment.x)
+                shown.order = _without_network(order)
             yield Stage("drawing", moment.done, moment.total)
         if asked.keep:
             yield Stage("writing", 0, 1)
@@ -93,6 +111,12 @@ def _order(asked: Sampled, model: Model) -> Order:
         batch=asked.count,
         raw=asked.raw,
     )
+
+
+def _without_network(order: Order) -> Order:
+    """What recipes are made of: pictures are remembered for longer than networks."""
+    device = next(order.model.network.parameters()).device
+    return replace(order, model=replace(order.model, network=nn.Linear(1, 1, device=device)))
 
 
 def _about(order: Order) -> dict[str, Any]:
@@ -136,9 +160,9 @@ def grid(shown: Drawing) -> bytes:
 def film(shown: Drawing) -> bytes:
     """The film that `unraze sample --film` writes."""
     _final(shown)
-    states = [state[: drawing.FILM_AT_MOST] for state in shown.film.states]
-    frames, recipe = drawing.film_of(shown.order, Film(states, shown.film.times))
-    return pictures.film_bytes(frames, recipe)
+    if shown.film is None:
+        raise Missing("its film is too large to be kept here; unraze sample --film draws it")
+    return pictures.film_bytes(*drawing.film_of(shown.order, shown.film))
 
 
 def keep(shown: Drawing) -> None:
@@ -147,7 +171,7 @@ def keep(shown: Drawing) -> None:
     with shown.lock:
         if shown.folder is not None:
             return
-        folder = drawing.fresh_folder(Path(shown.order.model.run))
+        folder = _made(Path(shown.order.model.run))
         count = shown.order.count
         for number, one in enumerate(pictures.to_pil(final)):
             recipe = drawing.recipe_of(shown.order, range(count), number)
@@ -155,6 +179,19 @@ def keep(shown: Drawing) -> None:
         whole, recipe = drawing.grid_of(shown.order, final)
         pictures.write_png(whole, folder / "grid.png", recipe)
         shown.folder = str(folder)
+
+
+def _made(run: Path) -> Path:
+    """A new folder for pictures in a run's; another drawing may take its number meanwhile."""
+    while True:
+        folder = drawing.fresh_folder(run)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UnrazeError(cannot_make(folder, error)) from error
+        return folder
 
 
 def _final(shown: Drawing) -> Array:

@@ -14,6 +14,7 @@ from torch import Tensor
 from unraze import generate, rng
 from unraze.config import SampleConfig
 from unraze.data import to_uint8
+from unraze.drawing import kept_states
 from unraze.errors import InputError
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model
@@ -31,12 +32,20 @@ __all__ = ["Walk", "walking"]
 
 Array = np.ndarray[Any, Any]
 
+MOST_BYTES = 2**26
+"""Of the frames that a walk keeps in memory."""
+
 
 @dataclass(eq=False)
 class Walk:
     """Frames of four pictures, uint8 (4, H, W, C): greedy x, random x, greedy x̂_0, random x̂_0."""
 
     frames: list[Array] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(frame.nbytes for frame in self.frames)
 
     def frame(self, number: int) -> bytes:
         """A frame as a sprite; raises `Missing`."""
@@ -83,7 +92,9 @@ def _walked(
         random(denoise(), x_t, chain, noise=noise, sigma=asked.sigma, share=asked.eta),
         strict=True,
     )
-    times, total = [float(chain.times[-1])], chain.steps
+    each = max(1, 4 * int(np.prod(model.shape)))
+    kept = kept_states(chain.steps, max(1, MOST_BYTES // each))
+    made, at = 0, [chain.steps]
     while True:
         with torch.no_grad():
             step = next(both, None)
@@ -93,28 +104,29 @@ def _walked(
         estimates = [one.prediction.x0, other.prediction.x0]
         if not shown.frames:
             shown.frames.append(_pixels([x_t, x_t, *estimates]))
-        shown.frames.append(_pixels([one.x, other.x, *estimates]))
-        times.append(one.t)
-        task.job.result = _told(asked, model, chain, sigma, times)
-        yield Stage("walking", len(times) - 1, total)
+        made += 1
+        if made in kept:
+            shown.frames.append(_pixels([one.x, other.x, *estimates]))
+            at.append(chain.steps - made)
+            task.job.result = _told(asked, model, chain, sigma, at)
+        yield Stage("walking", made, chain.steps)
 
 
 def _told(
-    asked: Walked, model: Model, chain: Schedule, sigma: list[float | None], times: list[float]
+    asked: Walked, model: Model, chain: Schedule, sigma: list[float | None], at: list[int]
 ) -> dict[str, Any]:
-    """Figures by frame: those of a step are of the one that led into the frame."""
-    made = len(times) - 1
-    steps = [chain.steps - k for k in range(made)]
+    """Figures by frame, each at a place of the chain; those of a step are of the one before it."""
+    steps = [k + 1 for k in at[1:]]
     return {
-        "frames": len(times),
-        "times": times,
+        "frames": len(at),
+        "times": [float(chain.times[k]) for k in at],
         "shape": list(model.shape),
         "seed": asked.seed,
         "eta": asked.eta,
         "sigma_t": [None, *(sigma[k] for k in steps)],
         "alpha_t": [None, *(float(chain.alpha[k]) for k in steps)],
         "beta_t": [None, *(float(chain.beta[k]) for k in steps)],
-        "alpha_bar": [float(chain.alpha_bar[chain.steps - k]) for k in range(made + 1)],
+        "alpha_bar": [float(chain.alpha_bar[k]) for k in at],
     }
 
 
