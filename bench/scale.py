@@ -1,12 +1,15 @@
-"""How training grows: with the number of images, the network's width, and the number of ranks.
+"""How training grows: with the images' number and size, the network's width, and the ranks.
 
-    python bench/scale.py [--parts images,width,ranks,model]
+    python bench/scale.py [--parts images,size,width,ranks,model]
     python bench/scale.py --parts model --per-gpu 300e12 --network-speed 40e9
 
 `images` makes sets of 10³ to 10⁶ pictures of 16×16, as an array file and as tar shards of PNG, and
 times how long they take until training may begin, at first and once they are kept; then how many
 images a second the loader gives batches of, beside how many the network of `fast` trains on, on one
 thread each. Peak memory is that of the process that loads.
+
+`size` trains `fast` on grey pictures of 16×16 to 128×128, with the network that it takes for each,
+batches of the same number.
 
 `width` trains `fast` at 32×32 with its channels halved, doubled and tripled: images a second, FLOP
 an image, and the memory that is counted and measured.
@@ -38,7 +41,7 @@ from typing import Any
 import kept
 import numpy as np
 import torch
-from machine import peak
+from machine import forget_peak, peak
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,6 +56,7 @@ from unraze.train import prepare
 
 RESULTS = Path(__file__).parent / "results" / "scale"
 COUNTS = (10**3, 10**4, 10**5, 10**6)
+SIZES = (16, 32, 64, 128)
 WIDTHS = (0.5, 1.0, 2.0, 3.0)
 SHARD = 50_000
 """Images in a tar."""
@@ -129,7 +133,7 @@ def by_images(count: int, kind: str) -> dict[str, Any]:
     return {"first": found[0], "again": found[1]}
 
 
-# ----------------------------------------------------------------------------- width of the network
+# ------------------------------------------------------------- size of images, width of the network
 
 
 def random_images(size: int, count: int = 2048) -> Images:
@@ -185,12 +189,23 @@ def by_width(factor: float, threads: int) -> dict[str, Any]:
     widths = configured(images).network.widths  # type: ignore[union-attr]
     assert widths is not None
     wide = [round(factor * width) for width in widths]
-    config = configured(images, **{"network.widths": wide, "train.threads": threads})
+    return measured(images, **{"network.widths": wide, "train.threads": threads})
+
+
+def by_size(size: int, threads: int) -> dict[str, Any]:
+    """`fast` on grey pictures of so many pixels a side, with the network that it takes for them."""
+    return measured(random_images(size, 512), **{"train.threads": threads})
+
+
+def measured(images: Images, **changes: Any) -> dict[str, Any]:
+    """Speed, memory as counted and as measured, and FLOP of `fast` with some changes."""
+    config = configured(images, **changes)
     with torch.device("meta"):
         network = network_of(config, 0)
     counted = 20 * parameters_in(network) + kept_for_gradients(network, config)
+    forget_peak()
     return trained(config, images) | {
-        "widths": wide,
+        "widths": list(config.network.widths or ()),  # type: ignore[union-attr]
         "counted": counted,
         "flop": flop_per_image(config, images),
     }
@@ -351,9 +366,9 @@ def told_of_images(cells: dict[str, dict[str, Any]], network: float) -> list[str
 
 
 def told_of_width(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """The table of `width`."""
+    """The table of `width`, and of `size`."""
     return [
-        f"{name:<6} channels {cell['widths']}: {cell['parameters'] / 1e6:6.2f} M weights, "
+        f"{name:<7} channels {cell['widths']}: {cell['parameters'] / 1e6:6.2f} M weights, "
         f"{cell['flop'] / 1e9:6.2f} GFLOP an image, {cell['images_per_second']:7.0f} images/s, "
         f"memory counted {cell['counted'] / 2**30:.2f}, measured {cell['peak'] / 2**30:.2f} GiB"
         for name, cell in cells.items()
@@ -378,9 +393,11 @@ def told_of_ranks(cells: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Parses, measures what is not there, prints, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default="images,width,ranks,model", help="some of these")
+    parser.add_argument("--parts", default="images,size,width,ranks,model", help="some of these")
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="of images")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of `width`")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of `size` and `width`"
+    )
     parser.add_argument("--per-gpu", type=float, default=150e12, help="FLOP/s, of `model`")
     parser.add_argument("--network-speed", type=float, default=40e9, help="bytes/s, of `model`")
     parser.add_argument("--inside-speed", type=float, default=300e9, help="bytes/s, of `model`")
@@ -419,6 +436,9 @@ def main() -> None:
         network = cells("images", {"network": lambda: trained(alone, small)})["network"]
         speed = network["images_per_second"]
         said["images"] = told_of_images(cells("images", of_images), speed)
+    if "size" in parts:
+        of_size = {f"{s}×{s}": lambda s=s: by_size(s, options.threads) for s in SIZES}
+        said["size"] = told_of_width(cells("size", of_size))
     if "width" in parts:
         of_width = {f"× {f:g}": lambda f=f: by_width(f, options.threads) for f in WIDTHS}
         said["width"] = told_of_width(cells("width", of_width))

@@ -322,7 +322,7 @@ def test_a_long_drawing_is_cancelled_seen_after_a_reload_and_ends_with_its_tab(
 
     def slowly(*args: Any, **how: Any) -> Any:
         for moment in whole(*args, **how):
-            time.sleep(0.3)
+            time.sleep(1.0)
             yield moment
 
     monkeypatch.setattr(generate, "generate", slowly)
@@ -349,6 +349,38 @@ def test_a_long_drawing_is_cancelled_seen_after_a_reload_and_ends_with_its_tab(
     expect(queue.get_by_role("button", name=re.compile("^Cancel Draw"))).to_have_count(0)
     assert second.wrong == []
     context.close()
+
+
+def test_a_tab_that_nobody_sees_gives_its_line_back_and_listens_again_once_it_is_seen(
+    page: Any, live: Live
+) -> None:
+    from playwright.sync_api import expect
+
+    def turn(hidden: str) -> None:
+        page.evaluate(
+            f"""() => {{ Object.defineProperty(document, "hidden", {{ value: {hidden},
+                configurable: true }}); document.dispatchEvent(new Event("visibilitychange")); }}"""
+        )
+
+    client = page.evaluate("sessionStorage.getItem('unraze-client')")
+
+    def listens(is_so: bool) -> bool:
+        for _ in range(150):
+            if any(tab.client == client for tab in live.studio.hub._tabs) == is_so:
+                return True
+            page.wait_for_timeout(100)
+        return False
+
+    page.goto(live.view("runs"))
+    assert listens(True)
+    turn("true")
+    assert listens(False)
+    turn("false")
+    assert listens(True)
+    (live.folder / "other").rename(live.folder / "another")
+    expect(page.get_by_role("link", name="another", exact=True)).to_be_visible()
+    (live.folder / "another").rename(live.folder / "other")
+    expect(page.get_by_role("link", name="other", exact=True)).to_be_visible()
 
 
 def test_by_keyboard_alone_from_the_top_to_a_drawing(page: Any, live: Live) -> None:

@@ -105,10 +105,11 @@ def test_what_runs_and_what_waits_can_be_cancelled(queue: Queue) -> None:
 
 
 def test_cancelling_tidies_up_what_the_work_holds(queue: Queue) -> None:
-    tidied = threading.Event()
+    begun, tidied = threading.Event(), threading.Event()
 
     def work(task: Task) -> Generator[Stage, None, None]:
         try:
+            begun.set()
             while True:
                 yield Stage("for ever", 0, 1)
         finally:
@@ -116,7 +117,7 @@ def test_cancelling_tidies_up_what_the_work_holds(queue: Queue) -> None:
 
     made = job()
     queue.add(made, work)
-    wait_for(made, "running")
+    assert begun.wait(5)
     queue.end(made)
     assert tidied.wait(5)
 
@@ -181,6 +182,27 @@ def test_the_time_left_is_told_by_what_was_done(queue: Queue) -> None:
     assert left == pytest.approx(30.0, abs=0.5)
     made.stage = Stage("drawing", 0, 20)
     assert made.told().seconds_left is None
+
+
+def test_a_first_result_is_told_at_once_and_the_next_ones_now_and_then() -> None:
+    hub, said = Hub(), list[dict[str, Any]]()
+    hub.say = lambda name, about, state: said.append(state)  # type: ignore[method-assign]
+    queue = Queue(hub, Turns())
+
+    def work(task: Task) -> Generator[Stage, None, None]:
+        for number in range(200):
+            if number:
+                task.job.result = {"frames": number}
+            yield Stage("drawing", number, 200)
+
+    made = job()
+    queue.add(made, work)
+    wait_for(made, "done")
+    queue.close()
+    shown = [state["result"]["frames"] for state in said if state["result"]]
+    assert shown[0] == 1
+    assert shown[-1] == 199
+    assert len(shown) < 150  # though each took much less than is looked at
 
 
 def test_what_reads_does_so_aside_while_others_look(queue: Queue) -> None:

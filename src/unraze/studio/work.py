@@ -58,7 +58,11 @@ class JobTold(BaseModel):
 
 @dataclass(eq=False)
 class Job:
-    """One piece of work. `shown` is what its pictures are made from, of the kind's own type."""
+    """One piece of work.
+
+    `shown` is what its pictures are made from, of the kind's own type; `shows` says that tabs were
+    told of a result, or of a part of one.
+    """
 
     kind: str
     title: str
@@ -75,6 +79,7 @@ class Job:
     made: float = field(default_factory=time.time)
     result: dict[str, Any] | None = None
     shown: Any = None
+    shows: bool = False
     cancelled: bool = False
 
     def told(self, position: int | None = None) -> JobTold:
@@ -310,8 +315,9 @@ class Queue:
             if job.stage is None or job.stage.name != stage.name:
                 job.stage_began, job.stage_from, self._said = now, stage.done, 0.0
             job.stage = stage
-        if now - self._said >= SELDOM:
-            self._said = now
+        first = job.result is not None and not job.shows  # which is waited for
+        if first or now - self._said >= SELDOM:
+            self._said, job.shows = now, job.result is not None
             self._tell(job)
 
     def _next(self) -> Job | None:

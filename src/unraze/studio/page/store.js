@@ -4,6 +4,8 @@ import { ApiError, GONE, client, get } from "./api.js";
 import { on } from "./dom.js";
 
 const AGAIN = 3000;
+/** How long a tab that nobody looks at goes on listening. */
+const REST = 5000;
 const MOST_JOBS = 200;
 
 const told = new EventTarget();
@@ -13,6 +15,7 @@ export const state = { folder: "", loaded: false, connected: true, about: null }
 
 let source = null;
 let timer = 0;
+let resting = false;
 /** What events told since a list was asked for: it is newer than the list. */
 let newer = new Set();
 
@@ -43,6 +46,25 @@ export function disconnect() {
   clearTimeout(timer);
   source?.close();
   source = null;
+  resting = false;
+}
+
+/** A browser has six lines to one address, and each stream holds one: a tab that nobody sees gives its
+ * own back, unless what it asked for would end with it, and listens again once it is seen. */
+document.addEventListener("visibilitychange", () => (document.hidden ? setTimeout(rest, REST) : wake()));
+told.addEventListener("job", () => document.hidden && setTimeout(rest, REST));
+
+function rest() {
+  const waits = [...jobs.values()].some((job) => job.client === client && !job.keep && !ended(job));
+  if (!document.hidden || source === null || waits) return;
+  disconnect();
+  resting = true;
+}
+
+function wake() {
+  if (!resting) return;
+  resting = false;
+  connect();
 }
 
 function heed(name, keep) {
