@@ -64,6 +64,7 @@ __all__ = [
     "recipe",
     "sample",
     "settings_of",
+    "start",
     "within",
 ]
 
@@ -486,12 +487,17 @@ def generate(
     for numbers in batches:
         labels = [class_of(model, classes, k, seed) for k in numbers]
         denoise = denoiser_of(model, settings, labels)
-        x = rng.normal(seed, "start", numbers, 0, model.shape).to(_device(model))
+        x = start(model, seed, numbers)
         noise = _noise(model, seed, numbers)
         for step in walk(denoise, x, way.chain, settings, noise, borders=borders):
             done += 1
             estimate = step.prediction.x0
             yield Progress(numbers, step.t, step.x, estimate, done, total, finished=step.t == 0)
+
+
+def start(model: Model, seed: int, numbers: range) -> Tensor:
+    """x_T of these images of a seed (B, C, H, W): normal noise, each image's its own."""
+    return rng.normal(seed, "start", numbers, 0, model.shape).to(_device(model))
 
 
 def sample(

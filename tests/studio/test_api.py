@@ -95,7 +95,7 @@ def test_a_drawing_is_that_of_the_command_line_byte_for_byte(
     made = ended(job(browser, "sample", **asked))
     assert made["state"] == "done", made["error"]
     result, address = made["result"], f"/api/jobs/{made['id']}"
-    assert (result["count"], result["frames"], result["times"][-1]) == (5, 6, 0.0)
+    assert (result["count"], result["frames"], result["times"][-1]) == (5, 7, 0.0)
     assert result["labels"] == ["0", "1", "2", "3", "4"]
     for number in range(5):
         mine = browser.get(f"{address}/images/{number}.png").content
@@ -140,9 +140,12 @@ def test_frames_are_the_states_and_estimates_on_the_way(
     made = ended(job(browser, "sample", run=ids["run"], count=3, seed=2))
     model = generate.load(studio.library.run(ids["run"]).path)
     steps = list(generate.generate(model, 3, seed=2, batch=3))
-    assert made["result"]["frames"] == len(steps)
-    for number, step in enumerate(steps):
-        for of, x in (("state", step.x), ("estimate", step.estimate)):
+    states = [generate.start(model, 2, range(3)), *(step.x for step in steps)]
+    estimates = [*(step.estimate for step in steps), steps[-1].x]  # of each state, a call later
+    assert made["result"]["frames"] == made["result"]["estimates"] == len(states)
+    assert made["result"]["times"] == [model.schedule.times[-1], *(step.t for step in steps)]
+    for number, of_both in enumerate(zip(states, estimates, strict=True)):
+        for of, x in zip(("state", "estimate"), of_both, strict=True):
             address = f"/api/jobs/{made['id']}/frames/{number}.png?of={of}"
             found = pixels(browser.get(address).content)
             wanted = np.zeros((16, 16), dtype=np.uint8)  # two columns, two rows, one left black

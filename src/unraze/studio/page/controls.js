@@ -133,6 +133,7 @@ export function player(name, { signal, shown = (k) => String(k), show, each = 90
   const next = h("button", { type: "button", class: "small" }, "Next");
   const element = h("div", { class: "player" }, h("div", { class: "buttons" }, back, play, next), line.element);
   const to = (k) => {
+    if (!count) return;
     line.value = Math.max(0, Math.min(count - 1, k));
     show(line.value);
   };

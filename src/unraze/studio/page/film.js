@@ -30,7 +30,7 @@ export function openFilm(opened, number, { frames, of, signal, closed }) {
       h("div", { class: "film-left" },
         canvas,
         caption,
-        segments("What is shown", SIDES(), of, (to) => { shown = to; show(film.value); }),
+        segments("What is shown", SIDES(), of, (to) => { shown = to; grow(); film.to(film.value); }),
         film.element),
       right),
   );
@@ -54,8 +54,15 @@ export function openFilm(opened, number, { frames, of, signal, closed }) {
     const ended_ = job.state !== now.state;
     job = now;
     times = job.result.times;
-    if (film.grow(times.length) && !film.playing) film.to(times.length - 1);
+    grow();
     if (ended_) explain();
+  }
+
+  /** As many moments as there are of what is shown: the last state is not yet estimated. */
+  function grow() {
+    const before = film.count;
+    const count = shown === "estimate" ? job.result.estimates : job.result.frames;
+    if (film.grow(count) && !film.playing && before !== count) film.to(count - 1);
   }
 
   async function show(k) {
@@ -78,8 +85,7 @@ export function openFilm(opened, number, { frames, of, signal, closed }) {
   listen("job", follow, ending.signal);
   explain();
   document.body.append(dialog);
-  film.grow(times.length);
-  film.to(times.length - 1);
+  grow();
   dialog.showModal();
   close.focus();
 }

@@ -91,7 +91,7 @@ function drawingPart({ signal, said, opened }) {
   const grid = h("div", { class: "tiles" });
   const saves = h("div", { class: "buttons" });
   const kept = h("p", { class: "words", role: "status" });
-  const tools = h("div", { class: "stack", hidden: true }, h("div", { class: "row" }, segments("What is shown", SIDES(), of, (to) => { of = to; show(film.value); }), line), film.element);
+  const tools = h("div", { class: "stack", hidden: true }, h("div", { class: "row" }, segments("What is shown", SIDES(), of, (to) => { of = to; grow(now.result); film.to(film.value); }), line), film.element);
   const none = empty("Nothing drawn yet", h("p", null, "Press Draw. The pictures appear while they form; click one to see its film, its recipe and its nearest training images."));
   const element = h("div", { class: "stack" }, none, h("div", { class: "row" }, bar.element, stop), tools, grid, saves, kept);
   stop.hidden = true;
@@ -139,6 +139,14 @@ function drawingPart({ signal, said, opened }) {
     say(kept, now.result.folder ? `Kept in ${now.result.folder}` : "");
   }
 
+  /** As many moments as there are of what is shown: the last state is not yet estimated. */
+  function grow(result) {
+    const before = film.count;
+    const count = of === "estimate" ? result.estimates : result.frames;
+    const atEnd = film.grow(count);
+    if (atEnd && !film.playing && before !== count) film.to(count - 1);
+  }
+
   function begin(job) {
     film.halt();
     frames?.clear();
@@ -164,9 +172,7 @@ function drawingPart({ signal, said, opened }) {
     if (!result) return;
     if (tiles.length !== result.count) lay(result);
     say(line, `${result.settings.sampler}, ${counted(result.calls, "network call")}, seed ${result.recipe.seed}`);
-    const before = film.count;
-    const atEnd = film.grow(result.frames);
-    if (atEnd && !film.playing && before !== result.frames) film.to(result.frames - 1);
+    grow(result);
     if (job.state === "done" && (!saves.firstChild || result.folder)) offerSaving();
   }
 

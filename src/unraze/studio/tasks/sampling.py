@@ -32,7 +32,8 @@ MOST_BYTES = 2**26
 
 @dataclass(eq=False)
 class Drawing:
-    """What was drawn so far: its frames, states x_t and estimates x̂_0, uint8 (N, H, W, C) each."""
+    """What was drawn so far: states x_t from the noise x_T on, and what the network takes each of
+    them for, x̂_0, which is known a call later; uint8 (N, H, W, C) each."""
 
     order: Order
     times: list[float] = field(default_factory=list)
@@ -52,7 +53,7 @@ class Drawing:
     def frame(self, number: int, of: str) -> bytes:
         """A frame as a sprite; raises `Missing`."""
         frames = self.estimates if of == "estimate" else self.states
-        if number >= len(self.estimates):
+        if number >= len(frames):
             raise Missing(f"frame {number} is not drawn yet")
         return sprite(frames[number], columns_of(self.order.count))
 
@@ -64,7 +65,8 @@ def sampling(asked: Sampled, run: Run, held: Held) -> Work:
         yield Stage("reading the network", 0, 1)
         model = held.model(run, step=asked.checkpoint, raw=asked.raw)
         order = _order(asked, model)
-        states = generate.plan_of(model, order.settings).states
+        plan = generate.plan_of(model, order.settings)
+        states = plan.states
         bytes_each = 2 * order.count * int(np.prod(model.shape))
         kept = drawing.kept_states(
             states, max(1, min(drawing.FILM_FRAMES, MOST_BYTES // bytes_each))
@@ -74,16 +76,31 @@ def sampling(asked: Sampled, run: Run, held: Held) -> Work:
         if len(filmed) * bytes_each <= 2 * MOST_BYTES:
             shown.film = Film()
         about = _about(order)
+
+        def say() -> None:
+            task.job.result = {
+                **about,
+                "frames": len(shown.states),
+                "estimates": len(shown.estimates),
+                "times": list(shown.times),
+                "folder": None,
+            }
+
+        noise = generate.start(model, order.seed, range(order.count))
+        shown.states.append(drawing.pixels_of(order, noise))
+        shown.times.append(float(plan.chain.times[-1]))
+        say()
         yield Stage("drawing", 0, states)
         for moment in drawing.moments(order):
+            if len(shown.estimates) < len(shown.states):
+                shown.estimates.append(drawing.pixels_of(order, moment.estimate))
+                say()
             if moment.done in kept:
-                state = drawing.pixels_of(order, moment.x)
-                estimate = drawing.pixels_of(order, moment.estimate)
-                shown.states.append(state)
+                shown.states.append(drawing.pixels_of(order, moment.x))
                 shown.times.append(moment.t)
-                shown.estimates.append(estimate)
-                times = list(shown.times)
-                task.job.result = {**about, "frames": len(times), "times": times, "folder": None}
+                if moment.finished:  # without noise there is nothing to estimate
+                    shown.estimates.append(shown.states[-1])
+                say()
             if shown.film is not None and moment.done in filmed:
                 first = moment.x[: drawing.FILM_AT_MOST]
                 shown.film.states.append(drawing.pixels_of(order, first))
