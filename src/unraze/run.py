@@ -25,6 +25,7 @@ import re
 import shlex
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -480,8 +481,11 @@ def locked(run: Run) -> Iterator[str | None]:
 
 def is_busy(run: Run) -> bool:
     """Whether a process is training it."""
-    if not (run.path / ".lock").exists():
+    if not os.path.exists(run.path / ".lock"):
         return False
+    held = _is_held(run.path / ".lock")
+    if held is not None:
+        return held
     try:
         lock = _lock(run, 0)
     except UnrazeError:  # a folder that only can be read: nobody trains there
@@ -489,6 +493,30 @@ def is_busy(run: Run) -> bool:
     if lock is not None:
         lock.release()
     return lock is None
+
+
+def _is_held(lock: Path) -> bool | None:
+    """Whether a process has a file for itself; None where the system does not say.
+
+    Those who ask share it: two who ask at once do not take each other for the one who has it.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        opened = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(opened)
+    return False
 
 
 def _lock(run: Run, seconds: float) -> FileLock | None:

@@ -1,5 +1,6 @@
 """One run has one trainer: a second one is refused, and told who the first is."""
 
+import fcntl
 import json
 import os
 import socket
@@ -92,6 +93,17 @@ def test_what_is_not_legible_names_nobody(tmp_path: Path, text: str) -> None:
         assert left is None
         said = json.loads(run.trainer.read_text())
         assert (said["process"], said["machine"]) == (os.getpid(), socket.gethostname())
+
+
+def test_two_who_list_runs_do_not_take_each_other_for_a_trainer(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with runs.locked(run):
+        pass
+    with (tmp_path / ".lock").open("rb") as asks:
+        fcntl.flock(asks, fcntl.LOCK_SH)  # as one who asks does, for a moment
+        assert not runs.is_busy(run)
+    with runs.locked(run):
+        assert runs.is_busy(run)
 
 
 def test_whoever_lists_runs_does_not_keep_one_from_being_trained(tmp_path: Path) -> None:
