@@ -2,8 +2,11 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ from starlette.testclient import TestClient
 
 from unraze import run as runs
 from unraze.run import Run
+from unraze.studio import trainings
 from unraze.studio.app import Studio
+from unraze.studio.trainings import Trainings
 
 Until = Callable[[Callable[[dict[str, Any]], bool]], dict[str, Any]]
 WAIT = 90.0
@@ -121,6 +126,48 @@ def test_a_training_that_was_killed_can_be_gone_on_with(browser: TestClient, fol
     seen(browser, name, lambda run: run["state"] == "running" and run["step"] >= 3)
     browser.post(f"/api/runs/{name}/stop")
     seen(browser, name, lambda run: run["state"] == "stopped")
+
+
+def test_of_two_who_go_on_with_a_run_at_once_one_does(
+    browser: TestClient, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    training = f"import os, pathlib, time; pathlib.Path({str(begun)!r}, str(os.getpid())).touch(); "
+    monkeypatch.setattr(trainings, "PROGRAM", training + "time.sleep(60)")
+    monkeypatch.setattr(trainings, "ENDS", 0.2)
+    both, ask = threading.Barrier(2), Trainings._has_ended
+
+    def has_ended(self: Trainings, name: str) -> bool:
+        answer = ask(self, name)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # or the other is not let in before this one has begun
+        return answer
+
+    monkeypatch.setattr(Trainings, "_has_ended", has_ended)
+    name = next(run["id"] for run in browser.get("/api/runs").json()["runs"])
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(browser.post, f"/api/runs/{name}/resume") for _ in range(2)]
+    answers = sorted((each.result() for each in asked), key=lambda answer: answer.status_code)
+    try:
+        assert [answer.status_code for answer in answers] == [202, 400]
+        assert "is being trained already, or about to be" in answers[1].json()["error"]
+    finally:
+        processes = begun_in(begun)
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+    assert len(processes) == 1
+
+
+def begun_in(folder: Path) -> list[int]:
+    """The processes that noted themselves in a folder, once no other does for a while."""
+    found: list[int] = []
+    for _ in range(100):
+        time.sleep(0.2)
+        before, found = found, [int(file.name) for file in folder.iterdir()]
+        if found and found == before:
+            break
+    return found
 
 
 @pytest.mark.slow

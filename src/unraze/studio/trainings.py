@@ -43,6 +43,7 @@ class Trainings:
     def __init__(self, library: Library, hub: Hub) -> None:
         self._library, self._hub = library, hub
         self._lock, self._begun = threading.Lock(), dict[str, subprocess.Popen[bytes]]()
+        self._resuming = threading.Lock()
 
     def start(
         self, options: Sequence[str], *, source: str, preset: str, name: str | None
@@ -72,7 +73,7 @@ class Trainings:
             # what a stranger's configuration calls its images is no option
             self._begin(told.id, folder, ["train", *options, f"--out={folder}", "--", source])
         except OSError as error:
-            del self._library.starting[told.id]
+            self._library.starting.pop(told.id, None)
             with suppress(OSError):
                 folder.rmdir()
             raise _cannot_start(error) from error
@@ -82,13 +83,14 @@ class Trainings:
     def resume(self, name: str) -> None:
         """Goes on with a run; raises `InputError` where it is being trained."""
         run = self._library.run(name)
-        if runs.is_busy(run) or not self._has_ended(name):
-            raise InputError(f"{run.path.name}: is being trained already, or about to be")
-        self._library.failures.pop(name, None)
-        try:
-            self._begin(name, run.path, ["resume", "--", str(run.path)])
-        except OSError as error:
-            raise _cannot_start(error) from error
+        with self._resuming:  # or two who ask at once would both begin it
+            if runs.is_busy(run) or not self._has_ended(name):
+                raise InputError(f"{run.path.name}: is being trained already, or about to be")
+            self._library.failures.pop(name, None)
+            try:
+                self._begin(name, run.path, ["resume", "--", str(run.path)])
+            except OSError as error:
+                raise _cannot_start(error) from error
 
     def stop(self, name: str) -> None:
         """Tells a training to save and to stop; raises `InputError` where there is none here."""
@@ -132,7 +134,7 @@ class Trainings:
         """Trainings that never began, and said why, were seen by who begins another."""
         for name, told in list(self._library.starting.items()):
             if told.state == "failed":
-                del self._library.starting[name]
+                self._library.starting.pop(name, None)
                 self._hub.say("run-gone", f"run {name}", {"id": name})
 
     def _new_folder(self, source: str, name: str | None) -> Path:
@@ -175,7 +177,10 @@ class Trainings:
         if (folder / "config.toml").is_file():
             if status not in ON_PURPOSE:
                 self._library.failures[name] = said
-            told = self._library.told(name)
+            try:
+                told = self._library.told(name)
+            except UnrazeError:  # it is gone, or its folder cannot be looked into: who asks is told
+                return
         else:
             with suppress(OSError):
                 folder.rmdir()
