@@ -10,7 +10,7 @@ import pytest
 from unraze.errors import InputError
 from unraze.evaluate.stage import Stage
 from unraze.studio.events import Crowded, Hub
-from unraze.studio.work import MOST_KEPT, MOST_WAITING, Job, Queue, Task, Turns, Work
+from unraze.studio.work import MOST_KEPT, MOST_WAITING, Job, JobTold, Queue, Task, Turns, Work
 
 
 @pytest.fixture
@@ -85,6 +85,28 @@ def test_what_has_ended_is_remembered_up_to_a_number(queue: Queue) -> None:
     assert len(queue.all()) == MOST_KEPT
     assert queue.get(jobs[0].id) is None
     assert queue.get(jobs[-1].id) is jobs[-1]
+
+
+def test_the_last_word_on_a_job_that_is_forgotten_is_that_it_is(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, gate, said = job(), threading.Event(), list[str]()
+    gate.set()
+    queue.add(done, until(gate))
+    wait_for(done, "done")
+    told, forgets = queue.told, threading.Thread(target=queue.end, args=(done,))
+
+    def meanwhile(job: Job) -> JobTold:
+        forgets.start()
+        forgets.join(0.1)
+        return told(job)
+
+    monkeypatch.setattr(queue, "told", meanwhile)
+    monkeypatch.setattr(queue._hub, "say", lambda name, about, state: said.append(name))
+    queue.tell(done)
+    forgets.join()
+    queue.tell(done)
+    assert said == ["job", "job-gone"]
 
 
 def test_what_runs_and_what_waits_can_be_cancelled(queue: Queue) -> None:

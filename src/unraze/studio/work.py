@@ -200,7 +200,6 @@ class Queue:
         self._hub, self._turns = hub, turns
         self._jobs, self._work = dict[str, Job](), dict[str, Work]()
         self._changed, self._closed, self._said = threading.Condition(), False, 0.0
-        self._saying = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="studio-work", daemon=True)
         self._thread.start()
 
@@ -216,7 +215,7 @@ class Queue:
             self._jobs[job.id], self._work[job.id] = job, work
             self._forget_oldest()
             self._changed.notify_all()
-        self._tell(job)
+        self.tell(job)
         return self.told(job)
 
     def get(self, name: str) -> Job | None:
@@ -232,6 +231,12 @@ class Queue:
     def all(self) -> list[JobTold]:
         """All jobs, the oldest first."""
         return [self.told(job) for job in list(self._jobs.values())]
+
+    def tell(self, job: Job) -> None:
+        """Says how a job stands, as long as it is remembered."""
+        with self._changed:  # or an older state could be said after a newer one, or after its end
+            if self._jobs.get(job.id) is job:
+                self._hub.say("job", f"job {job.id}", self.told(job).model_dump())
 
     def end(self, job: Job) -> None:
         """Cancels what waits or runs; forgets what has ended."""
@@ -273,7 +278,7 @@ class Queue:
             self._do(job, work)
             with self._changed:
                 self._forget_oldest()
-            self._tell(job)
+            self.tell(job)
 
     def _do(self, job: Job, work: Work) -> None:
         """Works on a job to its end, however it ends."""
@@ -318,22 +323,17 @@ class Queue:
         first = job.result is not None and not job.shows  # which is waited for
         if first or now - self._said >= SELDOM:
             self._said, job.shows = now, job.result is not None
-            self._tell(job)
+            self.tell(job)
 
     def _next(self) -> Job | None:
         return next((job for job in self._jobs.values() if job.state == "waiting"), None)
 
-    def _tell(self, job: Job) -> None:
-        with self._saying:  # or an older state could be said after a newer one
-            if self._jobs.get(job.id) is job:
-                self._hub.say("job", f"job {job.id}", self.told(job).model_dump())
-
     def _tell_waiting(self, job: Job) -> None:
         """Of a job, and of those whose place it changed."""
-        self._tell(job)
+        self.tell(job)
         for other in list(self._jobs.values()):
             if other.state == "waiting":
-                self._tell(other)
+                self.tell(other)
 
     def _forget_oldest(self) -> None:
         """Of what has ended: as many as are remembered, and as large as that may be together."""

@@ -60,7 +60,7 @@ def keep(here: Here, name: JobName) -> JobTold:
         raise InputError("only drawings can be kept in a run's folder")
     sampling.keep(made.shown)
     made.result = {**(made.result or {}), "folder": made.shown.folder}
-    here.hub.say("job", f"job {made.id}", here.queue.told(made).model_dump())
+    here.queue.tell(made)
     return here.queue.told(made)
 
 

@@ -48,7 +48,8 @@ class Drawing:
     def nbytes(self) -> int:
         """Bytes of all of it."""
         film = [] if self.film is None else self.film.states
-        return sum(one.nbytes for one in (*self.states, *self.estimates, *film))
+        final = [] if self.final is None else [self.final]
+        return sum(one.nbytes for one in (*self.states, *self.estimates, *film, *final))
 
     def frame(self, number: int, of: str) -> bytes:
         """A frame as a sprite; raises `Missing`."""
