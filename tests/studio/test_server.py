@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +17,18 @@ from studios import asked, started
 from unraze.cli import main
 from unraze.studio import server
 
+LONG = 20_000
+ALL_STEPS = {"sampler": "random", "steps": LONG}
+"""A drawing that takes minutes."""
 
-def test_the_page_is_there_before_torch_is_and_all_of_it_ends_with_ctrl_c(folder: Path) -> None:
+
+def test_the_page_is_there_before_torch_is_and_all_of_it_ends_with_ctrl_c(
+    folder: Path, ids: dict[str, str]
+) -> None:
+    config = folder / "run" / "config.toml"
+    short = config.read_text(encoding="utf-8")
+    assert "\nsteps = 50\n" in short
+    config.write_text(short.replace("\nsteps = 50\n", f"\nsteps = {LONG}\n"), encoding="utf-8")
     with started(str(folder), "--no-browser", "--port", "0") as (address, token, process):
         assert address.startswith("http://127.0.0.1:")
         page = httpx.get(address, timeout=10)
@@ -29,7 +40,7 @@ def test_the_page_is_there_before_torch_is_and_all_of_it_ends_with_ctrl_c(folder
                 "other",
                 "classy",
             }
-            told = threading.Event()
+            told, drawn = threading.Event(), threading.Event()
 
             def listen() -> None:
                 events = client.stream("GET", "/api/events?client=a")
@@ -37,12 +48,20 @@ def test_the_page_is_there_before_torch_is_and_all_of_it_ends_with_ctrl_c(folder
                     for line in stream.iter_lines():
                         if "hello" in line:
                             told.set()
+                        if '"state": "running"' in line and '"stage": "drawing"' in line:
+                            drawn.set()
 
             listening = threading.Thread(target=listen, daemon=True)
             listening.start()
             assert told.wait(20)
-            process.send_signal(signal.SIGINT)  # though somebody listens
+            asked_for = {"client": "a", "run": ids["run"], "count": 64, "settings": ALL_STEPS}
+            answer = client.post("/api/jobs/sample", json=asked_for)
+            assert answer.status_code == 201, answer.text
+            assert drawn.wait(20)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)  # though somebody listens, and something is drawn
             assert process.wait(15) == 0
+            assert time.monotonic() - began < 8
             listening.join(15)
         assert process.stdout is not None
         assert process.stdout.read() == "Ctrl-C ends it; trainings go on\n"
@@ -115,6 +134,29 @@ def test_a_device_that_is_not_there_ends_it_in_words(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "cuda:99" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_browser_is_not_told_the_token_where_others_can_read_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, opened = list[str](), threading.Event()
+
+    def browser(address: str) -> None:
+        told.append(address)
+        opened.set()
+
+    monkeypatch.setattr(server.webbrowser, "open", browser)
+    with server._opened("http://127.0.0.1:1/#token=secret"):
+        assert opened.wait(5)
+        (page,) = (Path(address.removeprefix("file://")) for address in told)
+        assert "secret" not in told[0]
+        assert "url=http://127.0.0.1:1/#token=secret" in page.read_text(encoding="utf-8")
+        assert page.parent.stat().st_mode & 0o077 == 0
+    assert not page.parent.exists()
+    with server._opened("http://127.0.0.1:1/#token=secret"):
+        pass  # it could not be served
+    time.sleep(0.5)
+    assert len(told) == 1
 
 
 def test_addresses_of_this_machine_alone_are_known() -> None:

@@ -118,8 +118,13 @@ def _opened(address: str) -> Iterator[None]:
             f'<meta http-equiv="refresh" content="0; url={to}"><a href="{to}">The studio</a>',
             encoding="utf-8",
         )
-        threading.Timer(0.3, webbrowser.open, [page.as_uri()]).start()
-        yield
+        opening = threading.Timer(0.3, webbrowser.open, [page.as_uri()])
+        opening.daemon = True  # a browser of the terminal is not waited for
+        opening.start()
+        try:
+            yield
+        finally:
+            opening.cancel()
 
 
 def _require_meant(host: str, remote: bool) -> None:
