@@ -1,5 +1,6 @@
 """Studios to be asked: as processes that a test starts, and by whom."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-__all__ = ["HOST", "PORT", "Ended", "asked", "started"]
+__all__ = ["HOST", "PORT", "Ended", "asked", "started", "unprivileged"]
 
 PORT = 8420
 HOST = f"http://127.0.0.1:{PORT}"
@@ -46,3 +47,18 @@ def asked(address: str, token: str) -> Iterator[httpx.Client]:
         answer = client.post("/api/session", json={"token": token})
         assert answer.status_code == 204, answer.text
         yield client
+
+
+NOBODY = 65534
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user from whom permissions keep things, which they do not from root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)

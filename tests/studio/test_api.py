@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ from starlette.testclient import TestClient
 
 from evaluated import Small
 from studios import Ended
-from unraze import generate, pictures
+from unraze import drawing, generate, pictures
 from unraze.cli import main
 from unraze.data import load, to_float, to_uint8
 from unraze.process import destroy_at
 from unraze.run import Run, read_config
 from unraze.studio import held, looks
 from unraze.studio.app import Studio
+from unraze.studio.library import name_of
 from unraze.studio.routes.session import UPLOAD
+from unraze.studio.tasks import walking
 
 
 def job(browser: TestClient, kind: str, **asked: Any) -> dict[str, Any]:
@@ -113,6 +117,53 @@ def test_a_drawing_is_that_of_the_command_line_byte_for_byte(
         ).read_bytes()
     again = browser.post(f"{address}/keep").json()["result"]["folder"]
     assert again == kept  # once
+
+
+def test_two_drawings_that_are_kept_at_once_are_in_folders_of_their_own(
+    browser: TestClient, ended: Ended, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [ended(job(browser, "sample", run=ids["run"], count=2, seed=seed)) for seed in (1, 2)]
+    fresh, both, found = drawing.fresh_folder, threading.Barrier(2), list[Path]()
+
+    def same(run: Path) -> Path:
+        """The same folder for the first two who ask."""
+        folder = fresh(run)
+        found.append(folder)
+        if len(found) <= 2:
+            both.wait(10)
+        return folder
+
+    monkeypatch.setattr(drawing, "fresh_folder", same)
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda m: browser.post(f"/api/jobs/{m['id']}/keep"), made))
+    folders = [Path(answer.json()["result"]["folder"]) for answer in answers]
+    assert found[0] == found[1]
+    assert folders[0] != folders[1]
+    for each, folder in zip(made, folders, strict=True):
+        assert {file.name for file in folder.iterdir()} == {"00000.png", "00001.png", "grid.png"}
+        for number in range(2):
+            mine = browser.get(f"/api/jobs/{each['id']}/images/{number}.png").content
+            assert (folder / f"{number:05d}.png").read_bytes() == mine
+
+
+def test_a_drawing_that_is_kept_twice_at_once_is_kept_once(
+    browser: TestClient, ended: Ended, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ended(job(browser, "sample", run=ids["run"], count=1))
+    fresh, second = drawing.fresh_folder, threading.Event()
+
+    def slowly(run: Path) -> Path:
+        second.wait(0.3)
+        return fresh(run)
+
+    monkeypatch.setattr(drawing, "fresh_folder", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        keep = [threads.submit(browser.post, f"/api/jobs/{made['id']}/keep") for _ in range(2)]
+    first, again = (Path(each.result().json()["result"]["folder"]) for each in keep)
+    assert first == again
+    assert [path.name for path in first.parent.iterdir() if path.name.startswith("samples-")] == [
+        first.name
+    ]
 
 
 def test_what_the_studio_drew_is_drawn_again_by_its_recipe(
@@ -238,6 +289,36 @@ def test_a_walk_begins_at_one_x_t_and_is_greedy_where_eta_is_0(
     ):
         assert alpha**2 + beta**2 == pytest.approx(1)
         assert sigma == pytest.approx(eta * beta)
+
+
+def test_of_a_walk_of_large_pictures_some_frames_are_kept_with_the_first_and_the_last(
+    browser: TestClient, ended: Ended, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = {"kind": "example", "number": 3}
+    asked = {"run": ids["run"], "image": image, "t": 30, "steps": 30, "eta": 1.0}
+    most = 5
+
+    def walked() -> tuple[dict[str, Any], list[np.ndarray]]:
+        made = ended(job(browser, "walk", **asked))
+        assert made["state"] == "done", made["error"]
+        address = f"/api/jobs/{made['id']}/frames"
+        frames = range(made["result"]["frames"])
+        return made["result"], [pixels(browser.get(f"{address}/{k}.png").content) for k in frames]
+
+    whole, all_frames = walked()
+    assert whole["frames"] == 31
+    monkeypatch.setattr(walking, "MOST_BYTES", most * all_frames[0].size + 1)
+    thinned, frames = walked()
+    assert thinned["frames"] == 1 + most  # and that which it begins with
+    assert thinned["times"] == [30, 24, 18, 12, 6, 0]
+    for at, frame in zip(thinned["times"], frames, strict=True):
+        np.testing.assert_array_equal(frame, all_frames[whole["times"].index(at)])
+        for key in ("sigma_t", "alpha_t", "beta_t", "alpha_bar"):
+            kept = thinned[key][thinned["times"].index(at)]
+            assert kept == whole[key][whole["times"].index(at)]
+    monkeypatch.setattr(walking, "MOST_BYTES", 1)  # a picture larger than all that is kept
+    ends, _ = walked()
+    assert ends["times"] == [30, 0]
 
 
 def test_a_dropped_picture_is_destroyed_at_the_run_s_size(
@@ -481,6 +562,21 @@ def test_a_run_without_a_checkpoint_says_so(
     answer = browser.post(f"/api/runs/{ids['run']}/destroy", json=asked)
     assert answer.status_code == 400
     assert browser.get("/api/runs").status_code == 200  # the server is unharmed
+
+
+def test_a_folder_whose_name_no_encoding_has_is_drawn_from_and_told_of(
+    browser: TestClient, ended: Ended, folder: Path
+) -> None:
+    odd = os.fsdecode(b"odd-\xff")
+    (folder / "run").rename(folder / odd)
+    made = ended(job(browser, "sample", run=name_of(odd), count=1))
+    assert (made["state"], made["title"]) == ("done", "Draw 1 from odd-?")
+    assert [each["id"] for each in browser.get("/api/jobs").json()["jobs"]] == [made["id"]]
+    kept = browser.post(f"/api/jobs/{made['id']}/keep").json()["result"]["folder"]
+    assert "odd-?" in kept
+    wrong = browser.post(f"/api/runs/{name_of(odd)}/stop")
+    assert wrong.status_code == 400
+    assert wrong.json()["error"].startswith("odd-?: no process of this machine")
 
 
 def test_texts_that_json_cannot_say_harm_nothing(

@@ -2,13 +2,21 @@
 
 import json
 import os
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from studios import PORT, unprivileged
 from unraze import run as runs
+from unraze.errors import UnrazeError
 from unraze.run import Run
+from unraze.studio.app import app_of, studio_of
+from unraze.studio.guard import Keys
 from unraze.studio.library import POINTS, Curves, Library, Missing, name_of
 
 
@@ -65,6 +73,80 @@ def test_a_run_that_is_damaged_is_told_with_the_reason_and_the_others_too(folder
     assert told["other"].state == "done"
     assert told["other"].loss is None
     assert told["classy"].error is None
+
+
+@pytest.fixture
+def shared(folder: Path) -> Iterator[Path]:
+    """A copy of the runs at a place that every user reaches, all of them of this one."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        yield Path(shutil.copytree(folder, Path(place) / "runs"))
+
+
+def test_what_must_not_be_read_is_told_with_the_reason_and_the_others_too(shared: Path) -> None:
+    (shared / "other" / "config.toml").chmod(0)
+    (shared / "run").chmod(0)
+    library = Library(shared)
+    with unprivileged():
+        told = {run.name: run for run in library.all()}
+        again = library.told(name_of("run"))
+        assert library.news()[1] == []
+    assert {name: run.state for name, run in told.items()} == {
+        "run": "unreadable",
+        "other": "unreadable",
+        "classy": "done",
+    }
+    for name in ("run", "other"):
+        error = str(told[name].error)
+        assert str(shared / name / "config.toml") in error
+        assert "Permission denied" in error
+    assert again == told["run"]
+    (shared / "run").chmod(0o755)
+    with unprivileged():
+        assert library.told(name_of("run")).state == "done"
+
+
+def test_of_a_run_that_must_not_be_read_all_is_answered_in_words(shared: Path) -> None:
+    rooms = studio_of(shared, keys=Keys(PORT))
+    address = f"/api/runs/{name_of('run')}"
+    parts = (
+        "",
+        "/curves",
+        "/evaluations",
+        "/examples",
+        "/schedule",
+        "/reals.png",
+        "/thumbnail.png",
+    )
+    with TestClient(app_of(rooms), raise_server_exceptions=False) as client:
+        assert all(client.get(address + part).status_code == 200 for part in parts)
+        (shared / "run").chmod(0)
+        with unprivileged():
+            answers = {part: client.get(address + part) for part in parts}
+    rooms.queue.close()
+    page = answers.pop("")
+    assert (page.status_code, page.json()["state"]) == (200, "unreadable")
+    said = [page, *answers.values()]
+    assert all(answer.status_code in (400, 404) for answer in said[1:])
+    assert all("Permission denied" in answer.json()["error"] for answer in said)
+
+
+def test_a_folder_that_must_not_be_looked_into_is_told_and_is_not_taken_for_an_empty_one(
+    shared: Path,
+) -> None:
+    library = Library(shared)
+    assert len(library.news()[0]) == 3
+    shared.chmod(0)
+    with unprivileged(), pytest.raises(UnrazeError, match="runs: cannot be looked into"):
+        library.all()
+    shared.chmod(0o755)
+    assert library.news() == ([], [])
+
+
+def test_a_training_of_another_user_is_seen(shared: Path) -> None:
+    with runs.locked(Run(shared / "run")), unprivileged():
+        told = {run.name: run.state for run in Library(shared).all()}
+    assert told == {"run": "running", "other": "done", "classy": "done"}
 
 
 def test_a_run_that_failed_says_why(folder: Path) -> None:

@@ -5,12 +5,13 @@ Everything is JSON but pictures and the stream of events. What goes wrong is ans
 """
 
 import asyncio
+import json
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
@@ -41,6 +42,15 @@ MOST_LOOKS = 32
 """Looks that wait for a thread."""
 MOST_BODY = 2**16
 """Bytes of a request that is no picture."""
+
+
+class Said(JSONResponse):
+    """JSON of whatever texts: what no encoding has, as in names of files that another system wrote,
+    is replaced, wherever it comes from."""
+
+    def render(self, content: Any) -> bytes:
+        said = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return said.encode("utf-8", "replace")
 
 
 class Refused(BaseModel):
@@ -115,9 +125,11 @@ def app_of(studio: Studio) -> FastAPI:
         redoc_url=None,
         responses={code: {"model": Refused} for code in codes},
         max_body_size=MOST_BODY,
+        default_response_class=Said,
     )
     app.state.studio = studio
     app.add_exception_handler(UnrazeError, _told_error)
+    app.add_exception_handler(PermissionError, _told_forbidden)
     app.add_exception_handler(RequestValidationError, _told_invalid)
     app.add_exception_handler(HTTPException, _told_http)
     app.add_exception_handler(Exception, _told_defect)
@@ -134,6 +146,8 @@ async def watch(studio: Studio) -> None:
             continue
         try:
             changed, gone = await run_in_threadpool(studio.library.news)
+        except UnrazeError:  # whoever asks for runs is told
+            continue
         except Exception:  # a defect, which must not end the watch
             traceback.print_exc(file=sys.stderr)
             continue
@@ -151,7 +165,12 @@ async def _told_error(request: Request, error: Exception) -> Response:
             status = 429
         case _:
             status = 400
-    return JSONResponse({"error": str(error)}, status)
+    return Said({"error": str(error)}, status)
+
+
+async def _told_forbidden(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PermissionError)
+    return Said({"error": f"{error.filename}: {error.strerror}; check its permissions"}, 400)
 
 
 async def _told_invalid(request: Request, error: Exception) -> Response:
@@ -159,14 +178,14 @@ async def _told_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     if first["type"] == "json_invalid":
-        return JSONResponse({"error": "the request is no JSON"}, 422)
+        return Said({"error": "the request is no JSON"}, 422)
     said = f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}" if place else first["msg"]
-    return JSONResponse({"error": said}, 422)
+    return Said({"error": said}, 422)
 
 
 async def _told_defect(request: Request, error: Exception) -> Response:
     said = f"a defect of Unraze ({type(error).__name__}); the terminal has the whole of it"
-    return JSONResponse({"error": said}, 500)
+    return Said({"error": said}, 500)
 
 
 async def _told_http(request: Request, error: Exception) -> Response:
@@ -176,6 +195,4 @@ async def _told_http(request: Request, error: Exception) -> Response:
         405: f"{request.method}: is not what this address answers",
     }
     headers = getattr(error, "headers", None)
-    return JSONResponse(
-        {"error": words.get(status, str(getattr(error, "detail", error)))}, status, headers
-    )
+    return Said({"error": words.get(status, str(getattr(error, "detail", error)))}, status, headers)

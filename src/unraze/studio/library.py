@@ -7,6 +7,7 @@ time that asking for their files' dates takes.
 import hashlib
 import io
 import os
+import stat
 import threading
 from array import array
 from collections import OrderedDict
@@ -30,6 +31,7 @@ __all__ = [
     "RunTold",
     "checkpoints_of",
     "finite",
+    "is_there",
     "name_of",
     "sayable",
 ]
@@ -250,7 +252,10 @@ class Library:
 
     def previews(self, run: Run) -> list[int]:
         """The steps of which there are pictures."""
-        found = (path.stem[5:] for path in run.samples.glob(STEPS))
+        try:
+            found = [path.stem[5:] for path in run.samples.glob(STEPS)]
+        except OSError:  # what must not be looked into shows none
+            return []
         return sorted(int(step) for step in found if step.isdecimal())
 
     def preview(self, name: str, step: int) -> bytes:
@@ -291,19 +296,24 @@ class Library:
         return [untrusted.one_line(line) for line in text.splitlines()[-LOG_LINES:]]
 
     def _folders(self) -> dict[str, Path]:
-        """The folders that are runs, by their identifiers."""
+        """The folders that are runs, by their identifiers; raises `UnrazeError`."""
         try:
             with os.scandir(self.folder) as entries:
                 paths = [Path(entry.path) for entry in entries]
-        except OSError:  # not there yet, or not any more: there is no run in it
+        except FileNotFoundError:  # not there yet, or not any more: there is no run in it
             return {}
+        except OSError as error:
+            raise UnrazeError(
+                f"{self.folder}: cannot be looked into ({error.strerror or error}); make it a "
+                "folder that you may read, or start the studio with another"
+            ) from error
         return {name_of(path.name): path for path in paths if _is_run(path)}
 
     def _looked_at(self, name: str, run: Run) -> RunTold | None:
         """What is told of a run, where that changed since it was looked at."""
         before = self._seen.get(name)
         mark = (*map(_date, (run.path / one for one in LOOKED_AT)), self.failures.get(name))
-        trained = run.trainer.exists()
+        trained = is_there(run.trainer)
         was_trained = before is not None and before.told.state == "running"
         if before is not None and before.mark == mark and not trained and not was_trained:
             return None
@@ -321,7 +331,7 @@ class Library:
             error = str(problem)
         summary = runs.summary(run, config)
         if summary.state in ("running", "done") and name in self.failures:
-            del self.failures[name]  # somebody went on with it
+            self.failures.pop(name, None)  # somebody went on with it
             error = None
         last = runs.last_row(run.quality, "kid")
         quality = last and {
@@ -331,7 +341,7 @@ class Library:
             "step": last["step"],
         }
         previews = self.previews(run)
-        pictured = bool(previews) or (run.path / "reals.png").is_file()
+        pictured = bool(previews) or is_there(run.path / "reals.png")
         changed = max((date[0] for date in mark if isinstance(date, tuple)), default=0) / 1e9
         return RunTold(
             id=name,
@@ -353,10 +363,18 @@ class Library:
 
 
 def _is_run(path: Path) -> bool:
+    """Whether it is one, as far as that can be seen: of what must not be entered its state says."""
     try:
-        return (path / "config.toml").is_file()
-    except OSError:  # a folder that cannot be entered is nobody's run here
+        return stat.S_ISREG(os.stat(path / "config.toml").st_mode)
+    except PermissionError:
+        return True
+    except OSError:
         return False
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file, as far as that can be seen."""
+    return _date(file) is not None
 
 
 def sayable(value: Any) -> Any:

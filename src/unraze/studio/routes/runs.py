@@ -10,7 +10,7 @@ from unraze.config import Config, preset, updated
 from unraze.errors import InputError, UnrazeError
 from unraze.run import Run
 from unraze.studio import asked, looks
-from unraze.studio.library import RunTold, checkpoints_of, sayable
+from unraze.studio.library import RunTold, checkpoints_of, is_there, sayable
 from unraze.studio.routes.common import PNG, Here, RunName, png
 
 __all__ = ["router", "wanted"]
@@ -44,7 +44,7 @@ def run(here: Here, name: RunName) -> dict[str, Any]:
         "checkpoints": steps,
         "best": best,
         "previews": here.library.previews(found),
-        "reals": f"/api/runs/{name}/reals.png" if (found.path / "reals.png").is_file() else None,
+        "reals": f"/api/runs/{name}/reals.png" if is_there(found.path / "reals.png") else None,
         "can_stop": told.state == "running" and trained_here,
         "can_resume": told.state in ("stopped", "empty"),
     }
