@@ -461,6 +461,21 @@ def test_an_empty_folder_says_what_to_do(chromium: Any, tmp_path: Path) -> None:
         tab.context.close()
 
 
+def test_a_folder_that_cannot_be_looked_into_is_told_with_the_reason(
+    chromium: Any, tmp_path: Path
+) -> None:
+    from playwright.sync_api import expect
+
+    (tmp_path / "runs").write_text("", encoding="utf-8")
+    for live in serving(tmp_path / "runs"):
+        tab = opened(chromium, live)
+        expect(tab.get_by_role("status").get_by_text("cannot be looked into")).to_be_visible()
+        (tmp_path / "runs").unlink()
+        expect(tab.get_by_text("No runs yet")).to_be_visible()
+        expect(tab.get_by_text("cannot be looked into")).to_have_count(0)
+        tab.context.close()
+
+
 def test_without_the_token_the_page_says_where_it_is(chromium: Any, live: Live) -> None:
     context = chromium.new_context()
     for hash_ in ("", "#/runs", "#token=wrong"):

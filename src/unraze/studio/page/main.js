@@ -4,7 +4,7 @@ import { ApiError, GONE, get, post, whenSessionIsLost } from "./api.js";
 import { fill, h, say } from "./dom.js";
 import { mountQueue } from "./queue.js";
 import { hrefOf, route, show } from "./router.js";
-import { LOST, about, connect, disconnect, listen } from "./store.js";
+import { about, connect, disconnect, listen } from "./store.js";
 import { showRuns } from "./view-runs.js";
 import { showRun } from "./view-run.js";
 import { showTrain } from "./view-train.js";
@@ -98,10 +98,10 @@ function mountTheme() {
 
 function mountConnection() {
   const place = document.getElementById("connection");
-  listen("connection", (connected) => {
-    say(place, connected ? "" : LOST);
+  listen("connection", (broken) => {
+    say(place, broken);
     const failed = [...document.querySelectorAll("#view .words.bad")].some((words) => words.textContent === GONE);
-    if (connected && failed) show(false); // what could not be had can be had now
+    if (!broken && failed) show(false); // what could not be had can be had now
   });
 }
 

@@ -11,7 +11,7 @@ const MOST_JOBS = 200;
 const told = new EventTarget();
 export const runs = new Map();
 export const jobs = new Map();
-export const state = { folder: "", loaded: false, connected: true, about: null };
+export const state = { folder: "", loaded: false, broken: "", about: null };
 
 let source = null;
 let timer = 0;
@@ -19,7 +19,7 @@ let resting = false;
 /** What events told since a list was asked for: it is newer than the list. */
 let newer = new Set();
 
-/** Calls on "run", "run-gone", "job", "job-gone", "lists" (all anew) and "connection". */
+/** Calls on "run", "run-gone", "job", "job-gone", "lists" (all anew) and "connection" (with what is broken). */
 export function listen(name, call, signal) {
   on(told, name, (event) => call(event.detail), signal);
 }
@@ -90,7 +90,7 @@ export function keepRun(run) {
 
 /** Notes a job and tells of it. */
 export function added(answered) {
-  const job = jobs.get(answered.id) ?? answered; // an event may have told more already
+  const job = answered.result ? answered : (jobs.get(answered.id) ?? answered); // an event may have told more already
   keepJob(job);
   tell("job", job);
   return job;
@@ -107,7 +107,11 @@ async function refresh() {
     set(true);
     tell("lists");
   } catch (error) {
-    if (error instanceof ApiError && error.status !== 401) broken();
+    if (!(error instanceof ApiError) || error.status === 401) return;
+    if (error.status === 0) return broken();
+    set(false, error.message); // it is there, and says why it cannot tell
+    clearTimeout(timer);
+    timer = setTimeout(refresh, AGAIN);
   }
 }
 
@@ -133,13 +137,14 @@ async function broken() {
   }, AGAIN);
 }
 
-function set(connected) {
-  if (state.connected === connected) return;
-  state.connected = connected;
-  tell("connection", connected);
+function set(connected, why = LOST) {
+  const words = connected ? "" : why;
+  if (state.broken === words) return;
+  state.broken = words;
+  tell("connection", words);
 }
 
-export const LOST = `${GONE} Trying again \u2026`;
+const LOST = `${GONE} Trying again \u2026`;
 
 /** What can be chosen here; asked for once. */
 export async function about() {

@@ -45,7 +45,11 @@ export function showRun({ root, id, query, signal, title }) {
 
   async function load() {
     lookedAt = Date.now();
-    full = await get(`/runs/${id}`, signal);
+    const before = runs.get(id);
+    const answered = await get(`/runs/${id}`, signal);
+    const newer = runs.get(id);
+    if (newer && newer !== before && newer.state !== answered.state) return load(); // it turned meanwhile
+    full = answered;
     keepRun(full);
     say(heading, full.name);
     title(full.name);
