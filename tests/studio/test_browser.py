@@ -72,11 +72,13 @@ def serving(folder: Path, data: tuple[str, ...] = ()) -> Iterator[Live]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
-    yield Live(studio, f"http://127.0.0.1:{keys.port}", folder)
-    front.leave()
-    server.should_exit = True
-    thread.join(20)
-    bound.close()
+    try:
+        yield Live(studio, f"http://127.0.0.1:{keys.port}", folder)
+    finally:  # or the tests would not end where one fails
+        front.leave()
+        server.should_exit = True
+        thread.join(20)
+        bound.close()
 
 
 @pytest.fixture(scope="module")
