@@ -48,7 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unraze import ema
 from unraze.batches import samples_of
 from unraze.config import Config, preset, updated
-from unraze.data import Images, batch, load_images
+from unraze.data import Images, batch, load_images, shards
 from unraze.nn import parameters_in
 from unraze.ranks import ALONE, Ranks, joined
 from unraze.step import begin, clip, gradients, kept_for_gradients, network_of, reproducible
@@ -103,9 +103,13 @@ def made(folder: Path, count: int, kind: str) -> Path:
 
 
 def loaded(source: str) -> dict[str, Any]:
-    """Seconds until training may begin, images a second that batches are made of, peak memory."""
+    """Seconds until the images are found in shards, and until training may begin; images a second
+    that batches are made of; peak memory."""
     torch.set_num_threads(1)
-    began = time.perf_counter()
+    began, found = time.perf_counter(), None
+    if (tars := shards.named(source)) is not None:
+        shards.read(source, tars)
+        found = time.perf_counter() - began
     images = load_images(source, held_out=0.1)
     ready = time.perf_counter() - began
     config = preset("fast").train
@@ -116,7 +120,7 @@ def loaded(source: str) -> dict[str, Any]:
         indices, _ = samples_of(config, len(images), batches, flip=False)
         batch(images, indices)
     speed = batches * config.batch / (time.perf_counter() - began)
-    return {"ready": ready, "images_per_second": speed, "peak": peak()}
+    return {"ready": ready, "found": found, "images_per_second": speed, "peak": peak()}
 
 
 def by_images(count: int, kind: str) -> dict[str, Any]:
@@ -357,8 +361,10 @@ def told_of_images(cells: dict[str, dict[str, Any]], network: float) -> list[str
     for name, cell in cells.items():
         first, again = cell["first"], cell["again"]
         times = again["images_per_second"] / network
+        found = first.get("found")  # which cells of before do not say
+        walked = "" if found is None else f" (found in {found:.1f})"
         lines.append(
-            f"{name:<18} ready in {first['ready']:7.1f} s, again in {again['ready']:6.1f} s; "
+            f"{name:<18} ready in {first['ready']:7.1f} s{walked}, again in {again['ready']:6.1f} s; "
             f"{again['images_per_second']:>9,.0f} images/s, {times:,.0f} times the network's; "
             f"{again['peak'] / 2**30:.2f} GiB"
         )

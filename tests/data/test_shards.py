@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 from PIL import Image
 from range_server import Site, serving
 
@@ -358,3 +359,47 @@ def test_a_run_on_shards_goes_on_from_another_folder(
     monkeypatch.chdir(tmp_path / "other")
     assert main(["resume", "../run"]) == 0
     assert main(["data", "check", "../data"]) == 0
+
+
+NAMES = st.text(st.sampled_from("ab./é0_-"), min_size=1, max_size=130).filter(
+    lambda name: name.strip("/.") and not name.endswith("/")
+)
+
+
+@given(
+    st.lists(st.tuples(NAMES, st.integers(0, 1500)), min_size=1, max_size=8),
+    st.lists(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])),
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=3),
+)
+def test_headers_are_read_as_tarfile_reads_them(
+    files: list[tuple[str, int]], forms: list[int], damage: list[tuple[int, int]]
+) -> None:
+    """The plainest are read by ourselves; among others, and where bytes are damaged, all the same,
+    or nothing is told of what follows."""
+    whole = bytearray()
+    for number, (name, size) in enumerate(files):
+        info = tarfile.TarInfo(name)
+        info.size = size
+        form = forms[number % len(forms)] if forms else tarfile.USTAR_FORMAT
+        try:
+            whole += info.tobuf(form)
+        except (ValueError, UnicodeError):  # too long a name for ustar
+            whole += info.tobuf(tarfile.PAX_FORMAT)
+        whole += bytes(size + -size % 512)
+    whole += bytes(1024)
+    for place, byte in damage:
+        whole[place % len(whole)] = byte
+    try:
+        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as tar:
+            wanted = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
+    except tarfile.TarError:
+        wanted = []
+    found = []
+    try:
+        for member in shards._walk("x.tar", 0, io.BytesIO(whole), []):
+            found.append((member.name, member.offset, member.size))
+    except (tarfile.TarError, DataError, ValueError, OverflowError):
+        assert damage
+        assert found[: len(wanted)] == wanted[: len(found)]
+        return
+    assert found == wanted
