@@ -364,7 +364,8 @@ def told_of_images(cells: dict[str, dict[str, Any]], network: float) -> list[str
         found = first.get("found")  # which cells of before do not say
         walked = "" if found is None else f" (found in {found:.1f})"
         lines.append(
-            f"{name:<18} ready in {first['ready']:7.1f} s{walked}, again in {again['ready']:6.1f} s; "
+            f"{name:<18} ready in {first['ready']:7.1f} s{walked}, "
+            f"again in {again['ready']:6.1f} s; "
             f"{again['images_per_second']:>9,.0f} images/s, {times:,.0f} times the network's; "
             f"{again['peak'] / 2**30:.2f} GiB"
         )
