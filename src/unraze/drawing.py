@@ -122,11 +122,11 @@ def share_of(order: Order, ranks: Ranks) -> Order | None:
     return replace(order, first=first, count=end - first) if own else None
 
 
-def fresh_folder(run: Path) -> Path:
+def fresh_folder(run: Path, kind: str = "samples") -> Path:
     """RUN/samples-00000, or the next number that is free."""
-    names = (p.name[8:] for p in run.glob("samples-*"))
+    names = (p.name.removeprefix(f"{kind}-") for p in run.glob(f"{kind}-*"))
     taken = [int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name)]
-    return run / f"samples-{max(taken, default=-1) + 1:05d}"
+    return run / f"{kind}-{max(taken, default=-1) + 1:05d}"
 
 
 def understood(recipe: Mapping[str, Any], picture: Path) -> Recipe:

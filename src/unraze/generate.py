@@ -49,6 +49,7 @@ __all__ = [
     "Stopped",
     "Tuning",
     "asked",
+    "bounded",
     "calls_of",
     "can_be_guided",
     "changed",
@@ -59,6 +60,7 @@ __all__ = [
     "generate",
     "keep_tuning",
     "load",
+    "noise_of",
     "plan_of",
     "quick",
     "recipe",
@@ -443,6 +445,11 @@ def denoiser_of(
         _require_unlabelled(model, f"guidance = {settings.guidance:g}")
         scale = settings.guidance if guidance is None else guidance
         denoise = _guided(model, settings, denoise, bound([None] * len(labels)), scale)
+    return bounded(model, settings, denoise)
+
+
+def bounded(model: Model, settings: SampleConfig, denoise: Denoiser) -> Denoiser:
+    """A denoiser with x̂_0 kept in its bounds, as these settings ask."""
     match settings.clip:
         case "none":
             return denoise
@@ -488,7 +495,7 @@ def generate(
         labels = [class_of(model, classes, k, seed) for k in numbers]
         denoise = denoiser_of(model, settings, labels)
         x = start(model, seed, numbers)
-        noise = _noise(model, seed, numbers)
+        noise = noise_of(model, seed, numbers)
         for step in walk(denoise, x, way.chain, settings, noise, borders=borders):
             done += 1
             estimate = step.prediction.x0
@@ -602,7 +609,9 @@ def _require_unlabelled(model: Model, asked: str) -> None:
         )
 
 
-def _noise(model: Model, seed: int, numbers: range) -> Noise:
+def noise_of(model: Model, seed: int, numbers: range) -> Noise:
+    """The noise z of each step, of these images of a seed: (B, C, H, W), each image's its own."""
+
     def noise(step: int) -> Tensor:
         return rng.normal(seed, "walk", numbers, step, model.shape).to(_device(model))
 

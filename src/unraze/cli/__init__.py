@@ -19,6 +19,7 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     diffusers,
     distill,
     draw,
+    edit,
     evaluate,
     gather,
     look,

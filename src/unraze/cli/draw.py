@@ -180,24 +180,13 @@ def schedule(
 
 def _opened(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     """A picture (C, H, W) uint8, on white; no side above 256 where no size is given."""
-    from unraze.data.reading import quiet_decoders
-    from unraze.data.shape import UnreadableError, decode, fitted, is_grey
-    from unraze.errors import DataError
+    from unraze.cli.opening import opened
+    from unraze.data.shape import fitted, is_grey
 
     white = (255, 255, 255)
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is not a file; give the path of a picture")
-    try:
-        with quiet_decoders(), path.open("rb") as stream:
-            picture = decode(stream)
-            if size is None:
-                scale = min(1.0, LARGEST_SIDE / max(picture.size))
-                size = (max(1, round(picture.height * scale)), max(1, round(picture.width * scale)))
-            channels = 1 if is_grey(picture, white) else 3
-            return fitted(picture, size=size, fit="crop", channels=channels, background=white)
-    except UnreadableError as error:
-        raise DataError(f"{path}: {error}; give a picture that can be read") from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); give the path of a picture"
-        ) from error
+    with opened(path) as picture:
+        if size is None:
+            scale = min(1.0, LARGEST_SIDE / max(picture.size))
+            size = (max(1, round(picture.height * scale)), max(1, round(picture.width * scale)))
+        channels = 1 if is_grey(picture, white) else 3
+        return fitted(picture, size=size, fit="crop", channels=channels, background=white)

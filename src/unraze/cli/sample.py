@@ -30,10 +30,10 @@ from unraze.errors import InputError
 
 if TYPE_CHECKING:
     from unraze.config import SampleConfig
-    from unraze.generate import Classes, Model
+    from unraze.generate import Model
     from unraze.ranks import Ranks
 
-__all__ = ["sample"]
+__all__ = ["class_named", "sample"]
 
 
 @app.command(
@@ -311,7 +311,7 @@ def sample(
         }
         given = {key: value for key, value in changes.items() if value is not None}
         settings = generate.asked(model, given)
-        classes = _classes(model, class_)
+        classes = None if class_ is None else class_named(model, class_, "--class")
         if guidance not in (None, 1.0) and classes == "none":
             raise InputError("--guidance and --class none: there is no class to guide towards")
         if guidance_interval is not None and settings.guidance == 1:
@@ -420,13 +420,11 @@ def _of_another(option: str, sampler: str, wanted: Sequence[str]) -> str:
     )
 
 
-def _classes(model: Model, text: str | None) -> Classes:
+def class_named(model: Model, text: str, option: str) -> int | Literal["all", "none"]:
     """A class by name, by number, or "all" or "none"; a name goes before a number."""
-    if text is None:
-        return None
     if model.num_classes == 0:
         raise InputError(
-            f"--class {text}: this run was trained without classes; "
+            f"{option} {text}: this run was trained without classes; "
             "train one with --classes to ask for them"
         )
     if text in model.class_names:
@@ -443,6 +441,6 @@ def _classes(model: Model, text: str | None) -> Classes:
     close = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.5)
     hint = f", did you mean '{words[close[0]]}'?" if close and text.isalpha() else ""
     raise InputError(
-        f"--class {text}: there is no such class{hint}; this run knows "
+        f"{option} {text}: there is no such class{hint}; this run knows "
         f"{listed(model.class_names, 20)}; all and none will do too"
     )

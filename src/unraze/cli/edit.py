@@ -1,0 +1,780 @@
+"""`unraze edit vary|inpaint|restore|interpolate|invert`: what was learned, used on pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from unraze.cli.app import (
+    MACHINE,
+    MAKE,
+    OUTPUT,
+    SAMPLING,
+    Checkpoint,
+    Device,
+    Guidance,
+    Raw,
+    Sampler,
+    Spacing,
+    Steps,
+    Threads,
+    app,
+    option_of,
+    told_as_options,
+)
+from unraze.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from unraze.config import SampleConfig
+    from unraze.edit.editing import Wish
+    from unraze.edit.operators import Operator
+    from unraze.generate import Model, Progress
+
+__all__ = ["inpaint", "interpolate", "invert", "restore", "vary"]
+
+EDITED = re.compile(r"(\d{5,})\.png|(?:grid|strip|seen|given|again)\.png|film\.gif|noise\.npy")
+"""The names that editing gives to what it writes into a folder."""
+MOST_RESULTS = 10_000
+
+edit = App(
+    name="edit",
+    help="Vary, fill in, restore, blend and invert pictures, with what a run learned.",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze edit vary RUN shoe.png --strength 0.6 -n 8\n"
+        "  unraze edit inpaint RUN shoe.png --mask 0,14,28,14 -n 8\n"
+        "  unraze edit restore RUN small.png --operator downsample:4 -n 8\n"
+        "  unraze edit interpolate RUN shoe.png boot.png --film\n"
+        "  unraze edit invert RUN shoe.png\n\n"
+        "`unraze edit COMMAND --help` tells all options of one of them."
+    ),
+    group=MAKE,
+    sort_key=4,
+)
+app.command(edit)
+
+RunFolder = Annotated[Path, Parameter(help="The run's folder.")]
+Picture = Annotated[Path, Parameter(help="The picture.")]
+Count = Annotated[
+    int, Parameter(name=["-n", "--count"], group=SAMPLING, help="How many results, by seed.")
+]
+Seed = Annotated[int, Parameter(group=SAMPLING, help="The same seed gives the same results.")]
+Class = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--class",
+        group=SAMPLING,
+        negative="",
+        show_default=False,
+        help="A class by name or number; may be repeated, then all hold together. No label if "
+        "absent.",
+    ),
+]
+Fit = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    Parameter(
+        group=OUTPUT,
+        help="Bring a picture of another size or other colours to the run's; refused if absent.",
+    ),
+]
+Film = Annotated[
+    bool,
+    Parameter(group=OUTPUT, negative="", show_default=False, help="Also film.gif, of the way."),
+]
+Out = Annotated[
+    Path | None,
+    Parameter(group=OUTPUT, help="Folder for the results; RUN/edits-00000, … if absent."),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class How:
+    """Which weights edit, on which machine."""
+
+    guidance: Guidance = None
+    steps: Steps = None
+    raw: Raw = False
+    checkpoint: Checkpoint = None
+    device: Device = None
+    threads: Threads = None
+    batch: Annotated[int, Parameter(group=MACHINE, help="Results computed at once.")] = 64
+    fit: Fit = None
+    out: Out = None
+
+
+HOW = How()
+
+
+@edit.command(
+    sort_key=1,
+    usage="Usage: unraze edit vary RUN IMAGE [OPTIONS]",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze edit vary RUN shoe.png -n 8\n"
+        "  unraze edit vary RUN photo.jpg --fit crop --strength 0.4\n"
+        "  unraze edit vary RUN shoe.png --class Bag --guidance 3\n"
+        "  unraze edit vary RUN shoe.png --of Sneaker --class 'Ankle boot'"
+    ),
+)
+def vary(
+    run: RunFolder,
+    image: Picture,
+    /,
+    *,
+    strength: Annotated[
+        float,
+        Parameter(group=SAMPLING, help="How far it is destroyed, 0 (the image itself) to 1."),
+    ] = 0.5,
+    n: Count = 4,
+    seed: Seed = 0,
+    class_: Class = (),
+    of: Annotated[
+        str | None,
+        Parameter(
+            group=SAMPLING,
+            help="The class that the picture is of: its own noise is found, and walked again with "
+            "--class, so that the layout stays.",
+        ),
+    ] = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    how: How = HOW,
+    film: Film = False,
+) -> int:
+    """Variations of a picture: destroyed to t, and reconstructed from there (SDEdit).
+
+    Writes 00000.png …, and grid.png with the picture first; their folder is the last line printed.
+    """
+    if of is not None and not class_:
+        raise InputError(f"--of {of}: say with --class what it is to become")
+    if of is not None and (sampler or spacing):
+        option = "--sampler" if sampler else "--spacing"
+        raise InputError(f"--of walks by random sampling, even in angle: leave {option} out")
+    with _editing(run, how, "strength") as model:
+        from unraze import generate
+        from unraze.edit import editing
+
+        given = how_given(how, sampler=sampler, spacing=spacing)
+        settings = (
+            generate.asked(model, given) if of is None else editing.settings_for(model, given)
+        )
+        if of is None and "guidance" not in given and not class_:
+            settings = generate.changed(settings, {"guidance": 1.0})
+        wish = _wish(model, how, settings, n, seed, class_)
+        x0, picture = _read(image, model.shape, how.fit, f"{run}")
+        if of is None:
+            moments = editing.vary(model, x0, wish, strength=strength)
+        else:
+            source = (_class(model, of, "--of"),)
+            moments = editing.change_class(model, x0, wish, of=source, strength=strength)
+        about = {"edit": "vary", "image": picture, "strength": strength, "of": of}
+        return _write(run, how, model, wish, moments, about, film=film, first=[x0])
+
+
+@edit.command(
+    sort_key=2,
+    usage="Usage: unraze edit inpaint RUN IMAGE --mask MASK [OPTIONS]",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze edit inpaint RUN shoe.png --mask mask.png -n 8\n"
+        "  unraze edit inpaint RUN shoe.png --mask 0,14,28,14 --film\n"
+        "  unraze edit inpaint RUN shoe.png --mask mask.png --method repaint --steps 250"
+    ),
+)
+def inpaint(
+    run: RunFolder,
+    image: Picture,
+    /,
+    *,
+    mask: Annotated[
+        str,
+        Parameter(
+            group=SAMPLING,
+            help="What to draw anew: a picture of the run's size, white there and black elsewhere, "
+            "or a rectangle LEFT,TOP,WIDTH,HEIGHT in pixels.",
+        ),
+    ],
+    method: Annotated[
+        Literal["mmps", "pigdm", "diffpir", "dps", "repaint", "replace"],
+        Parameter(group=SAMPLING, help="How what is known leads."),
+    ] = "pigdm",
+    repeats: Annotated[
+        int | None, Parameter(group=SAMPLING, help="RePaint: how often; 5 if absent.")
+    ] = None,
+    n: Count = 4,
+    seed: Seed = 0,
+    class_: Class = (),
+    how: How = HOW,
+    film: Film = False,
+) -> int:
+    """Draw a part of a picture anew, to go with the rest, which stays as it is to the bit.
+
+    Writes 00000.png …, given.png, and grid.png with what is known first; their folder is the last
+    line printed.
+    """
+    if repeats is not None and method != "repaint":
+        raise InputError(f"--repeats is for repaint, the method is {method}: leave it out")
+    if repeats is not None and repeats < 1:
+        raise InputError(f"--repeats {repeats}: give at least 1")
+    with _editing(run, how, "mask") as model:
+        from unraze.edit import editing
+
+        settings = editing.settings_for(model, how_given(how), draws=True)
+        wish = _wish(model, how, settings, n, seed, class_)
+        x0, picture = _read(image, model.shape, how.fit, f"{run}")
+        unknown = _mask(mask, model.shape, how.fit)
+        again = editing.REPEATS if repeats is None else repeats
+        moments = editing.inpaint(model, x0, unknown, wish, method=method, repeats=again)
+        about: dict[str, Any] = {
+            "edit": "inpaint",
+            "image": picture,
+            "mask": mask,
+            "method": method,
+        }
+        if method == "repaint":
+            about["repeats"] = again
+        known = x0.masked_fill(unknown, 0.0)
+        return _write(run, how, model, wish, moments, about, film=film, first=[x0, known])
+
+
+@edit.command(
+    sort_key=3,
+    usage="Usage: unraze edit restore RUN IMAGE --operator OPERATOR [OPTIONS]",
+    help_epilogue=(
+        "Operators:\n\n"
+        "  downsample:4          means of squares of 4 x 4 pixels: IMAGE is the small picture\n"
+        "  blur:1.5              a Gaussian blur of 1.5 pixels\n"
+        "  grey                  colours to grey\n"
+        "  missing:MASK.png      pixels that are white in MASK are not known\n"
+        "  missing:0.8           four fifths of the pixels, at random: with --spoil\n"
+        "  noise                 nothing but noise: with --noise\n"
+        "  FILE.py:FUNCTION      one's own, of images (B, C, H, W) in [-1, 1], by torch\n\n"
+        "Examples:\n\n"
+        "  unraze edit restore RUN small.png --operator downsample:4 -n 8\n"
+        "  unraze edit restore RUN shoe.png --operator blur:2 --noise 0.05 --spoil"
+    ),
+)
+def restore(
+    run: RunFolder,
+    image: Picture,
+    /,
+    *,
+    operator: Annotated[
+        str, Parameter(group=SAMPLING, help="How the picture was spoilt; the list is below.")
+    ],
+    noise: Annotated[
+        float,
+        Parameter(
+            group=SAMPLING,
+            help="Standard deviation of the noise in it, of pixels in [-1, 1]; a byte is 0.008.",
+        ),
+    ] = 0.0,
+    spoil: Annotated[
+        bool,
+        Parameter(
+            group=SAMPLING,
+            negative="",
+            show_default=False,
+            help="IMAGE is whole: spoil it first, and say how near the results come.",
+        ),
+    ] = False,
+    method: Annotated[
+        Literal["mmps", "pigdm", "diffpir", "dps"],
+        Parameter(group=SAMPLING, help="How what is seen leads."),
+    ] = "pigdm",
+    n: Count = 4,
+    seed: Seed = 0,
+    class_: Class = (),
+    how: How = HOW,
+    film: Film = False,
+) -> int:
+    """Pictures that may be behind a spoilt one: enlarged, sharpened, coloured, without noise.
+
+    Writes 00000.png …, seen.png, and grid.png with what is seen first; their folder is the last
+    line printed.
+    """
+    with _editing(run, how, "operator") as model:
+        import torch
+
+        from unraze import rng
+        from unraze.edit import editing
+        from unraze.edit.operators import Observed
+
+        apply = _operator(operator, model.shape, how.fit, seed, spoil)
+        if operator == "noise" and noise <= 0:
+            raise InputError("--operator noise: say with --noise how much there is, 0.5 say")
+        settings = editing.settings_for(model, how_given(how), draws=True)
+        wish = _wish(model, how, settings, n, seed, class_)
+        try:
+            shape = tuple(apply(torch.zeros(1, *model.shape)).shape[1:])
+        except Exception as error:  # of one's own function anything may go wrong
+            raise InputError(
+                f"--operator {operator}: does not take the run's images: {error}"
+            ) from error
+        first: list[Tensor] = []
+        if spoil:
+            x0, picture = _read(image, model.shape, how.fit, f"{run}")
+            y = apply(x0[None])
+            y = y + noise * rng.normal(seed, "spoilt", range(1), 0, y.shape[1:])
+            first.append(x0)
+        else:
+            if len(shape) != 3 or shape[0] not in (1, 3):
+                raise InputError(
+                    f"--operator {operator}: what it gives, {shape}, is no picture; give the whole "
+                    "one and --spoil"
+                )
+            x0, picture = _read(image, shape, how.fit, f"--operator {operator}")
+            y = x0[None]
+        with told_as_options({"sigma": "--noise"}):
+            seen = _observed(Observed, y, apply, noise)
+        moments = editing.restore(model, seen, wish, method=method)
+        about = {
+            "edit": "restore",
+            "image": picture,
+            "operator": operator,
+            "noise": noise,
+            "spoil": spoil,
+            "method": method,
+        }
+        if len(shape) == 3 and shape[0] in (1, 3):
+            first.append(y[0])
+        whole = x0 if spoil else None
+        return _write(run, how, model, wish, moments, about, film=film, first=first, whole=whole)
+
+
+@edit.command(
+    sort_key=4,
+    usage="Usage: unraze edit interpolate RUN IMAGE IMAGE [OPTIONS]",
+    help_epilogue=(
+        "Examples:\n\n"
+        "  unraze edit interpolate RUN shoe.png boot.png\n"
+        "  unraze edit interpolate RUN --seeds 3 8 -n 30 --film"
+    ),
+)
+def interpolate(
+    run: RunFolder,
+    images: Annotated[
+        tuple[Path, ...], Parameter(show_default=False, help="Two pictures; none with --seeds.")
+    ] = (),
+    /,
+    *,
+    seeds: Annotated[
+        tuple[int, int] | None,
+        Parameter(group=SAMPLING, negative="", help="From the drawing of one seed to another's."),
+    ] = None,
+    n: Count = 9,
+    iterations: Annotated[
+        int, Parameter(group=SAMPLING, help="Calls for each step of the inversion.")
+    ] = 3,
+    class_: Class = (),
+    how: How = HOW,
+    film: Film = False,
+) -> int:
+    """Blend two pictures, or two drawings, through the noise that they are made from.
+
+    Writes 00000.png … and strip.png, from one to the other; --film shows them one after another.
+    Their folder is the last line printed.
+    """
+    if (seeds is None) == (not images):
+        raise InputError("give two pictures, or --seeds A B")
+    if images and len(images) != 2:
+        raise InputError(f"there are {len(images)} pictures: give two")
+    if n < 2:
+        raise InputError(f"-n {n}: give at least 2, the two ends")
+    if iterations < 1:
+        raise InputError(f"--iterations {iterations}: give at least 1")
+    with _editing(run, how, "seeds") as model:
+        from unraze.edit import editing
+
+        settings = editing.settings_for(model, how_given(how))
+        wish = _wish(model, how, settings, n, 0, class_)
+        about: dict[str, Any] = {"edit": "interpolate", "iterations": iterations}
+        ends: Any = seeds
+        if seeds is not None:
+            if min(seeds) < 0:
+                raise InputError(f"--seeds {seeds[0]} {seeds[1]}: give 0 or more")
+            about["seeds"] = list(seeds)
+        else:
+            read = [_read(one, model.shape, how.fit, f"{run}") for one in images]
+            ends = (read[0][0], read[1][0])
+            about["images"] = [read[0][1], read[1][1]]
+        moments = editing.interpolate(model, ends, wish, iterations=iterations)
+        return _write(run, how, model, wish, moments, about, film=film, strip=True)
+
+
+@edit.command(
+    sort_key=5,
+    usage="Usage: unraze edit invert RUN IMAGE [OPTIONS]",
+    help_epilogue="Example:\n\n  unraze edit invert RUN shoe.png --steps 100",
+)
+def invert(
+    run: RunFolder,
+    image: Picture,
+    /,
+    *,
+    iterations: Annotated[
+        int, Parameter(group=SAMPLING, help="Calls for each step; more bring it nearer.")
+    ] = 3,
+    class_: Class = (),
+    how: How = HOW,
+    film: Film = False,
+) -> int:
+    """Find the noise that DDIM makes a picture from, and say how near what it makes comes to it.
+
+    Writes noise.npy, float32 (C, H, W), again.png and grid.png, the picture and what was made
+    again; their folder is the last line printed.
+    """
+    if iterations < 1:
+        raise InputError(f"--iterations {iterations}: give at least 1")
+    with _editing(run, how, "iterations") as model:
+        from unraze.edit import editing
+
+        settings = editing.settings_for(model, how_given(how))
+        wish = _wish(model, how, settings, 1, 0, class_)
+        x0, picture = _read(image, model.shape, how.fit, f"{run}")
+        about = {"edit": "invert", "image": picture, "iterations": iterations}
+        found: list[editing.Inverted] = []
+
+        def moments() -> Iterator[Progress]:
+            for one in editing.inverted(model, x0, wish, iterations=iterations):
+                if isinstance(one, editing.Inverted):
+                    found.append(one)
+                else:
+                    yield one
+
+        first = [x0]
+        return _write(
+            run, how, model, wish, moments(), about, film=film, first=first, inverted=found
+        )
+
+
+def how_given(how: How, **more: Any) -> dict[str, Any]:
+    """The keys of `sample` that were given."""
+    told = {"steps": how.steps, "guidance": how.guidance, **more}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+@contextmanager
+def _editing(run: Path, how: How, *own: str) -> Iterator[Model]:
+    """The run's model; what is wrong with a setting is told as the option that gave it."""
+    from unraze import generate
+    from unraze.cli.drawing import require_ours, require_place, set_threads
+    from unraze.hardware import require_device
+
+    if how.batch < 1:
+        raise InputError(f"--batch {how.batch}: give at least 1")
+    keys = ("steps", "guidance", "device", "sampler", "spacing", "threads", "class", *own)
+    names = {key: option_of(key) for key in keys}
+    names |= {f"sample.{key}": option for key, option in names.items()}
+    with told_as_options(names | {"train.threads": "--threads", "count": "-n"}):
+        device = "cpu" if how.device is None else how.device
+        require_device(device)
+        set_threads(how.threads)
+        if how.out is not None:
+            require_ours(how.out, EDITED)
+            require_place(how.out, f"--out {how.out}")
+        yield generate.load(run, raw=how.raw, step=how.checkpoint, device=device)
+
+
+def _wish(
+    model: Model, how: How, settings: SampleConfig, n: int, seed: int, classes: tuple[str, ...]
+) -> Wish:
+    from unraze.edit.editing import Wish
+
+    if not 1 <= n <= MOST_RESULTS:
+        raise InputError(f"-n {n}: give 1 to {MOST_RESULTS:,}")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give at least 0")
+    numbers = tuple(_class(model, text, "--class") for text in classes)
+    return Wish(settings, count=n, seed=seed, classes=numbers, batch=how.batch)
+
+
+def _class(model: Model, text: str, option: str) -> int:
+    from unraze.cli.sample import class_named
+
+    found = class_named(model, text, option)
+    if not isinstance(found, int):
+        raise InputError(f"{option} {text}: name one class; leave it out for no label")
+    return found
+
+
+def _read(
+    path: Path, shape: tuple[int, ...], fit: Literal["crop", "pad", "stretch"] | None, whose: str
+) -> tuple[Tensor, dict[str, Any]]:
+    """A picture (C, H, W) in [-1, 1], and what a recipe says of it; brought to this shape only
+    where `fit` says how."""
+    from unraze.cli.opening import opened
+    from unraze.data import to_float
+    from unraze.data.shape import fitted, is_grey
+
+    white = (255, 255, 255)
+    channels, height, width = shape
+    with opened(path) as picture:
+        has = (1 if is_grey(picture, white) else 3, picture.height, picture.width)
+        if has != tuple(shape) and fit is None:
+            said = " x ".join(map(str, has)), " x ".join(map(str, shape))
+            raise InputError(
+                f"{path}: is {said[0]} (channels x height x width), {whose} needs {said[1]}; give "
+                "--fit crop, pad or stretch to have it brought to that"
+            )
+        size = (height, width)
+        pixels = fitted(
+            picture, size=size, fit=fit or "stretch", channels=channels, background=white
+        )
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return to_float(pixels[None])[0], {"name": path.name, "pixels": digest}
+
+
+def _mask(
+    text: str, shape: tuple[int, ...], fit: Literal["crop", "pad", "stretch"] | None
+) -> Tensor:
+    """bool (H, W), true what is to be drawn: from a picture, or LEFT,TOP,WIDTH,HEIGHT."""
+    import torch
+
+    _, height, width = shape
+    if re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*", text):
+        numbers = [int(number) for number in text.split(",")]
+        if len(numbers) != 4 or min(numbers) < 0 or min(numbers[2:]) < 1:
+            raise InputError(
+                f"--mask {text}: a rectangle is LEFT,TOP,WIDTH,HEIGHT, 0,14,28,14 say, not empty"
+            )
+        left, top, wide, high = numbers
+        if left + wide > width or top + high > height:
+            raise InputError(
+                f"--mask {text}: goes beyond the run's images, {width} x {height} pixels"
+            )
+        unknown = torch.zeros(height, width, dtype=torch.bool)
+        unknown[top : top + high, left : left + wide] = True
+        return unknown
+    from unraze.cli.opening import opened
+    from unraze.data.shape import fitted
+
+    with opened(Path(text)) as picture:
+        if (picture.height, picture.width) != (height, width) and fit is None:
+            raise InputError(
+                f"--mask {text}: is {picture.width} x {picture.height} pixels, the run's images "
+                f"are {width} x {height}; give one of that size, or --fit"
+            )
+        how: dict[str, Any] = {"size": (height, width), "fit": fit or "stretch"}
+        pixels = fitted(picture, channels=1, background=(0, 0, 0), **how)
+    unknown = torch.from_numpy(pixels[0].copy()) >= 128
+    if not bool(unknown.any()):
+        raise InputError(f"--mask {text}: is empty, nothing is white: nothing is to be drawn")
+    return unknown
+
+
+def _operator(
+    text: str,
+    shape: tuple[int, ...],
+    fit: Literal["crop", "pad", "stretch"] | None,
+    seed: int,
+    spoil: bool,
+) -> Operator:
+    """The operator of --operator; raises `InputError` for one that is not known."""
+    from unraze import rng
+    from unraze.edit import operators
+
+    name, _, value = text.partition(":")
+    if name in ("grey", "noise"):
+        if value:
+            raise InputError(f"--operator {text}: takes no value; give {name}")
+        if name == "noise":
+            return operators.identity
+        if shape[0] == 1:
+            raise InputError("--operator grey: the run's images have no colours to restore")
+        return operators.grey
+    if name in ("downsample", "blur"):
+        try:
+            return (
+                operators.downsampled(int(value))
+                if name == "downsample"
+                else operators.blurred(float(value))
+            )
+        except ValueError as error:
+            example = {"downsample": "downsample:4", "blur": "blur:1.5"}[name]
+            raise InputError(f"--operator {text}: give a number above 0, {example} say") from error
+    if name == "missing":
+        try:
+            share = float(value)
+        except ValueError:
+            return operators.only(~_mask(value, shape, fit))
+        if not 0 < share < 1:
+            raise InputError(f"--operator {text}: a share lies between 0 and 1, 0.8 say")
+        if not spoil:
+            raise InputError(
+                f"--operator {text}: which pixels are missing is not known; give missing:MASK.png, "
+                "or the whole picture and --spoil"
+            )
+        chosen = rng.uniform(seed, "missing", shape[1] * shape[2]).reshape(shape[1:]) >= share
+        return operators.only(chosen)
+    if name.endswith(".py") and value:
+        return _own(Path(name), value)
+    raise InputError(
+        f"--operator {text}: is not known; give downsample:4, blur:1.5, grey, missing:MASK.png, "
+        "noise, or FILE.py:FUNCTION"
+    )
+
+
+def _own(file: Path, function: str) -> Operator:
+    """A function of the user's own file, which is run."""
+    given = f"--operator {file}:{function}"
+    if not file.is_file():
+        raise InputError(f"{given}: there is no file {file}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{given}: {file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own code may raise
+        raise InputError(f"{given}: {type(error).__name__} in the file: {error}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InputError(f"{given}: there is no function of that name in the file")
+    operator: Operator = found
+    return operator
+
+
+def _observed(kind: Any, y: Tensor, operator: Operator, noise: float) -> Any:
+    try:
+        return kind(y, operator, noise)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _write(
+    run: Path,
+    how: How,
+    model: Model,
+    wish: Wish,
+    moments: Iterator[Progress],
+    about: dict[str, Any],
+    *,
+    film: bool,
+    first: list[Tensor] | None = None,
+    whole: Tensor | None = None,
+    strip: bool = False,
+    inverted: list[Any] | None = None,
+) -> int:
+    """Draws, writes the results with their recipe, and says where they are.
+
+    Nothing is written before all is drawn. `first` stands before the results in the grid; to
+    `whole` the results are compared.
+    """
+    import numpy as np
+    from rich.console import Console
+
+    from unraze import drawing, generate, pictures
+    from unraze.cli.drawing import require_place, writing
+    from unraze.cli.show import follow_drawing
+
+    folder = how.out or drawing.fresh_folder(run, "edits")
+    require_place(folder, f"--out {folder}")
+    drawn: list[np.ndarray] = []
+    states: list[np.ndarray] = []
+    times: list[float] = []
+    for moment in follow_drawing(moments, Console()):
+        if film and not strip and moment.numbers.start == 0:
+            states.append(pictures.pixels_of(moment.x[: drawing.FILM_AT_MOST]))
+            times.append(moment.t)
+        if moment.finished:
+            drawn.append(_finite(model, moment.x))
+    results = np.concatenate(drawn)
+    plain = generate.recipe(
+        model,
+        wish.settings,
+        seed=wish.seed,
+        classes=wish.classes or "none",
+        batch=range(wish.count),
+        raw=how.raw,
+    )
+    recipe = plain | {"kind": "edit"} | {k: v for k, v in about.items() if v is not None}
+    given = [] if first is None else [_like(model, one) for one in first]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if inverted:
+            found = inverted[0]
+            np.save(folder / "noise.npy", found.noise[0].cpu().numpy())
+            pictures.write_png(pictures.to_pil(results)[0], folder / "again.png", recipe)
+            print(f"made again, it differs by {found.error:.4f} (root mean square, of [-1, 1])")
+        else:
+            for number, picture in enumerate(pictures.to_pil(results)):
+                one = recipe | {"result": number}
+                pictures.write_png(picture, folder / f"{number:05d}.png", one)
+        if first and about["edit"] in ("inpaint", "restore"):
+            name = "given" if about["edit"] == "inpaint" else "seen"
+            seen = pictures.to_pil(first[-1][None].clamp(-1, 1))[0]
+            pictures.write_png(seen, folder / f"{name}.png", recipe)
+        shown = np.concatenate([*given, results])
+        columns = len(shown) if strip else None
+        name = "strip" if strip else "grid"
+        pictures.write_png(pictures.grid(shown, columns=columns), folder / f"{name}.png", recipe)
+        if film and strip:
+            frames = [pictures.grid(one[None]) for one in results]
+            there_and_back = [*frames, *frames[-2:0:-1]]
+            pictures.write_film(there_and_back, folder / "film.gif", recipe, hold_last_ms=80)
+        elif film:
+            kept = sorted(drawing.kept_states(len(states)))
+            frames = pictures.film_frames(
+                [states[k - 1] for k in kept], [times[k - 1] for k in kept]
+            )
+            pictures.write_film(frames, folder / "film.gif", recipe)
+    if whole is not None:
+        print(_nearness(results, whole, given[-1] if given else None))
+    print(folder)
+    return 0
+
+
+def _finite(model: Model, x: Tensor) -> np.ndarray:
+    from unraze import pictures
+    from unraze.errors import UnrazeError
+
+    if not bool(x.isfinite().all()):
+        raise UnrazeError(
+            f"{model.run}: what was drawn is not a number; give more --steps, another --method, or "
+            "an older --checkpoint"
+        )
+    return pictures.pixels_of(x)
+
+
+def _like(model: Model, image: Tensor) -> np.ndarray:
+    """An image as bytes (1, H, W, C) of the run's shape, to be seen beside the others."""
+    import numpy as np
+    from PIL import Image
+
+    from unraze import pictures
+
+    channels, height, width = model.shape
+    picture = pictures.to_pil(image[None].clamp(-1, 1))[0]
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = picture.resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(picture).reshape(1, height, width, channels)
+
+
+def _nearness(results: np.ndarray, whole: Tensor, seen: np.ndarray | None) -> str:
+    """How near results, and what was seen, come to the whole picture, in decibels."""
+    import numpy as np
+
+    from unraze import pictures
+
+    true = pictures.pixels_of(whole[None]).astype(np.float64)
+
+    def psnr(images: np.ndarray) -> float:
+        squares = np.square(images - true).mean(axis=(1, 2, 3))
+        return float((20 * np.log10(255) - 10 * np.log10(np.maximum(squares, 1e-9))).mean())
+
+    one = f"PSNR of the results to the whole picture: {psnr(results):.1f} dB"
+    mean = f", of their mean {psnr(results.mean(axis=0, keepdims=True)):.1f}" * (len(results) > 1)
+    return one + mean + ("" if seen is None else f", of what was seen {psnr(seen):.1f}")

@@ -1,0 +1,422 @@
+"""Editing with the model of a run: which denoiser, which steps, which noise, in batches.
+
+Each function yields the steps of every batch as `unraze.generate` does, the results last. Result k
+of a seed depends on seed and k alone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_never
+
+from unraze import generate
+from unraze.config import SampleConfig
+from unraze.denoiser import Denoiser
+from unraze.edit.composition import composed
+from unraze.edit.inpainting import repaint, repaint_calls, replaced
+from unraze.edit.inversion import edit_friendly, invert
+from unraze.edit.operators import Observed, only
+from unraze.edit.restoration import diffpir, dps, mmps, pigdm
+from unraze.edit.variation import below, slerp, varied_from
+from unraze.errors import InputError
+from unraze.generate import Model, Progress
+from unraze.hardware import require_pictures
+from unraze.samplers import Step, ddim, random
+from unraze.schedule import Schedule
+from unraze.walk import plan, walk
+
+__all__ = [
+    "INPAINTING",
+    "METHODS",
+    "Inpainting",
+    "Inverted",
+    "Method",
+    "Wish",
+    "change_class",
+    "inpaint",
+    "interpolate",
+    "inverted",
+    "restore",
+    "settings_for",
+    "vary",
+]
+
+Method = Literal["mmps", "pigdm", "diffpir", "dps"]
+METHODS: tuple[Method, ...] = ("mmps", "pigdm", "diffpir", "dps")
+"""Of restoration, `unraze.edit.restoration` says what each is."""
+Inpainting = Literal["mmps", "pigdm", "diffpir", "dps", "repaint", "replace"]
+INPAINTING: tuple[Inpainting, ...] = (*METHODS, "repaint", "replace")
+
+REPEATS = 5
+"""How often RePaint makes a step."""
+STEPS = 50
+"""Network calls where nothing is asked: posterior sampling needs more than pure drawing does."""
+LEAST_SIGMA = 0.01
+"""What a byte cannot tell, about 1/255 of [-1, 1] and some: less noise than that is not believed,
+for no picture of a network's is that exact."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What all edits take: `count` results of a seed, as `settings` say, `batch` at once.
+
+    `classes`: none, one, or several that are to hold together (`composed`), by number.
+    """
+
+    settings: SampleConfig
+    count: int = 1
+    seed: int = 0
+    classes: tuple[int, ...] = ()
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """What an inversion found: x_T (1, C, H, W), the picture made again from it, and the root of
+    the mean squared difference between that and the picture, in units of [-1, 1]."""
+
+    noise: Tensor
+    again: Tensor
+    error: float
+
+
+def settings_for(model: Model, changes: dict[str, Any], *, draws: bool = False) -> SampleConfig:
+    """How to edit with a model where nothing else is asked; raises `InputError`.
+
+    By DDIM in 50 calls, even in θ, unguided: where it `draws` from a posterior with η = 1.
+    """
+    usual: dict[str, Any] = {
+        "sampler": "ddim",
+        "eta": 1.0 if draws else 0.0,
+        "steps": min(STEPS, model.schedule.steps),
+        "spacing": "angle",
+        "guidance": 1.0,
+        "dtype": "float32",
+    }
+    if changes.get("sampler", "ddim") != "ddim":
+        del usual["eta"]
+    return generate.changed(model.config.sample, usual | changes)
+
+
+@torch.no_grad()
+def vary(model: Model, image: Tensor, wish: Wish, *, strength: float) -> Iterator[Progress]:
+    """Variations of an image (C, H, W): destroyed to t = strength·T, and reconstructed from there.
+
+    Strength 0 gives the image itself, 1 a picture that knows nothing of it. Raises `InputError` for
+    another strength, or what the run cannot do.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength = {strength:g}: give a number from 0, the image itself, to 1")
+    _require(model, wish, image)
+    end = strength * float(model.schedule.times[-1])
+    if not model.config.loss.continuous:
+        end = float(round(end))
+    if end == 0:
+        for numbers in _batches(wish):
+            x = image.expand(len(numbers), -1, -1, -1).clone()
+            yield Progress(numbers, 0.0, x, x, numbers.stop, wish.count, finished=True)
+        return
+    (chain, states), borders = _part(model, wish.settings, end), _borders(model, end)
+
+    def walked(numbers: range) -> Iterator[Step]:
+        x = varied_from(model.schedule, image, end, generate.start(model, wish.seed, numbers))
+        denoise = _denoiser(model, wish, len(numbers))
+        noise = generate.noise_of(model, wish.seed, numbers)
+        return walk(denoise, x, chain, wish.settings, noise, borders=borders)
+
+    yield from _told(wish, states, walked)
+
+
+@torch.no_grad()
+def restore(
+    model: Model, seen: Observed, wish: Wish, *, method: Method = "pigdm"
+) -> Iterator[Progress]:
+    """Pictures that may have been behind what is seen, y (1, …) = A(x_0) + σ n.
+
+    Raises `InputError` where A does not fit the run's images, or gives another shape than y.
+    """
+    _require(model, wish)
+    _require_no_jumps(model)
+    _require_operator(model, seen)
+    way = generate.plan_of(model, wish.settings)
+    believed = Observed(seen.y, seen.operator, max(seen.sigma, LEAST_SIGMA))
+
+    def walked(numbers: range) -> Iterator[Step]:
+        bare = _denoiser(model, wish, len(numbers), clipped=False)
+        denoise = _given(method, model, way.chain, bare, believed)
+        denoise = generate.bounded(model, wish.settings, denoise)
+        x = generate.start(model, wish.seed, numbers)
+        noise = generate.noise_of(model, wish.seed, numbers)
+        return walk(denoise, x, way.chain, wish.settings, noise)
+
+    yield from _told(wish, way.states, walked)
+
+
+@torch.no_grad()
+def inpaint(
+    model: Model,
+    image: Tensor,
+    unknown: Tensor,
+    wish: Wish,
+    *,
+    method: Inpainting = "pigdm",
+    repeats: int = REPEATS,
+) -> Iterator[Progress]:
+    """The image (C, H, W) with what is `unknown`, bool (H, W), drawn anew; the rest as it is.
+
+    Known pixels are equal to the given ones to the bit, whatever the method. RePaint makes all
+    steps but the last `repeats` times, and so fewer of them for its calls. Raises `InputError` for
+    a mask of another size, or one that leaves nothing to draw or nothing known.
+    """
+    _require(model, wish, image)
+    _require_no_jumps(model)
+    if unknown.shape != image.shape[1:]:
+        sizes = " and ".join(" x ".join(map(str, s)) for s in (unknown.shape, image.shape[1:]))
+        raise InputError(f"mask: is of {sizes} pixels, mask and image: give one of the image's")
+    if not bool(unknown.any()):
+        raise InputError("mask: is empty, nothing is to be drawn; mark it white")
+    if bool(unknown.all()):
+        raise InputError("mask: covers the whole image, nothing is known; draw with unraze sample")
+    known = ~unknown
+    settings = wish.settings
+    if method == "repaint":
+        steps = 1
+        while repaint_calls(steps + 1, repeats=repeats) <= settings.steps:
+            steps += 1
+        settings = generate.changed(settings, {"steps": steps})
+    way = generate.plan_of(model, settings)
+    chain, states = way.chain, way.states
+    if method == "repaint":
+        states = repaint_calls(chain.steps, repeats=repeats)
+
+    def walked(numbers: range) -> Iterator[Step]:
+        given = image.expand(len(numbers), -1, -1, -1)
+        x = generate.start(model, wish.seed, numbers)
+        noise = generate.noise_of(model, wish.seed, numbers)
+        if method == "repaint":
+            denoise = _denoiser(model, wish, len(numbers))
+            how: dict[str, Any] = {"known": given, "mask": known, "repeats": repeats}
+            return repaint(denoise, x, chain, noise=noise, **how)
+        bare = _denoiser(model, wish, len(numbers), clipped=False)
+        if method != "replace":
+            seen = Observed(given * known, only(known), LEAST_SIGMA)
+            bare = _given(method, model, chain, bare, seen)
+        denoise = generate.bounded(model, settings, bare)
+        denoise = replaced(denoise, model.schedule, given, known)
+        return walk(denoise, x, chain, settings, noise)
+
+    for moment in _told(wish, states, walked):
+        x = torch.where(known, image, moment.x) if moment.finished else moment.x
+        yield replace(moment, x=x)
+
+
+@torch.no_grad()
+def inverted(
+    model: Model, image: Tensor, wish: Wish, *, iterations: int = 3
+) -> Iterator[Progress | Inverted]:
+    """The noise that DDIM takes to an image (C, H, W), and the picture that it makes of it.
+
+    Yields the steps up and down, and what was found last.
+    """
+    _require(model, wish, image)
+    _require_no_jumps(model)
+    chain = generate.plan_of(model, wish.settings).chain
+    denoise = _denoiser(model, wish, 1)
+    steps, numbers, x = chain.steps, range(1), image[None]
+    for done, step in enumerate(invert(denoise, x, chain, iterations=iterations), 1):
+        x = step.x
+        yield Progress(numbers, step.t, x, step.prediction.x0, done, 2 * steps, finished=False)
+    noise = x
+    for done, step in enumerate(ddim(denoise, noise, chain), steps + 1):
+        x, end = step.x, step.t == 0
+        yield Progress(numbers, step.t, x, step.prediction.x0, done, 2 * steps, finished=end)
+    yield Inverted(noise, x, float((x - image[None]).square().mean().sqrt()))
+
+
+@torch.no_grad()
+def change_class(
+    model: Model, image: Tensor, wish: Wish, *, of: tuple[int, ...], strength: float = 1.0
+) -> Iterator[Progress]:
+    """The image (C, H, W), of the classes `of`, as one of the wish's classes, its layout kept.
+
+    The noise of random sampling that leads to it is found with its own classes (`edit_friendly`),
+    and walked again with the others, from t = strength·T down. With the same classes, and the same
+    guidance, it is the image again.
+    """
+    if not 0 < strength <= 1:
+        raise InputError(f"strength = {strength:g}: give a number above 0, at most 1")
+    _require(model, wish, image)
+    _require_no_jumps(model)
+    end = strength * float(model.schedule.times[-1])
+    end = end if model.config.loss.continuous else max(1.0, float(round(end)))
+    chain, _ = _part(model, wish.settings, end)
+
+    def walked(numbers: range) -> Iterator[Step]:
+        given = image.expand(len(numbers), -1, -1, -1)
+        noise = generate.noise_of(model, wish.seed, numbers)
+        denoise = _denoiser(model, replace(wish, classes=of), len(numbers))
+        top, own = edit_friendly(denoise, given, chain, noise=noise)
+        denoise = _denoiser(model, wish, len(numbers))
+        return random(denoise, top, chain, noise=own, sigma="beta", final_noise=True)
+
+    yield from _told(wish, chain.steps, walked)
+
+
+@torch.no_grad()
+def interpolate(
+    model: Model,
+    ends: tuple[Tensor, Tensor] | tuple[int, int],
+    wish: Wish,
+    *,
+    iterations: int = 3,
+) -> Iterator[Progress]:
+    """`wish.count` pictures from one to the other: two images (C, H, W), or the drawings of two
+    seeds.
+
+    Their noise, of images the one that DDIM takes to them, is blended on the sphere, and
+    reconstructed by DDIM.
+    """
+    if wish.count < 2:
+        raise InputError(f"count = {wish.count}: give at least 2, the two ends")
+    _require_no_jumps(model)
+    chain = generate.plan_of(model, wish.settings).chain
+    found, made = [], 0
+    total = chain.steps * (sum(isinstance(end, Tensor) for end in ends) + len(_batches(wish)))
+    for end in ends:
+        if isinstance(end, int):
+            found.append(generate.start(model, end, range(1)))
+            continue
+        _require(model, wish, end)
+        x = end[None]
+        for step in invert(_denoiser(model, wish, 1), x, chain, iterations=iterations):
+            x, made = step.x, made + 1
+            yield Progress(range(1), step.t, x, step.prediction.x0, made, total, finished=False)
+        found.append(x)
+
+    def walked(numbers: range) -> Iterator[Step]:
+        shares = [k / (wish.count - 1) for k in numbers]
+        x = torch.cat([slerp(found[0], found[1], share) for share in shares])
+        return ddim(_denoiser(model, wish, len(numbers)), x, chain)
+
+    yield from _told(wish, chain.steps, walked, made=made)
+
+
+def _batches(wish: Wish) -> list[range]:
+    return [range(k, min(k + wish.batch, wish.count)) for k in range(0, wish.count, wish.batch)]
+
+
+def _told(
+    wish: Wish, states: int, walked: Callable[[range], Iterator[Step]], *, made: int = 0
+) -> Iterator[Progress]:
+    """The steps of all batches, of so many states each, after so many that were made before."""
+    batches = _batches(wish)
+    total = made + states * len(batches)
+    for numbers in batches:
+        for step in walked(numbers):
+            made += 1
+            x, estimate = step.x, step.prediction.x0
+            yield Progress(numbers, step.t, x, estimate, made, total, finished=step.t == 0)
+
+
+def _denoiser(model: Model, wish: Wish, count: int, *, clipped: bool = True) -> Denoiser:
+    """The network with the wish's classes, or with no label."""
+    bare = generate.changed(wish.settings, {"clip": "none"})
+    unguided = generate.changed(bare, {"guidance": 1.0})
+    match wish.classes:
+        case ():
+            found = generate.denoiser_of(model, unguided, [None] * count)
+        case (one,):
+            found = generate.denoiser_of(model, bare, [one] * count)
+        case several:
+            each = [generate.denoiser_of(model, unguided, [one] * count) for one in several]
+            nothing = generate.denoiser_of(model, unguided, [None] * count)
+            found = composed(each, nothing, [wish.settings.guidance] * len(each))
+    return generate.bounded(model, wish.settings, found) if clipped else found
+
+
+def _given(
+    method: Method | Inpainting, model: Model, chain: Schedule, denoise: Denoiser, seen: Observed
+) -> Denoiser:
+    schedule, variance = model.schedule, model.sigma_data**2
+    match method:
+        case "mmps":
+            return mmps(denoise, schedule, seen, variance=variance)
+        case "pigdm":
+            return pigdm(denoise, schedule, seen, variance=variance)
+        case "diffpir":
+            return diffpir(denoise, schedule, seen, variance=variance)
+        case "dps":
+            return dps(denoise, chain, seen)
+        case "repaint" | "replace":
+            raise ValueError(f"method = {method}: is of inpainting alone")
+        case _:
+            assert_never(method)
+
+
+def _part(model: Model, settings: SampleConfig, end: float) -> tuple[Schedule, int]:
+    """The steps from the training time `end` down, and how many states: as many calls as of the
+    whole way, but where the times are given those of them that are below."""
+    loss, whole = model.config.loss, not model.config.loss.continuous
+    if isinstance(settings.spacing, tuple) or loss.borders:
+        chain = below(generate.plan_of(model, settings).chain, end)
+        return chain, chain.steps
+    lower = below(model.schedule, end)
+    steps = min(settings.steps, lower.steps)
+    found = plan(lower, generate.changed(settings, {"steps": steps}), whole=whole)
+    return found.chain, found.states
+
+
+def _borders(model: Model, end: float) -> tuple[float, ...]:
+    """The times that a distilled network jumps to, from `end` down; else 0 alone."""
+    borders = model.config.loss.borders
+    return (0.0,) if not borders else (*(b for b in borders if b < end), end)
+
+
+def _require(model: Model, wish: Wish, image: Tensor | None = None) -> None:
+    """Raises `InputError` for what the run cannot do, or an image of another shape."""
+    if wish.count < 1 or wish.batch < 1 or wish.seed < 0:
+        raise InputError(
+            f"count = {wish.count}, batch = {wish.batch}, seed = {wish.seed}: count and batch are "
+            "at least 1, seed at least 0"
+        )
+    generate.check(model, wish.settings)
+    require_pictures(min(wish.batch, wish.count), model.shape, "cpu")
+    if image is not None and image.shape != model.shape:
+        raise InputError(f"image: is {_size(image.shape)}, the run's are {_size(model.shape)}")
+    for one in wish.classes:
+        generate.class_of(model, one, 0, wish.seed)
+    unlabelled = not wish.classes or len(wish.classes) > 1
+    if model.num_classes and unlabelled:
+        generate.class_of(model, "none", 0, wish.seed)
+    if wish.settings.guidance != 1 and not wish.classes:
+        raise InputError(
+            f"guidance = {wish.settings.guidance:g}: name the class that it is to lead to"
+        )
+
+
+def _require_no_jumps(model: Model) -> None:
+    if model.config.distilled is not None:
+        raise InputError(
+            "this run was distilled: it says a picture of x_t, not the mean of those that it may "
+            f"be, which this needs; edit with {model.config.distilled.run}, or use edit vary"
+        )
+
+
+def _require_operator(model: Model, seen: Observed) -> None:
+    """Raises `InputError` where A does not take the run's images, or y is not of what it gives."""
+    try:
+        shape = seen.operator(torch.zeros(1, *model.shape)).shape[1:]
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"operator: does not take the run's images: {error}") from error
+    if seen.y.shape[1:] != shape:
+        raise InputError(
+            f"image: is {_size(seen.y.shape[1:])}; of the run's images, {_size(model.shape)}, the "
+            f"operator makes {_size(shape)}"
+        )
+
+
+def _size(shape: torch.Size | tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
