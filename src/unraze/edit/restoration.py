@@ -169,14 +169,18 @@ def _with_jacobian(
 
 
 def _linearised(seen: Observed, x_0: Tensor) -> tuple[Linear, Linear, Tensor]:
-    """v -> A v and w -> Aᵀ w, where A is not linear its derivative at x̂_0, and y - A x̂_0."""
+    """v -> A v and w -> Aᵀ w, where A is not linear its derivative at x̂_0, and y - A x̂_0.
+
+    Aᵀ w is linear in w, and its derivative by w, again backwards, is A.
+    """
     with torch.enable_grad():
         there = x_0.detach().requires_grad_()
         y_hat = seen.operator(there)
+        any_w = torch.zeros_like(y_hat).requires_grad_()
+        (turned,) = torch.autograd.grad(y_hat, there, any_w, create_graph=True)
 
     def apply(v: Tensor) -> Tensor:
-        moved: Tensor = torch.func.jvp(seen.operator, (x_0,), (v,))[1]
-        return moved
+        return torch.autograd.grad(turned, any_w, v, retain_graph=True)[0]
 
     def adjoint(w: Tensor) -> Tensor:
         return torch.autograd.grad(y_hat, there, w, retain_graph=True)[0]

@@ -1,0 +1,202 @@
+"""`unraze edit`: each command writes what it says, and refuses in one line what cannot be."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unraze import pictures
+from unraze.cli import main
+from unraze.config import Config, updated
+from unraze.data import Images
+from unraze.train import fit
+
+
+MINE = """
+def mirrored(x):
+    return x.flip(-1)
+
+def scalar(x):
+    return x.mean((1, 2, 3))
+
+def broken(x):
+    raise RuntimeError("oh")
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config: Config, tiny_images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    fit(tiny_images, updated(tiny_config, {"train.classes": True, "train.steps": 100}), out=out)
+    return out
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_images: Images) -> Path:
+    """A folder with two pictures of the run's kind, one of another size, one in colours, masks."""
+    monkeypatch.chdir(tmp_path)
+    for number in (0, 1):
+        Image.fromarray(tiny_images.pixels[number, 0]).save(f"{number}.png")
+    with Image.open("0.png") as picture:
+        picture.resize((20, 16)).save("large.png")
+        picture.resize((4, 4)).save("small.png")
+        picture.convert("RGB").save("colours.png")
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    Image.fromarray(mask).save("empty.png")
+    mask[4:] = 255
+    Image.fromarray(mask).save("mask.png")
+    Image.fromarray(mask[:, :6]).save("narrow.png")
+    Path("mine.py").write_text(MINE, encoding="utf-8")
+    return tmp_path
+
+
+def edited(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Path, str]:
+    """Runs the command; returns the folder that it names, and what it said."""
+    assert main(["edit", *words]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    return Path(said.splitlines()[-1]), said
+
+
+COMMANDS = {
+    "vary": ("vary RUN 0.png --strength 0.5 --film", "grid.png film.gif"),
+    "a class": ("vary RUN 0.png --class below --guidance 2", "grid.png"),
+    "two classes": ("vary RUN 0.png --class 0 --class below", "grid.png"),
+    "another class": ("vary RUN 0.png --of above --class below", "grid.png"),
+    "fitted": ("vary RUN large.png --fit crop --sampler random", "grid.png"),
+    "inpaint": ("inpaint RUN 0.png --mask mask.png", "grid.png given.png"),
+    "a rectangle": ("inpaint RUN 0.png --mask 0,4,8,4 --method mmps", "grid.png given.png"),
+    "repaint": (
+        "inpaint RUN 0.png --mask mask.png --method repaint --repeats 2 --film",
+        "grid.png given.png film.gif",
+    ),
+    "restore": ("restore RUN small.png --operator downsample:2", "grid.png seen.png"),
+    "spoil": ("restore RUN 0.png --operator blur:1 --noise 0.1 --spoil", "grid.png seen.png"),
+    "missing": ("restore RUN 0.png --operator missing:mask.png", "grid.png seen.png"),
+    "at random": (
+        "restore RUN 0.png --operator missing:0.5 --spoil --method diffpir",
+        "grid.png seen.png",
+    ),
+    "noise": ("restore RUN 0.png --operator noise --noise 0.5", "grid.png seen.png"),
+    "one's own": ("restore RUN 0.png --operator mine.py:mirrored", "grid.png seen.png"),
+    "no picture": ("restore RUN 0.png --operator mine.py:scalar --spoil", "grid.png"),
+    "interpolate": ("interpolate RUN 0.png 1.png --film", "strip.png film.gif"),
+    "seeds": ("interpolate RUN --seeds 1 2", "strip.png"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_writes_its_results_with_their_recipe(
+    name: str, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, others = (text.split() for text in COMMANDS[name])
+    line = [str(run) if word == "RUN" else word for word in words]
+    folder, said = edited(capsys, *line, "-n", "3", "--steps", "6", "--out", "out")
+    assert folder == Path("out")
+    assert {p.name for p in folder.iterdir()} == {f"0000{k}.png" for k in range(3)} | set(others)
+    recipe = pictures.read_recipe(folder / "00001.png")
+    assert (recipe["kind"], recipe["edit"], recipe["result"]) == ("edit", words[0], 1)
+    with Image.open(folder / "00001.png") as picture:
+        assert picture.size == (8, 8)
+    assert ("PSNR" in said) == ("--spoil" in words)
+
+
+def test_an_inversion_is_kept_and_its_error_said(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, said = edited(capsys, "invert", str(run), "0.png", "--steps", "40")
+    assert folder == run / "edits-00000"
+    assert {p.name for p in folder.iterdir()} == {"noise.npy", "again.png", "grid.png"}
+    noise = np.load(folder / "noise.npy")
+    assert (noise.shape, noise.dtype) == ((1, 8, 8), np.float32)
+    off = float(re.findall(r"differs by ([\d.]+)", said)[0])
+    with Image.open("0.png") as given, Image.open(folder / "again.png") as again:
+        pair = [np.asarray(one).astype(float) / 127.5 for one in (given, again)]
+    assert off == pytest.approx(np.sqrt(np.square(pair[0] - pair[1]).mean()), abs=0.01)
+
+
+def test_the_same_seed_gives_the_same_files(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["inpaint", str(run), "0.png", "--mask", "mask.png", "--steps", "5", "--seed"]
+    made = [edited(capsys, *line, seed, "--out", f"out{k}")[0] for k, seed in enumerate("445")]
+    one, same, other = ((folder / "00002.png").read_bytes() for folder in made)
+    assert one == same != other
+    with Image.open("0.png") as given, Image.open(made[0] / "00002.png") as result:
+        np.testing.assert_array_equal(np.asarray(result)[:4], np.asarray(given)[:4])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("vary RUN 0.png --strength 1.5", "--strength = 1.5"),
+        ("vary RUN 0.png --class shoe", "--class shoe: there is no such class"),
+        ("vary RUN 0.png --class all", "--class all: name one class"),
+        ("vary RUN 0.png --guidance 2", "--guidance = 2: name the class"),
+        ("vary RUN 0.png --of above", "--of above: say with --class"),
+        ("vary RUN 0.png --of above --class below --sampler ddim", "leave --sampler out"),
+        ("vary RUN 0.png -n 0", "-n 0: give 1"),
+        ("vary RUN 0.png --seed -1", "--seed -1: give at least 0"),
+        ("vary RUN 0.png --batch 0", "--batch 0"),
+        ("vary RUN 0.png --steps 500", "--steps"),
+        ("vary RUN large.png", "large.png: is 1 x 16 x 20 .*needs 1 x 8 x 8.*--fit"),
+        ("vary RUN colours.png", "colours.png: is 3 x 8 x 8"),
+        ("vary RUN mine.py", "mine.py: is in no image format"),
+        ("vary RUN absent.png", "absent.png: cannot be read"),
+        ("vary nowhere 0.png", "nowhere"),
+        ("inpaint RUN 0.png --mask empty.png", "--mask empty.png: is empty"),
+        ("inpaint RUN 0.png --mask narrow.png", "--mask narrow.png: is 6 x 8 pixels"),
+        ("inpaint RUN 0.png --mask 0,0,8,8", "covers the whole image"),
+        ("inpaint RUN 0.png --mask 0,4,8,5", "--mask 0,4,8,5: goes beyond"),
+        ("inpaint RUN 0.png --mask 0,4,8", "a rectangle is LEFT,TOP,WIDTH,HEIGHT"),
+        ("inpaint RUN 0.png --mask 0,4,0,4", "a rectangle is LEFT,TOP,WIDTH,HEIGHT"),
+        ("inpaint RUN 0.png --mask absent.png", "absent.png: cannot be read"),
+        ("inpaint RUN 0.png --mask mask.png --repeats 3", "--repeats is for repaint"),
+        (
+            "restore RUN 0.png --operator downsample:2",
+            "0.png: is 1 x 8 x 8 .*downsample:2 needs 1 x 4",
+        ),
+        (
+            "restore RUN 0.png --operator downsample:3",
+            "downsample:3: does not take the run's images",
+        ),
+        ("restore RUN 0.png --operator downsample:x", "give a number above 0"),
+        ("restore RUN 0.png --operator blur:-1", "give a number above 0"),
+        ("restore RUN 0.png --operator grey", "no colours to restore"),
+        ("restore RUN 0.png --operator noise", "say with --noise"),
+        ("restore RUN 0.png --operator noise --noise -1", "--noise"),
+        ("restore RUN 0.png --operator sharpen", "sharpen: is not known"),
+        ("restore RUN 0.png --operator missing:0.5", "which pixels are missing is not known"),
+        ("restore RUN 0.png --operator missing:1.5", "between 0 and 1"),
+        ("restore RUN 0.png --operator mine.py:absent", "there is no function of that name"),
+        ("restore RUN 0.png --operator mine.py:broken", "oh"),
+        ("restore RUN 0.png --operator none.py:f", "there is no file none.py"),
+        ("restore RUN 0.png --operator mine.py:scalar", "is no picture"),
+        ("interpolate RUN", "give two pictures, or --seeds"),
+        ("interpolate RUN 0.png", "give two"),
+        ("interpolate RUN 0.png 1.png --seeds 1 2", "give two pictures, or --seeds"),
+        ("interpolate RUN 0.png 1.png -n 1", "-n 1: give at least 2"),
+        ("interpolate RUN --seeds -1 2", "give 0 or more"),
+        ("invert RUN 0.png --iterations 0", "--iterations 0"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(
+    words: str, said: str, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [str(run) if word == "RUN" else word for word in words.split()]
+    assert main(["edit", *line, "--out", "out"]) != 0
+    error = capsys.readouterr().err
+    assert re.search(said, error), error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine", encoding="utf-8")
+    assert main(["edit", "vary", str(run), "0.png", "--out", "out"]) == 2
+    assert "holds other things, mine.txt" in capsys.readouterr().err
+    assert [p.name for p in Path("out").iterdir()] == ["mine.txt"]
