@@ -13,7 +13,6 @@ from unraze.config import Config, updated
 from unraze.data import Images
 from unraze.train import fit
 
-
 MINE = """
 def mirrored(x):
     return x.flip(-1)

@@ -137,3 +137,9 @@ def test_another_process_draws_the_same() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     here = f"{normal(7, 'walk', [3, 2**40], 5, (2,)).tolist()} {permutation(7, 'o', 9).tolist()}\n"
     assert said.stdout == here
+
+
+def test_noise_of_single_numbers_is_that_of_one_pixel() -> None:
+    single = normal(1, "spoilt", range(3), 0, ())
+    assert single.shape == (3,)
+    assert torch.equal(single[:, None], normal(1, "spoilt", range(3), 0, (1,)))

@@ -35,7 +35,7 @@ def normal(
     # one generator set to the beginning of each stream: to make one takes ten times as long
     bits = np.random.Philox(key=_key(seed, purpose))
     drawing, beginning = np.random.Generator(bits), bits.state
-    for row, sample in zip(out, samples, strict=True):
+    for row, sample in zip(out[..., None], samples, strict=True):  # of shape () a row is no number
         _check(sample, step)
         beginning["state"]["counter"][2:] = sample, step
         bits.state = beginning

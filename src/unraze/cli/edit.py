@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -163,23 +162,22 @@ def vary(
         option = "--sampler" if sampler else "--spacing"
         raise InputError(f"--of walks by random sampling, even in angle: leave {option} out")
     with _editing(run, how, "strength") as model:
-        from unraze import generate
-        from unraze.edit import editing
+        from unraze.edit import editing, recipes
 
         given = how_given(how, sampler=sampler, spacing=spacing)
         settings = (
-            generate.asked(model, given) if of is None else editing.settings_for(model, given)
+            editing.settings_to_vary(model, given, guided=bool(class_))
+            if of is None
+            else editing.settings_for(model, given)
         )
-        if of is None and "guidance" not in given and not class_:
-            settings = generate.changed(settings, {"guidance": 1.0})
         wish = _wish(model, how, settings, n, seed, class_)
         x0, picture = _read(image, model.shape, how.fit, f"{run}")
-        if of is None:
+        source = None if of is None else _class(model, of, "--of")
+        if source is None:
             moments = editing.vary(model, x0, wish, strength=strength)
         else:
-            source = (_class(model, of, "--of"),)
-            moments = editing.change_class(model, x0, wish, of=source, strength=strength)
-        about = {"edit": "vary", "image": picture, "strength": strength, "of": of}
+            moments = editing.change_class(model, x0, wish, of=(source,), strength=strength)
+        about = recipes.varied(picture, strength=strength, of=source)
         return _write(run, how, model, wish, moments, about, film=film, first=[x0])
 
 
@@ -229,7 +227,7 @@ def inpaint(
     if repeats is not None and repeats < 1:
         raise InputError(f"--repeats {repeats}: give at least 1")
     with _editing(run, how, "mask") as model:
-        from unraze.edit import editing
+        from unraze.edit import editing, recipes
 
         settings = editing.settings_for(model, how_given(how), draws=True)
         wish = _wish(model, how, settings, n, seed, class_)
@@ -237,14 +235,7 @@ def inpaint(
         unknown = _mask(mask, model.shape, how.fit)
         again = editing.REPEATS if repeats is None else repeats
         moments = editing.inpaint(model, x0, unknown, wish, method=method, repeats=again)
-        about: dict[str, Any] = {
-            "edit": "inpaint",
-            "image": picture,
-            "mask": mask,
-            "method": method,
-        }
-        if method == "repaint":
-            about["repeats"] = again
+        about = recipes.inpainted(picture, unknown, method=method, repeats=again)
         known = x0.masked_fill(unknown, 0.0)
         return _write(run, how, model, wish, moments, about, film=film, first=[x0, known])
 
@@ -324,13 +315,14 @@ def restore(
                 f"--operator {operator}: does not take the run's images: {error}"
             ) from error
         first: list[Tensor] = []
+        is_picture = len(shape) == 3 and shape[0] in (1, 3)
         if spoil:
             x0, picture = _read(image, model.shape, how.fit, f"{run}")
             y = apply(x0[None])
             y = y + noise * rng.normal(seed, "spoilt", range(1), 0, y.shape[1:])
             first.append(x0)
         else:
-            if len(shape) != 3 or shape[0] not in (1, 3):
+            if not is_picture:
                 raise InputError(
                     f"--operator {operator}: what it gives, {shape}, is no picture; give the whole "
                     "one and --spoil"
@@ -348,10 +340,10 @@ def restore(
             "spoil": spoil,
             "method": method,
         }
-        if len(shape) == 3 and shape[0] in (1, 3):
+        if is_picture:
             first.append(y[0])
-        whole = x0 if spoil else None
-        return _write(run, how, model, wish, moments, about, film=film, first=first, whole=whole)
+        ends: dict[str, Any] = {"first": first, "whole": x0 if spoil else None, "seen": is_picture}
+        return _write(run, how, model, wish, moments, about, film=film, **ends)
 
 
 @edit.command(
@@ -396,20 +388,18 @@ def interpolate(
     if iterations < 1:
         raise InputError(f"--iterations {iterations}: give at least 1")
     with _editing(run, how, "seeds") as model:
-        from unraze.edit import editing
+        from unraze.edit import editing, recipes
 
         settings = editing.settings_for(model, how_given(how))
         wish = _wish(model, how, settings, n, 0, class_)
-        about: dict[str, Any] = {"edit": "interpolate", "iterations": iterations}
         ends: Any = seeds
-        if seeds is not None:
-            if min(seeds) < 0:
-                raise InputError(f"--seeds {seeds[0]} {seeds[1]}: give 0 or more")
-            about["seeds"] = list(seeds)
-        else:
-            read = [_read(one, model.shape, how.fit, f"{run}") for one in images]
+        if seeds is not None and min(seeds) < 0:
+            raise InputError(f"--seeds {seeds[0]} {seeds[1]}: give 0 or more")
+        read = [_read(one, model.shape, how.fit, f"{run}") for one in images]
+        if seeds is None:
             ends = (read[0][0], read[1][0])
-            about["images"] = [read[0][1], read[1][1]]
+        told = [picture for _, picture in read] or None
+        about = recipes.interpolated(told, seeds=seeds, iterations=iterations)
         moments = editing.interpolate(model, ends, wish, iterations=iterations)
         return _write(run, how, model, wish, moments, about, film=film, strip=True)
 
@@ -518,6 +508,7 @@ def _read(
     from unraze.cli.opening import opened
     from unraze.data import to_float
     from unraze.data.shape import fitted, is_grey
+    from unraze.edit.recipes import image_told
 
     white = (255, 255, 255)
     channels, height, width = shape
@@ -533,8 +524,7 @@ def _read(
         pixels = fitted(
             picture, size=size, fit=fit or "stretch", channels=channels, background=white
         )
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return to_float(pixels[None])[0], {"name": path.name, "pixels": digest}
+    return to_float(pixels[None])[0], image_told(path.name, pixels)
 
 
 def _mask(
@@ -665,20 +655,22 @@ def _write(
     film: bool,
     first: list[Tensor] | None = None,
     whole: Tensor | None = None,
+    seen: bool = True,
     strip: bool = False,
     inverted: list[Any] | None = None,
 ) -> int:
     """Draws, writes the results with their recipe, and says where they are.
 
-    Nothing is written before all is drawn. `first` stands before the results in the grid; to
-    `whole` the results are compared.
+    Nothing is written before all is drawn. `first` stands before the results in the grid, the last
+    of it what was `seen`, where that is a picture; to `whole` the results are compared.
     """
     import numpy as np
     from rich.console import Console
 
-    from unraze import drawing, generate, pictures
+    from unraze import drawing, pictures
     from unraze.cli.drawing import require_place, writing
     from unraze.cli.show import follow_drawing
+    from unraze.edit import recipes
 
     folder = how.out or drawing.fresh_folder(run, "edits")
     require_place(folder, f"--out {folder}")
@@ -692,15 +684,7 @@ def _write(
         if moment.finished:
             drawn.append(_finite(model, moment.x))
     results = np.concatenate(drawn)
-    plain = generate.recipe(
-        model,
-        wish.settings,
-        seed=wish.seed,
-        classes=wish.classes or "none",
-        batch=range(wish.count),
-        raw=how.raw,
-    )
-    recipe = plain | {"kind": "edit"} | {k: v for k, v in about.items() if v is not None}
+    recipe = recipes.recipe_of(model, wish, about, raw=how.raw)
     given = [] if first is None else [_like(model, one) for one in first]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -713,18 +697,16 @@ def _write(
             for number, picture in enumerate(pictures.to_pil(results)):
                 one = recipe | {"result": number}
                 pictures.write_png(picture, folder / f"{number:05d}.png", one)
-        if first and about["edit"] in ("inpaint", "restore"):
+        if first and seen and about["edit"] in ("inpaint", "restore"):
             name = "given" if about["edit"] == "inpaint" else "seen"
-            seen = pictures.to_pil(first[-1][None].clamp(-1, 1))[0]
-            pictures.write_png(seen, folder / f"{name}.png", recipe)
-        shown = np.concatenate([*given, results])
-        columns = len(shown) if strip else None
+            known = pictures.to_pil(first[-1][None].clamp(-1, 1))[0]
+            pictures.write_png(known, folder / f"{name}.png", recipe)
         name = "strip" if strip else "grid"
-        pictures.write_png(pictures.grid(shown, columns=columns), folder / f"{name}.png", recipe)
+        whole_picture = recipes.together(given, results, strip=strip)
+        pictures.write_png(whole_picture, folder / f"{name}.png", recipe)
         if film and strip:
-            frames = [pictures.grid(one[None]) for one in results]
-            there_and_back = [*frames, *frames[-2:0:-1]]
-            pictures.write_film(there_and_back, folder / "film.gif", recipe, hold_last_ms=80)
+            frames = recipes.there_and_back(results)
+            pictures.write_film(frames, folder / "film.gif", recipe, hold_last_ms=80)
         elif film:
             kept = sorted(drawing.kept_states(len(states)))
             frames = pictures.film_frames(
@@ -732,7 +714,7 @@ def _write(
             )
             pictures.write_film(frames, folder / "film.gif", recipe)
     if whole is not None:
-        print(_nearness(results, whole, given[-1] if given else None))
+        print(_nearness(results, whole, given[-1] if given and seen else None))
     print(folder)
     return 0
 

@@ -41,6 +41,7 @@ __all__ = [
     "inverted",
     "restore",
     "settings_for",
+    "settings_to_vary",
     "vary",
 ]
 
@@ -101,6 +102,15 @@ def settings_for(model: Model, changes: dict[str, Any], *, draws: bool = False) 
     return generate.changed(model.config.sample, usual | changes)
 
 
+def settings_to_vary(model: Model, changes: dict[str, Any], *, guided: bool) -> SampleConfig:
+    """How to vary an image with these changes: as the run samples, guided only where there is a
+    class to be guided to, or guidance is asked for. Raises `InputError`."""
+    settings = generate.asked(model, changes)
+    if guided or "guidance" in changes:
+        return settings
+    return generate.changed(settings, {"guidance": 1.0})
+
+
 @torch.no_grad()
 def vary(model: Model, image: Tensor, wish: Wish, *, strength: float) -> Iterator[Progress]:
     """Variations of an image (C, H, W): destroyed to t = strength·T, and reconstructed from there.
@@ -138,8 +148,8 @@ def restore(
 
     Raises `InputError` where A does not fit the run's images, or gives another shape than y.
     """
-    _require(model, wish)
     _require_no_jumps(model)
+    _require(model, wish)
     _require_operator(model, seen)
     way = generate.plan_of(model, wish.settings)
     believed = Observed(seen.y, seen.operator, max(seen.sigma, LEAST_SIGMA))
@@ -171,8 +181,8 @@ def inpaint(
     steps but the last `repeats` times, and so fewer of them for its calls. Raises `InputError` for
     a mask of another size, or one that leaves nothing to draw or nothing known.
     """
-    _require(model, wish, image)
     _require_no_jumps(model)
+    _require(model, wish, image)
     if unknown.shape != image.shape[1:]:
         sizes = " and ".join(" x ".join(map(str, s)) for s in (unknown.shape, image.shape[1:]))
         raise InputError(f"mask: is of {sizes} pixels, mask and image: give one of the image's")
@@ -221,8 +231,8 @@ def inverted(
 
     Yields the steps up and down, and what was found last.
     """
-    _require(model, wish, image)
     _require_no_jumps(model)
+    _require(model, wish, image)
     chain = generate.plan_of(model, wish.settings).chain
     denoise = _denoiser(model, wish, 1)
     steps, numbers, x = chain.steps, range(1), image[None]
@@ -248,8 +258,8 @@ def change_class(
     """
     if not 0 < strength <= 1:
         raise InputError(f"strength = {strength:g}: give a number above 0, at most 1")
-    _require(model, wish, image)
     _require_no_jumps(model)
+    _require(model, wish, image)
     end = strength * float(model.schedule.times[-1])
     end = end if model.config.loss.continuous else max(1.0, float(round(end)))
     chain, _ = _part(model, wish.settings, end)

@@ -131,7 +131,9 @@ def dps(denoise: Denoiser, chain: Schedule, seen: Observed, *, step: float = 1.0
     def restored(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         prior, x_0, back = _with_jacobian(denoise, x_t, t, previous)
         _, adjoint, residual = _linearised(seen, x_0)
-        size = residual.flatten(1).norm(dim=1).clamp(min=torch.finfo(x_t.dtype).tiny)
+        size = (
+            residual.reshape(len(residual), -1).norm(dim=1).clamp(min=torch.finfo(x_t.dtype).tiny)
+        )
         k = int(torch.searchsorted(chain.times, t.detach().double().reshape(-1)[0].cpu()))
         weight = chain.alpha_bar[k - 1] * (chain.beta[k] / chain.beta_bar[k]) ** 2
         moved = back(adjoint(residual / like(size, residual))) * like(step / weight, x_t)

@@ -17,7 +17,7 @@ def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations
     """
 
     def dot(u: Tensor, v: Tensor) -> Tensor:
-        return (u * v).flatten(1).sum(1).reshape(-1, *[1] * (b.ndim - 1))
+        return (u * v).reshape(len(u), -1).sum(1).reshape(-1, *[1] * (b.ndim - 1))
 
     x, residual, direction = torch.zeros_like(b), b, b
     size = dot(b, b)
