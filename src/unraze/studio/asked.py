@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unraze.config import SampleConfig
 from unraze.data.shape import size_in
+from unraze.edit.editing import REPEATS, Inpainting
 
 __all__ = [
     "Calls",
@@ -13,8 +14,11 @@ __all__ = [
     "Data",
     "Destroyed",
     "Drawn",
+    "Edited",
     "Evaluated",
     "Example",
+    "Inpainted",
+    "Interpolated",
     "Near",
     "Picture",
     "Sampled",
@@ -22,11 +26,14 @@ __all__ = [
     "Token",
     "Training",
     "Upload",
+    "Varied",
     "Walked",
 ]
 
 MOST_PICTURES = 64
 MOST_STEPS = 10**9
+MOST_MASK = 2**17
+"""Characters of a mask: of 1024 x 1024 pixels at most."""
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
 Seed = Annotated[int, Field(ge=0, le=2**53)]
@@ -108,6 +115,60 @@ class Walked(Client):
     label: Annotated[Class | None, Field(alias="class")] = None
     eta: Annotated[float, Field(ge=0, le=1)] = 1.0
     sigma: Literal["beta", "beta_tilde", "learned"] = "beta"
+
+
+class _Edit(Client):
+    """What all edits are asked with: steps and guidance where they are not to be the usual ones."""
+
+    run: Name
+    steps: Annotated[int | None, Field(ge=1, le=10_000)] = None
+    guidance: Annotated[float | None, Field(ge=0, le=100)] = None
+    label: Annotated[Class | None, Field(alias="class")] = None
+
+
+class Varied(_Edit):
+    """Destroy an image to t = strength·T, and reconstruct it from there; or, where it is told
+    which class it is `of`, make it one of another class, its layout kept."""
+
+    edit: Literal["vary"]
+    image: Picture
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.5
+    of: Class | None = None
+    seed: Seed = 0
+    count: Annotated[int, Field(ge=1, le=MOST_PICTURES)] = 4
+
+
+class Inpainted(_Edit):
+    """Draw anew what is marked in an image; the rest stays as it is."""
+
+    edit: Literal["inpaint"]
+    image: Picture
+    mask: Annotated[
+        str,
+        Field(
+            max_length=MOST_MASK,
+            pattern=r"^[0-9A-Za-z+/]*={0,2}$",
+            description="base64 of one bit a pixel, row by row, eight in a byte, the first as the "
+            "highest; 1 is drawn anew",
+        ),
+    ]
+    method: Inpainting = "pigdm"
+    repeats: Annotated[int, Field(ge=1, le=100, description="of RePaint alone")] = REPEATS
+    seed: Seed = 0
+    count: Annotated[int, Field(ge=1, le=MOST_PICTURES)] = 4
+
+
+class Interpolated(_Edit):
+    """Go from one image to another through their noise, in `count` pictures."""
+
+    edit: Literal["interpolate"]
+    image: Picture
+    to: Picture
+    count: Annotated[int, Field(ge=2, le=MOST_PICTURES)] = 9
+    iterations: Annotated[int, Field(ge=1, le=20)] = 3
+
+
+Edited = Annotated[Varied | Inpainted | Interpolated, Field(discriminator="edit")]
 
 
 class Destroyed(Asked):

@@ -61,7 +61,7 @@ class Held:
         self.device = device
         self._lock = threading.Lock()
         self._models, self._sets = _Recent[Model](MODELS), _Recent[Images](SETS)
-        self._uploads: OrderedDict[str, Image.Image] = OrderedDict()
+        self._uploads: OrderedDict[str, tuple[Image.Image, str]] = OrderedDict()
 
     def model(
         self, run: Run, *, step: int | Literal["best"] | None = None, raw: bool = False
@@ -94,8 +94,9 @@ class Held:
         except DataError:
             return self.images(model.config.data, "train")
 
-    def keep(self, data: bytes) -> dict[str, Any]:
-        """Keeps a dropped picture; raises `InputError` for what is no picture."""
+    def keep(self, data: bytes, file: str) -> dict[str, Any]:
+        """Keeps a dropped picture, of a file of that name; raises `InputError` for what is no
+        picture."""
         try:
             picture = decode(io.BytesIO(data))
         except UnreadableError as error:
@@ -104,16 +105,14 @@ class Held:
         picture.thumbnail((LARGEST, LARGEST))
         name = secrets.token_hex(8)
         with self._lock:
-            self._uploads[name] = picture
+            self._uploads[name] = (picture, file)
             while len(self._uploads) > PICTURES:
                 self._uploads.popitem(last=False)
         return {"id": name, **about}
 
     def upload(self, name: str, model: Model) -> Array:
         """A dropped picture, brought to a model's size and colours: uint8 (C, H, W)."""
-        picture = self._uploads.get(name)
-        if picture is None:
-            raise Missing("this picture is not kept any more; drop it again")
+        picture, _ = self._upload(name)
         data, (channels, height, width) = model.config.data, model.shape
         ground = colour(data.background)
         try:
@@ -126,3 +125,13 @@ class Held:
             )
         except UnreadableError as error:
             raise InputError(f"the picture {error}; give another") from error
+
+    def file_of(self, name: str) -> str:
+        """The name of the file that a dropped picture was in; raises `Missing`."""
+        return self._upload(name)[1]
+
+    def _upload(self, name: str) -> tuple[Image.Image, str]:
+        found = self._uploads.get(name)
+        if found is None:
+            raise Missing("this picture is not kept any more; drop it again")
+        return found

@@ -23,10 +23,20 @@ from unraze.studio.asked import Destroyed, Drawn, Example, Picture, Upload
 from unraze.studio.held import Held
 from unraze.studio.library import Missing, finite
 from unraze.studio.sprites import sprite
+from unraze.studio.tasks.editing import Edits
 from unraze.studio.tasks.sampling import Drawing
 from unraze.studio.work import Queue
 
-__all__ = ["chosen", "destroyed", "estimate", "image_of", "noise_of", "schedule_of", "start"]
+__all__ = [
+    "chosen",
+    "destroyed",
+    "estimate",
+    "file_of",
+    "image_of",
+    "noise_of",
+    "schedule_of",
+    "start",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -45,7 +55,7 @@ def image_of(picture: Picture, model: Model, held: Held, queue: Queue) -> Tensor
         case Drawn():
             job = queue.get(picture.job)
             shown = None if job is None else job.shown
-            final = shown.final if isinstance(shown, Drawing) else None
+            final = shown.final if isinstance(shown, Drawing | Edits) else None
             if final is None or picture.image >= len(final):
                 raise Missing("this picture is not kept any more; draw it again")
             one = np.ascontiguousarray(final[picture.image].transpose(2, 0, 1))
@@ -55,6 +65,17 @@ def image_of(picture: Picture, model: Model, held: Held, queue: Queue) -> Tensor
                     "one of the same shape"
                 )
             return to_float(one[None])
+
+
+def file_of(picture: Picture, model: Model, held: Held) -> str:
+    """The name of the file that an image is in, or would be saved in; raises `Missing`."""
+    match picture:
+        case Example():
+            return f"{held.examples(model).split}-{picture.number:05d}.png"
+        case Upload():
+            return held.file_of(picture.id)
+        case Drawn():
+            return f"{picture.image:05d}.png"
 
 
 def chosen(images: Images, number: int) -> Array:

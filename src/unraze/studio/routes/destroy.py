@@ -1,8 +1,8 @@
 """Destroy and Reconstruct: examples, dropped pictures, one moment of an image; and recipes."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from torch import Tensor
 
 from unraze.generate import Model
@@ -17,6 +17,9 @@ __all__ = ["router"]
 router = APIRouter(tags=["destroy"])
 
 EXAMPLES = 24
+FileName = Annotated[
+    str, Query(max_length=255, description="What its file is called; a recipe names it so.")
+]
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -72,10 +75,10 @@ async def destroy(here: Here, name: RunName, said: asked.Destroyed) -> dict[str,
 
 
 @router.post("/images", status_code=201, openapi_extra=BODY, max_body_size=UPLOAD)
-async def upload(here: Here, request: Request) -> dict[str, Any]:
+async def upload(here: Here, request: Request, file: FileName = "picture") -> dict[str, Any]:
     """Keeps a picture that was dropped, for as long as it is wanted."""
     data = await request.body()
-    return await here.read(lambda: here.held.keep(data))
+    return await here.read(lambda: here.held.keep(data, file))
 
 
 @router.post("/recipes", openapi_extra=BODY, max_body_size=UPLOAD)

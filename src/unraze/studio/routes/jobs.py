@@ -1,15 +1,18 @@
 """The queue: what there is, what is put into it, and its end."""
 
 from fastapi import APIRouter, Response
+from torch import Tensor
 
 from unraze.config import DataConfig
 from unraze.errors import InputError
+from unraze.generate import Model
 from unraze.studio import asked, looks
 from unraze.studio.app import Studio
 from unraze.studio.routes.common import Here, JobName, job_of
 from unraze.studio.routes.runs import wanted
 from unraze.studio.tasks import (
     calling,
+    editing,
     estimating,
     evaluating,
     looking,
@@ -22,6 +25,10 @@ from unraze.studio.work import Job, JobTold
 __all__ = ["router"]
 
 router = APIRouter(tags=["jobs"])
+
+EDIT = asked.MOST_MASK + 2**14
+"""Bytes of a request to edit: a mask has one bit for each pixel."""
+EDITS = {"vary": "Vary an image", "inpaint": "Fill in an image", "interpolate": "Blend two images"}
 
 
 @router.get("/jobs")
@@ -73,6 +80,19 @@ def walk(here: Here, said: asked.Walked) -> JobTold:
         said, run, here.held, lambda model: looks.image_of(said.image, model, here.held, here.queue)
     )
     return here.queue.add(made, work)
+
+
+@router.post("/jobs/edit", status_code=201, max_body_size=EDIT)
+def edit(here: Here, said: asked.Edited) -> JobTold:
+    """Varies an image, draws a part of it anew, or blends it with another."""
+    run = here.library.run(said.run)
+
+    def image(model: Model, picture: asked.Picture) -> tuple[Tensor, str]:
+        x0 = looks.image_of(picture, model, here.held, here.queue)
+        return x0, looks.file_of(picture, model, here.held)
+
+    made = _job("edit", f"{EDITS[said.edit]} with {run.path.name}", said, run=said.run)
+    return here.queue.add(made, editing.edit(said, run, here.held, image))
 
 
 @router.post("/jobs/nearest", status_code=201)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Response
 from unraze.studio.library import Missing
 from unraze.studio.routes.common import PNG, Here, JobName, job_of, png
 from unraze.studio.tasks import sampling
+from unraze.studio.tasks.editing import Edits
 from unraze.studio.tasks.looking import Sheets
 from unraze.studio.tasks.nearness import Neighbours
 from unraze.studio.tasks.sampling import Drawing
@@ -30,9 +31,9 @@ GIF: dict[int | str, dict[str, Any]] = {
 def frame(
     here: Here, name: JobName, number: Number, of: Literal["state", "estimate"] = "state"
 ) -> Response:
-    """A frame of a drawing or of a walk, as a sprite."""
+    """A frame of a drawing, of an edit or of a walk, as a sprite; estimates are of drawings."""
     shown = job_of(here, name).shown
-    if isinstance(shown, Walk):
+    if isinstance(shown, Walk | Edits):
         return png(shown.frame(number), kept=True)
     return png(_shown(job_of(here, name), Drawing).frame(number, of), kept=True)
 
@@ -40,24 +41,34 @@ def frame(
 @router.get("/jobs/{name}/images/{number}.png", response_class=Response, responses=PNG)
 def image(here: Here, name: JobName, number: Number, download: Download = False) -> Response:
     """One picture, with its recipe."""
-    shown = _shown(job_of(here, name), Drawing)
-    data = sampling.picture(shown, number)
+    shown = job_of(here, name).shown
+    if isinstance(shown, Edits):
+        data = shown.picture(number)
+    else:
+        data = sampling.picture(_shown(job_of(here, name), Drawing), number)
     return png(data, name=f"{number:05d}.png" if download else None, kept=True)
 
 
 @router.get("/jobs/{name}/grid.png", response_class=Response, responses=PNG)
 def grid(here: Here, name: JobName, download: Download = False) -> Response:
-    """All pictures, with their recipe."""
-    shown = _shown(job_of(here, name), Drawing)
-    return png(sampling.grid(shown), name="grid.png" if download else None, kept=True)
+    """All pictures, with their recipe; those of a blend in one row."""
+    shown = job_of(here, name).shown
+    if isinstance(shown, Edits):
+        file = "strip.png" if shown.strip else "grid.png"
+        return png(shown.grid(), name=file if download else None, kept=True)
+    data = sampling.grid(_shown(job_of(here, name), Drawing))
+    return png(data, name="grid.png" if download else None, kept=True)
 
 
 @router.get("/jobs/{name}/film.gif", response_class=Response, responses=GIF)
 def film(here: Here, name: JobName, download: Download = False) -> Response:
-    """How they formed, with their recipe."""
-    shown = _shown(job_of(here, name), Drawing)
-    name_ = "film.gif" if download else None
-    return png(sampling.film(shown), name=name_, kept=True, kind="image/gif")
+    """How they formed, with their recipe; of a blend the way there and back."""
+    shown = job_of(here, name).shown
+    if isinstance(shown, Edits):
+        data = shown.film()
+    else:
+        data = sampling.film(_shown(job_of(here, name), Drawing))
+    return png(data, name="film.gif" if download else None, kept=True, kind="image/gif")
 
 
 @router.get("/jobs/{name}/sprite.png", response_class=Response, responses=PNG)
