@@ -38,6 +38,8 @@ def take(page: Any, out: Path, views: dict[str, str], *, run: str, other: str | 
     shot("destroy")
     page.evaluate("document.querySelector('.walks').scrollIntoView({block: 'center'})")
     shot("walk")
+    filled(page, views["edit"])
+    shot("edit")
     if other is not None:
         page.goto(views["compare"])
         page.get_by_role("button", name="Draw all").click()
@@ -74,6 +76,20 @@ def walked(page: Any, address: str) -> None:
     finished(page, lambda: page.get_by_role("button", name=re.compile("^Cancel")).count() == 0)
 
 
+def filled(page: Any, address: str) -> None:
+    """Paints over the middle of an image, and has it filled in."""
+    page.goto(address)
+    page.get_by_role("radio", name="Fill in").check(force=True)
+    page.get_by_role("slider", name="Brush").focus()
+    page.keyboard.press("End")
+    page.get_by_role("application").focus()
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Fill it in").click()
+    page.get_by_role("link", name="Save all as PNG").wait_for(timeout=120_000)
+    page.evaluate("document.querySelector('.edit-split').scrollIntoView()")
+    page.evaluate("scrollBy(0, -130)")
+
+
 def finished(page: Any, is_so: Callable[[], bool]) -> None:
     """Waits, two minutes at most."""
     for _ in range(600):
@@ -108,6 +124,7 @@ def main() -> None:
             "run": f"#/runs/{run}",
             "sample": f"#/sample/{run}?count=20",
             "destroy": f"#/destroy/{run}",
+            "edit": f"#/edit/{run}?image=1",
             "compare": f"#/compare?run={both}",
             "data": "#/data",
         }

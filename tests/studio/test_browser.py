@@ -3,6 +3,7 @@
 Screenshots go to the folder that UNRAZE_SCREENSHOTS names, where it names one.
 """
 
+import base64
 import os
 import re
 import shutil
@@ -20,7 +21,8 @@ from PIL import Image
 
 from evaluated import Small
 from scripts import as_module
-from unraze import generate
+from unraze import generate, pictures
+from unraze.data import load
 from unraze.studio.app import Studio, app_of, studio_of
 from unraze.studio.front import Front, guarded
 from unraze.studio.guard import Keys
@@ -31,7 +33,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
-VIEWS = ("runs", "run", "train", "sample", "destroy", "compare", "data")
+VIEWS = ("runs", "run", "train", "sample", "destroy", "edit", "compare", "data")
 ASSERTS = 20_000.0
 """Milliseconds that the page is waited for."""
 
@@ -49,7 +51,7 @@ class Live:
         return f"{self.address}/#token={self.studio.keys.token}"
 
     def view(self, name: str, run: str = "classy") -> str:
-        of_run = {"run": "runs", "sample": "sample", "destroy": "destroy"}
+        of_run = {"run": "runs", "sample": "sample", "destroy": "destroy", "edit": "edit"}
         if name in of_run:
             return f"{self.address}/#/{of_run[name]}/{name_of(run)}"
         if name == "compare":
@@ -296,6 +298,147 @@ def test_a_dropped_picture_takes_the_image_s_place(page: Any, live: Live, tmp_pa
     page.wrong.clear()  # the browser notes that a request was answered with 400
 
 
+def test_an_image_is_varied_and_a_result_edited_again(page: Any, live: Live) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(live.view("edit"))
+    strength = page.get_by_role("slider", name="Strength")
+    strength.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_text("t = 26 of 50")).to_be_visible()
+    model = generate.load(live.folder / "classy")
+    expect(page.locator(".formula-now").first).to_contain_text(
+        f"{float(model.schedule.alpha_bar[26]):.3f}"
+    )
+    page.get_by_label("Class", exact=True).select_option("4")
+    page.get_by_label("Results").fill("3")
+    page.get_by_role("button", name="Vary it").click()
+    expect(page.get_by_role("link", name="Save all as PNG")).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("^Result [0-9]"))).to_have_count(3)
+    assert canvas_of(page, ".tile canvas").std() > 0
+    assert canvas_of(page, ".before canvas").std() > 0
+    shown(page, "varied")
+    page.get_by_role("button", name=re.compile("^Result 1")).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Strength0.51")
+    shown(page, "varied-one")
+    assert axe_finds(page) == []
+    dialog.get_by_role("link", name="Edit this one").click()
+    expect(page.get_by_text("Picture 1 of a drawing is shown.")).to_be_visible()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_role("button", name=re.compile("^Queue")).click()
+    page.get_by_role("link", name=re.compile("Vary an image with classy")).click()
+    expect(page.get_by_role("button", name=re.compile("^Result [0-9]"))).to_have_count(3)
+    expect(strength).to_have_value("0.51")
+
+
+def test_a_finger_paints(chromium: Any, live: Live) -> None:
+    from playwright.sync_api import expect
+
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    tab = entered(context, live)
+    tab.goto(f"{live.view('edit')}?do=inpaint")
+    tab.get_by_role("slider", name="Brush").focus()
+    tab.keyboard.press("Home")
+    easel = tab.get_by_role("application")
+    easel.tap(position={"x": 10, "y": 10})
+    expect(tab.get_by_text("2% is drawn anew")).to_be_visible()
+    tab.get_by_role("radio", name="Erase").check(force=True)
+    easel.tap(position={"x": 10, "y": 10})
+    expect(tab.get_by_text("Nothing is marked yet")).to_be_visible()
+    assert tab.wrong == []
+    context.close()
+
+
+def test_a_mask_is_painted_by_mouse_and_by_keyboard_and_filled_in(
+    page: Any, live: Live, tmp_path: Path
+) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(live.view("edit"))
+    page.get_by_role("radio", name="Fill in").check(force=True)
+    page.get_by_role("button", name="Fill it in").click()
+    expect(page.get_by_text(re.compile("^Nothing is marked yet"))).to_have_count(2)  # and refused
+    easel = page.get_by_role("application")
+    brush = page.get_by_role("slider", name="Brush")
+    brush.focus()
+    page.keyboard.press("Home")
+    box = easel.bounding_box()
+    pixel = box["width"] / 8
+
+    def at(x: int, y: int) -> tuple[float, float]:
+        return box["x"] + (x + 0.5) * pixel, box["y"] + (y + 0.5) * pixel
+
+    page.mouse.move(*at(1, 6))
+    page.mouse.down()
+    page.mouse.move(*at(5, 6))  # all between are painted, however few places are told
+    page.mouse.up()
+    expect(page.get_by_text("8% is drawn anew")).to_be_visible()
+    easel.focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft", " "):
+        page.keyboard.press(key)
+    expect(page.locator("#announcer")).to_have_text("Column 5, row 5: drawn anew")
+    painted = np.zeros((8, 8), dtype=np.uint8)
+    painted[6, 1:6] = painted[4, 4] = 1
+    page.wait_for_function("location.hash.includes('mask=')")
+    shown(page, "painted")
+    assert axe_finds(page) == []
+
+    page.reload()  # in the middle: the address has it
+    expect(page.get_by_text("9% is drawn anew")).to_be_visible()
+    page.get_by_role("button", name="Invert").click()
+    expect(page.get_by_text("91% is drawn anew")).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Clear").click()
+    easel.focus()
+    page.keyboard.press("Control+z")
+    expect(page.get_by_text("9% is drawn anew")).to_be_visible()
+    page.get_by_label("Results").fill("2")
+    page.get_by_label("Steps").fill("5")
+    page.get_by_role("button", name="Fill it in").click()
+    expect(page.get_by_role("link", name="Save all as PNG")).to_be_visible()
+    shown(page, "filled")
+    assert axe_finds(page) == []
+
+    page.get_by_role("button", name=re.compile("^Result 1")).click()
+    with page.expect_download() as saving:
+        page.get_by_role("dialog").get_by_role("link", name="Save PNG").click()
+    file = tmp_path / "filled.png"
+    saving.value.save_as(file)
+    recipe = pictures.read_recipe(file)
+    assert (recipe["kind"], recipe["edit"], recipe["result"]) == ("edit", "inpaint", 1)
+    assert np.packbits(painted).tobytes() == base64.b64decode(recipe["mask"]["bits"])
+    given = load(generate.load(live.folder / "classy").config.data, split="held-out").pixels[0, 0]
+    with Image.open(file) as picture:
+        known = painted == 0
+        np.testing.assert_array_equal(np.asarray(picture)[known], given[known])
+
+
+def test_two_images_are_blended_and_the_way_is_gone_by_hand(page: Any, live: Live) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(live.view("edit"))
+    page.get_by_role("radio", name="Blend").check(force=True)
+    other = page.get_by_role("region", name="The other image")
+    other.get_by_role("radio").nth(3).check(force=True)
+    page.get_by_label("Pictures on the way").fill("5")
+    page.get_by_role("button", name="Blend them").click()
+    expect(page.get_by_role("link", name="Save the strip as PNG")).to_be_visible()
+    page.wait_for_function("document.querySelectorAll('.way canvas').length === 5")
+    way = page.get_by_role("slider", name="Picture")
+    way.focus()
+    page.keyboard.press("End")
+    expect(page.get_by_text("5 of 5")).to_be_visible()
+    np.testing.assert_array_equal(
+        canvas_of(page, ".blend canvas"), canvas_of(page, ".way button:last-child canvas")
+    )
+    shown(page, "blended")
+    assert axe_finds(page) == []
+    page.reload()
+    expect(page.get_by_role("link", name="Save the strip as PNG")).to_be_visible()
+    expect(other.get_by_role("radio").nth(3)).to_be_checked()
+
+
 def test_a_training_from_its_start_to_its_end(page: Any, live: Live) -> None:
     from playwright.sync_api import expect
 
@@ -443,7 +586,7 @@ def test_the_pictures_of_the_documents_are_taken(page: Any, live: Live, tmp_path
     with as_module(Path(__file__).parents[2] / "docs" / "studio.py") as script:
         script.take(page, tmp_path, views, run="classy", other="other")
     taken = {file.stem.removeprefix("studio-") for file in tmp_path.iterdir()}
-    views_shown = {"runs", "run", "sample", "destroy", "compare", "data"}
+    views_shown = {"runs", "run", "sample", "destroy", "edit", "compare", "data"}
     assert taken == views_shown | {"walk", "narrow"}
     text = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
     assert set(re.findall(r"figures/studio-([a-z]+)\.png", text)) == taken

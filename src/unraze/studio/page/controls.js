@@ -201,8 +201,10 @@ export function dropPlace(text, take, { accept = "image/*", signal, zone } = {})
   on(over, "dragleave", () => lit(-1), signal);
   on(over, "dragover", (event) => event.preventDefault(), signal);
   on(over, "drop", (event) => {
+    const isTaken = event.defaultPrevented; // by a place within this one
     event.preventDefault();
     lit(-99);
+    if (isTaken) return;
     const file = event.dataTransfer?.files[0];
     if (file) taken(file);
     else said.fail("that is no file; drop a picture from a folder");

@@ -9,13 +9,16 @@ import { canvasOf, cut, picture } from "./sprites.js";
 import { progressOf } from "./queue.js";
 import { added, ended, listen, newestJob } from "./store.js";
 
-/** Opens the picture `number` of a drawing in a dialog. `frames` has the drawing's sprites. */
-export function openFilm(opened, number, { frames, of, signal, closed }) {
+/** Opens the picture `number` of a drawing, or the result of an edit, in a dialog. `frames` has its sprites;
+ * `before` is a canvas of what the image was. */
+export function openFilm(opened, number, { frames, of, signal, closed, before }) {
   const ending = new AbortController();
   const { shape, columns, labels } = opened.result;
   let job = opened;
   let { times } = job.result;
-  const canvas = canvasOf(shape, Math.min(420, window.innerWidth - 80), `Picture ${number}`);
+  const isEdit = job.kind === "edit";
+  const wanted = Math.min(420, window.innerWidth - 80);
+  const canvas = canvasOf(shape, before ? wanted / 2 : wanted, `Picture ${number}`);
   const caption = h("p", { class: "quiet film-time" });
   let shown = of;
   const film = player("Moment", { signal: ending.signal, shown: (k) => `t = ${num(times[k], 4)}`, show: (k) => show(k) });
@@ -28,9 +31,9 @@ export function openFilm(opened, number, { frames, of, signal, closed }) {
     h("div", { class: "queue-head" }, h("h2", { id: "film-title" }, `Picture ${number}${labels[number] ? `, ${labels[number]}` : ""}`), close),
     h("div", { class: "film-split" },
       h("div", { class: "film-left" },
-        canvas,
+        before ? h("div", { class: "pictures" }, h("figure", null, copied(before, shape, wanted / 2), h("figcaption", null, "before")), h("figure", null, canvas, h("figcaption", null, "after"))) : canvas,
         caption,
-        segments("What is shown", SIDES(), of, (to) => { shown = to; grow(); film.to(film.value); }),
+        !isEdit && segments("What is shown", SIDES(), of, (to) => { shown = to; grow(); film.to(film.value); }),
         film.element),
       right),
   );
@@ -41,9 +44,10 @@ export function openFilm(opened, number, { frames, of, signal, closed }) {
       right,
       done && h("div", { class: "buttons" },
         h("a", { class: "button", href: `/api/jobs/${job.id}/images/${number}.png?download=1`, download: "" }, "Save PNG"),
-        h("a", { class: "button", href: hrefOf("destroy", job.run, { drawn: `${job.id}.${number}` }) }, "Destroy this one")),
+        h("a", { class: "button", href: hrefOf("destroy", job.run, { drawn: `${job.id}.${number}` }) }, "Destroy this one"),
+        h("a", { class: "button", href: hrefOf("edit", job.run, { drawn: `${job.id}.${number}` }) }, "Edit this one")),
       recipePart(job, number),
-      done ? nearestPart(job, number, ending.signal) : h("p", { class: "quiet" }, "Its nearest training images can be looked for once it is drawn."),
+      isEdit ? null : done ? nearestPart(job, number, ending.signal) : h("p", { class: "quiet" }, "Its nearest training images can be looked for once it is drawn."),
       said.element,
     );
   }
@@ -78,7 +82,7 @@ export function openFilm(opened, number, { frames, of, signal, closed }) {
   dialog.addEventListener("close", () => {
     ending.abort();
     dialog.remove();
-    closed();
+    closed?.();
   });
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   on(signal, "abort", () => dialog.close(), ending.signal);
@@ -95,12 +99,20 @@ function recipePart(job, number) {
   const pairs = [
     ["Run", recipe.run],
     ["Step", recipe.step],
-    ["Seed", recipe.seed],
+    recipe.strength !== undefined && ["Strength", num(recipe.strength)],
+    recipe.method !== undefined && ["Method", recipe.method],
+    recipe.edit !== "interpolate" && ["Seed", recipe.seed],
     ["Number", number],
-    ["Sampler", `${settings.sampler}, ${calls} network calls`],
+    ["Sampler", calls ? `${settings.sampler}, ${calls} network calls` : `${settings.sampler}, ${settings.steps} steps`],
     settings.guidance !== 1 && ["Guidance", num(settings.guidance)],
   ];
-  return h("section", null, h("h3", null, "Recipe"), facts(pairs.map((pair) => pair && [pair[0], String(pair[1] ?? "\u2013")])), folded("All of it", () => text(JSON.stringify({ ...recipe, image: number }, null, 2), "Recipe")));
+  return h("section", null, h("h3", null, "Recipe"), facts(pairs.map((pair) => pair && [pair[0], String(pair[1] ?? "\u2013")])), folded("All of it", () => text(JSON.stringify({ ...recipe, [recipe.kind === "edit" ? "result" : "image"]: number }, null, 2), "Recipe")));
+}
+
+function copied(canvas, shape, wanted) {
+  const copy = canvasOf(shape, wanted, "The image before");
+  copy.getContext("2d").drawImage(canvas, 0, 0);
+  return copy;
 }
 
 function nearestPart(job, image, signal) {

@@ -10,6 +10,7 @@ import { showRun } from "./view-run.js";
 import { showTrain } from "./view-train.js";
 import { showSample } from "./view-sample.js";
 import { showDestroy } from "./view-destroy.js";
+import { showEdit } from "./view-edit.js";
 import { showCompare } from "./view-compare.js";
 import { showData } from "./view-data.js";
 
@@ -17,6 +18,7 @@ const VIEWS = [
   ["runs", "Runs"],
   ["sample", "Sample"],
   ["destroy", "Destroy", " and Reconstruct"],
+  ["edit", "Edit"],
   ["compare", "Compare"],
   ["data", "Data"],
 ];
@@ -26,6 +28,7 @@ const TABLE = {
   train: showTrain,
   sample: showSample,
   destroy: showDestroy,
+  edit: showEdit,
   compare: showCompare,
   data: showData,
   missing: showMissing,

@@ -35,6 +35,7 @@ export const sym = {
   betaTilde: () => sub(tilde(id("\u03b2")), t()),
   sigma: () => sub(id("\u03c3"), t()),
   eta: () => id("\u03b7"),
+  m: () => id("m"),
 };
 
 /** A formula on a line of its own, or within one. */
@@ -103,3 +104,17 @@ export const sharing = () =>
     sym.sigma(),
     sym.z(),
   ]);
+
+/** x_0 = m y + (1 − m) x̂_0: what is known stands in its place. */
+export const filling = () => said(sym.x0(), "=", sym.m(), id("y"), "+", row("(", n("1"), "\u2212", sym.m(), ")"), m("mspace", { width: "0.17em" }), sym.x0Hat());
+
+/** x_T = (sin((1 − s) ω) a + sin(s ω) b) / sin ω, on the sphere. */
+export const blending = () => {
+  const sine = (...of) => row(id("sin"), row("(", ...of, ")"));
+  const omega = () => id("\u03c9");
+  const share = (...of) => frac(sine(...of), sine(omega()));
+  return said(sub(id("x"), id("T")), "=", share(row("(", n("1"), "\u2212", id("s"), ")"), omega()), id("a"), "+", share(id("s"), omega()), id("b"));
+};
+
+/** A formula without values. */
+const said = (...symbols) => ({ element: h("div", { class: "formula" }, h("div", { class: "formula-said" }, math(...symbols))) });

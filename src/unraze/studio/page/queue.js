@@ -7,6 +7,7 @@ import { hrefOf } from "./router.js";
 import { ended, jobs, listen } from "./store.js";
 import { button, words } from "./controls.js";
 import { keepRef } from "./destroy-images.js";
+import { queryOfEdit } from "./edit-form.js";
 import { queryOfSample } from "./sample-form.js";
 
 const STATES = { waiting: "waits", running: "runs", done: "done", failed: "failed", cancelled: "cancelled" };
@@ -18,6 +19,8 @@ export function placeOf(job) {
       return hrefOf("sample", job.run, { ...queryOfSample(job.asked), job: job.id });
     case "walk":
       return hrefOf("destroy", job.run, walkQuery(job));
+    case "edit":
+      return hrefOf("edit", job.run, editQuery(job));
     case "nearest":
       return hrefOf("sample", job.run, { job: job.asked.job, picture: job.asked.image });
     case "calls":
@@ -37,6 +40,15 @@ function walkQuery({ id, asked }) {
   const query = new URLSearchParams({ t: asked.t, seed: asked.seed, steps: asked.steps, eta: asked.eta, sigma: asked.sigma, walk: id });
   if (asked.class !== null) query.set("class", asked.class);
   keepRef(query, asked.image);
+  return query;
+}
+
+function editQuery({ id, asked }) {
+  const query = queryOfEdit(asked);
+  keepRef(query, asked.image);
+  if (asked.to) keepRef(query, asked.to, "to-", 1);
+  if (asked.mask) query.set("mask", asked.mask);
+  query.set("job", id);
   return query;
 }
 

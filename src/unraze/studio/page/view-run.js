@@ -76,6 +76,7 @@ export function showRun({ root, id, query, signal, title }) {
       actions,
       can && h("a", { class: "button main", href: hrefOf("sample", id) }, "Sample"),
       can && h("a", { class: "button", href: hrefOf("destroy", id) }, "Destroy and Reconstruct"),
+      can && h("a", { class: "button", href: hrefOf("edit", id) }, "Edit"),
       h("a", { class: "button", href: hrefOf("compare", "", { run: id }) }, "Compare"),
       full.can_stop && button("Stop", () => ask("stop", "It saves what it has learned, then stops."), { said }),
       full.can_resume && button("Go on training", () => ask("resume", "It goes on where it stopped."), { said }),
