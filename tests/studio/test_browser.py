@@ -335,7 +335,7 @@ def test_an_image_is_varied_and_a_result_edited_again(page: Any, live: Live) -> 
 def test_a_finger_paints(chromium: Any, live: Live) -> None:
     from playwright.sync_api import expect
 
-    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    context = chromium.new_context(viewport={"width": 320, "height": 844}, has_touch=True)
     tab = entered(context, live)
     tab.goto(f"{live.view('edit')}?do=inpaint")
     tab.get_by_role("slider", name="Brush").focus()
@@ -346,6 +346,11 @@ def test_a_finger_paints(chromium: Any, live: Live) -> None:
     tab.get_by_role("radio", name="Erase").check(force=True)
     easel.tap(position={"x": 10, "y": 10})
     expect(tab.get_by_text("Nothing is marked yet")).to_be_visible()
+    for name in ("Blend", "Fill in"):
+        tab.get_by_role("radio", name=name).check(force=True)
+        shown(tab, f"{name}-narrow")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 320, name
+        assert axe_finds(tab) == []
     assert tab.wrong == []
     context.close()
 
@@ -525,6 +530,7 @@ def test_a_tab_that_nobody_sees_gives_its_line_back_and_listens_again_once_it_is
     assert listens(True)
     (live.folder / "other").rename(live.folder / "another")
     expect(page.get_by_role("link", name="another", exact=True)).to_be_visible()
+    page.wait_for_function("[...document.images].every(image => image.complete)")  # of it too
     (live.folder / "another").rename(live.folder / "other")
     expect(page.get_by_role("link", name="other", exact=True)).to_be_visible()
 
