@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluated import digits_file, small_run
 from scripts import as_module
 from unraze import pictures
 from unraze.cli import main
@@ -202,10 +203,11 @@ def test_a_folder_with_other_things_is_left_alone(
     assert [p.name for p in Path("out").iterdir()] == ["mine.txt"]
 
 
-def test_the_pictures_of_the_documents_are_made(run: Path, tmp_path: Path) -> None:
+def test_the_pictures_of_the_documents_are_made(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", digits_file(tmp_path / "digits.npz"))
     docs = Path(__file__).parents[1] / "docs"
     with as_module(docs / "edit.py") as script:
-        script.take(run, tmp_path, (0, 1))
-    made = {file.name for file in tmp_path.iterdir()}
+        script.take(run, tmp_path / "made", (0, 1))
+    made = {file.name for file in (tmp_path / "made").iterdir()}
     text = (docs / "edit.md").read_text(encoding="utf-8")
     assert made == set(re.findall(r"figures/(edit-[a-z]+\.png)", text))
