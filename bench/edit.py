@@ -113,6 +113,11 @@ def _pigdm(job: Job, chain: Schedule) -> Denoiser:
     return pigdm(job.denoise, job.model.schedule, job.seen, variance=job.variance)
 
 
+def _published(job: Job, chain: Schedule) -> Denoiser:
+    how: dict[str, Any] = {"variance": job.variance, "chain": chain}
+    return pigdm(job.denoise, job.model.schedule, job.seen, **how)
+
+
 def _diffpir(strength: float) -> Callable[[Job, Schedule], Denoiser]:
     return lambda job, chain: diffpir(
         job.denoise, job.model.schedule, job.seen, strength=strength, variance=job.variance
@@ -143,7 +148,8 @@ OURS: dict[str, dict[str, Method]] = {
     },
     "pigdm": {
         name: walked(_pigdm, eta) for name, eta in (("η 1", 1.0), ("η 0", 0.0), ("adams", None))
-    },
+    }
+    | {"published, η 1": walked(_published, 1.0)},
     "diffpir": {
         f"λ {strength:g}, {name}": walked(_diffpir(strength), eta)
         for strength in (0.3, 1.0)

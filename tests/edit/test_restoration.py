@@ -114,6 +114,27 @@ def test_dps_moves_the_ancestral_step_as_its_paper_says() -> None:
     torch.testing.assert_close(moved, plain - step * gradient, rtol=0, atol=1e-12)
 
 
+def test_pigdm_s_published_weight_moves_the_ancestral_step_as_its_algorithm_says() -> None:
+    """x_s + ᾱ_s ᾱ_t r² Jᵀ Aᵀ (r² A Aᵀ + σ² 1)⁻¹ (y - A x̂_0), of Gaussian data, where J is known."""
+    prior, k = gaussian(COSINE, MEAN, COVARIANCE), 60
+    chain = even_angles(COSINE, 150)
+    x, z = normals(6, 3, D), normals(7, 3, D)
+    a, b = chain.alpha_bar[k], chain.beta_bar[k]
+    one = torch.eye(D, dtype=torch.float64)
+    jacobian = a * COVARIANCE @ torch.linalg.inv(a**2 * COVARIANCE + b**2 * one)
+    left = b**2 / (b**2 + a**2)
+    inner = torch.linalg.inv(left * A @ A.T + SIGMA**2 * torch.eye(len(A), dtype=torch.float64))
+    residual = SEEN.y - prior(x, chain.times[k]).x0 @ A.T
+    move = chain.alpha_bar[k - 1] * a * left * residual @ inner.T @ A @ jacobian
+
+    upper = Schedule(chain.alpha_bar[: k + 1], chain.times[: k + 1])
+    how = {"noise": lambda t: z, "sigma": "beta_tilde"}
+    denoise = pigdm(prior, COSINE, SEEN, chain=upper)
+    plain = next(iter(random(prior, x, upper, **how))).x
+    moved = next(iter(random(denoise, x, upper, **how))).x
+    torch.testing.assert_close(moved, plain + move, rtol=0, atol=1e-9)
+
+
 POINTS = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 0.3]], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 

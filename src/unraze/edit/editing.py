@@ -156,7 +156,12 @@ def restore(
 
     def walked(numbers: range) -> Iterator[Step]:
         bare = _denoiser(model, wish, len(numbers), clipped=False)
-        denoise = _given(method, model, way.chain, bare, believed)
+        if method == "pigdm":
+            variance = model.sigma_data**2
+            schedule = model.schedule
+            denoise = pigdm(bare, schedule, believed, variance=variance, chain=way.chain)
+        else:
+            denoise = _given(method, model, way.chain, bare, believed)
         denoise = generate.bounded(model, wish.settings, denoise)
         x = generate.start(model, wish.seed, numbers)
         noise = generate.noise_of(model, wish.seed, numbers)
