@@ -38,13 +38,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from unraze import generate, rng
 from unraze.data import to_float, to_uint8
 from unraze.denoiser import Denoiser, clipped
-from unraze.edit.inpainting import repaint, repaint_calls, replaced
+from unraze.edit.inpainting import repaint, repaint_steps, replaced
 from unraze.edit.operators import Observed, Operator, blurred, downsampled, identity, only
 from unraze.edit.restoration import diffpir, dps, mmps, pigdm
 from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.metrics import frechet
 from unraze.generate import Model
-from unraze.samplers import Noise, adams, ddim, even_angles, last
+from unraze.samplers import adams, ddim, even_angles, last
 from unraze.schedule import Schedule
 
 RESULTS = Path(__file__).parent / "results" / "edit"
@@ -77,8 +77,8 @@ class Job:
             model.config.sample, {"clip": "none", "guidance": 1.0, "dtype": "float32"}
         )
         self.denoise = generate.denoiser_of(model, settings, [None] * len(numbers))
-        self.start = rng.normal(1, "start", numbers, 0, model.shape)
-        self.noise: Noise = lambda t: rng.normal(1, "walk", numbers, t, model.shape)
+        self.start = generate.start(model, 1, numbers)
+        self.noise = generate.noise_of(model, 1, numbers)
         self.variance = model.sigma_data**2
 
     def chain(self, steps: int | None = None) -> Schedule:
@@ -130,9 +130,7 @@ def _dps(step: float) -> Callable[[Job, Schedule], Denoiser]:
 
 def _repainted(repeats: int) -> Method:
     def draw(job: Job) -> Tensor:
-        steps = 1
-        while repaint_calls(steps + 1, repeats=repeats) <= job.calls:
-            steps += 1
+        steps = repaint_steps(job.calls, repeats=repeats)
         how: dict[str, Any] = {"known": job.truth, "mask": HALF, "repeats": repeats}
         denoise = clipped(job.denoise, job.model.schedule)
         return last(repaint(denoise, job.start, job.chain(steps), noise=job.noise, **how))
@@ -164,7 +162,7 @@ OURS: dict[str, dict[str, Method]] = {
 OF_INPAINTING = ("repaint", "replace", "azula RePaint")
 
 
-class TheirSchedule(azula.noise.Schedule):  # type: ignore[misc]
+class TheirSchedule(azula.noise.Schedule):
     """Our schedule in azula's time, 0 to 1."""
 
     def __init__(self, schedule: Schedule) -> None:
@@ -175,7 +173,7 @@ class TheirSchedule(azula.noise.Schedule):  # type: ignore[misc]
         return a.float(), b.float()
 
 
-class TheirDenoiser(azula.denoise.Denoiser):  # type: ignore[misc]
+class TheirDenoiser(azula.denoise.Denoiser):
     """Our denoiser as azula's."""
 
     def __init__(self, job: Job) -> None:
@@ -281,7 +279,7 @@ THEIRS: dict[str, dict[str, Method]] = {
     "azula JFPS": {f"{k} iterations": _azula(1.0)["jfps"](k) for k in (1, 3)},
     "azula ΠGDM": {
         f"η {eta:g}": theirs(
-            lambda job, how, eta=eta: azula.guidance.PGDMSampler(  # type: ignore[misc]
+            lambda job, how, eta=eta: azula.guidance.PGDMSampler(
                 TheirDenoiser(job), job.seen.y, job.seen.operator, _inverse(job), eta=eta, **how
             )
         )
@@ -290,7 +288,7 @@ THEIRS: dict[str, dict[str, Method]] = {
     "azula DPS": {
         # its norm is that of the whole batch, so that ζ is, for each image, √batch times smaller
         f"ζ {step:g}": theirs(
-            lambda job, how, step=step: azula.guidance.DPSSampler(  # type: ignore[misc]
+            lambda job, how, step=step: azula.guidance.DPSSampler(
                 TheirDenoiser(job),
                 job.seen.y,
                 job.seen.operator,
@@ -302,7 +300,7 @@ THEIRS: dict[str, dict[str, Method]] = {
     },
     "azula RePaint": {
         f"{r} repeats": theirs(
-            lambda job, how, r=r: azula.guidance.RePaintSampler(  # type: ignore[misc]
+            lambda job, how, r=r: azula.guidance.RePaintSampler(
                 TheirDenoiser(job),
                 job.seen.y,
                 HALF,
@@ -342,7 +340,7 @@ def main() -> None:
                 file = place(options, model, task, method, variant, options.split, count)
                 one = kept.cell(
                     file,
-                    lambda m=METHODS[method][variant], t=task, n=count: measured(  # type: ignore[misc]
+                    lambda m=METHODS[method][variant], t=task, n=count: measured(
                         model, t, m, halves[options.split], n, options.calls, space
                     ),
                 )

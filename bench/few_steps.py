@@ -30,7 +30,6 @@ import torch
 from material import test_images
 from matplotlib.figure import Figure
 
-from unraze import rng
 from unraze.config import SampleConfig
 from unraze.data import to_uint8
 from unraze.denoiser import emission
@@ -45,6 +44,7 @@ from unraze.generate import (
     generate,
     load as load_run,
     plan_of,
+    start,
 )
 from unraze.schedule import Schedule
 
@@ -163,7 +163,7 @@ def by_theirs(kind: str, options: dict[str, Any], calls: int) -> Draw:
         )
         told = [class_of(model, None, k, seed) for k in numbers]
         denoise = denoiser_of(model, settings(model, {}, 1), told)
-        x = rng.normal(seed, "start", numbers, 0, model.shape)
+        x = start(model, seed, numbers)
         generator = torch.Generator().manual_seed(seed + numbers.start)
         scheduler.set_timesteps(steps)
         if hasattr(scheduler, "set_begin_index"):  # else it is looked up among rounded times

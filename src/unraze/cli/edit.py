@@ -22,6 +22,7 @@ from unraze.cli.app import (
     Guidance,
     Raw,
     Sampler,
+    Seed,
     Spacing,
     Steps,
     Threads,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unraze.config import SampleConfig
+    from unraze.data.shape import Fit as Fitting
     from unraze.edit.editing import Wish
     from unraze.edit.operators import Operator
     from unraze.generate import Model, Progress
@@ -68,7 +70,6 @@ Picture = Annotated[Path, Parameter(help="The picture.")]
 Count = Annotated[
     int, Parameter(name=["-n", "--count"], group=SAMPLING, help="How many results, by seed.")
 ]
-Seed = Annotated[int, Parameter(group=SAMPLING, help="The same seed gives the same results.")]
 Class = Annotated[
     tuple[str, ...],
     Parameter(
@@ -297,11 +298,9 @@ def restore(
     line printed.
     """
     with _editing(run, how, "operator") as model:
-        import torch
-
         from unraze import rng
         from unraze.edit import editing
-        from unraze.edit.operators import Observed
+        from unraze.edit.operators import Observed, shape_seen
 
         apply = _operator(operator, model.shape, how.fit, seed, spoil)
         if operator == "noise" and noise <= 0:
@@ -309,11 +308,9 @@ def restore(
         settings = editing.settings_for(model, how_given(how), draws=True)
         wish = _wish(model, how, settings, n, seed, class_)
         try:
-            shape = tuple(apply(torch.zeros(1, *model.shape)).shape[1:])
-        except Exception as error:  # of one's own function anything may go wrong
-            raise InputError(
-                f"--operator {operator}: does not take the run's images: {error}"
-            ) from error
+            shape = shape_seen(apply, model.shape)
+        except ValueError as error:
+            raise InputError(f"--operator {operator}: {error}") from error
         first: list[Tensor] = []
         is_picture = len(shape) == 3 and shape[0] in (1, 3)
         if spoil:
@@ -329,8 +326,10 @@ def restore(
                 )
             x0, picture = _read(image, shape, how.fit, f"--operator {operator}")
             y = x0[None]
-        with told_as_options({"sigma": "--noise"}):
-            seen = _observed(Observed, y, apply, noise)
+        try:
+            seen = Observed(y, apply, noise)
+        except ValueError as error:
+            raise InputError(str(error).replace("sigma", "--noise", 1)) from error
         moments = editing.restore(model, seen, wish, method=method)
         about = {
             "edit": "restore",
@@ -501,7 +500,7 @@ def _class(model: Model, text: str, option: str) -> int:
 
 
 def _read(
-    path: Path, shape: tuple[int, ...], fit: Literal["crop", "pad", "stretch"] | None, whose: str
+    path: Path, shape: tuple[int, ...], fit: Fitting | None, whose: str
 ) -> tuple[Tensor, dict[str, Any]]:
     """A picture (C, H, W) in [-1, 1], and what a recipe says of it; brought to this shape only
     where `fit` says how."""
@@ -527,9 +526,7 @@ def _read(
     return to_float(pixels[None])[0], image_told(path.name, pixels)
 
 
-def _mask(
-    text: str, shape: tuple[int, ...], fit: Literal["crop", "pad", "stretch"] | None
-) -> Tensor:
+def _mask(text: str, shape: tuple[int, ...], fit: Fitting | None) -> Tensor:
     """bool (H, W), true what is to be drawn: from a picture, or LEFT,TOP,WIDTH,HEIGHT."""
     import torch
 
@@ -568,7 +565,7 @@ def _mask(
 def _operator(
     text: str,
     shape: tuple[int, ...],
-    fit: Literal["crop", "pad", "stretch"] | None,
+    fit: Fitting | None,
     seed: int,
     spoil: bool,
 ) -> Operator:
@@ -637,13 +634,6 @@ def _own(file: Path, function: str) -> Operator:
     return operator
 
 
-def _observed(kind: Any, y: Tensor, operator: Operator, noise: float) -> Any:
-    try:
-        return kind(y, operator, noise)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
 def _write(
     run: Path,
     how: How,
@@ -682,7 +672,7 @@ def _write(
             states.append(pictures.pixels_of(moment.x[: drawing.FILM_AT_MOST]))
             times.append(moment.t)
         if moment.finished:
-            drawn.append(_finite(model, moment.x))
+            drawn.append(recipes.pixels_of(model, moment.x))
     results = np.concatenate(drawn)
     recipe = recipes.recipe_of(model, wish, about, raw=how.raw)
     given = [] if first is None else [_like(model, one) for one in first]
@@ -717,18 +707,6 @@ def _write(
         print(_nearness(results, whole, given[-1] if given and seen else None))
     print(folder)
     return 0
-
-
-def _finite(model: Model, x: Tensor) -> np.ndarray:
-    from unraze import pictures
-    from unraze.errors import UnrazeError
-
-    if not bool(x.isfinite().all()):
-        raise UnrazeError(
-            f"{model.run}: what was drawn is not a number; give more --steps, another --method, or "
-            "an older --checkpoint"
-        )
-    return pictures.pixels_of(x)
 
 
 def _like(model: Model, image: Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ of a seed depends on seed and k alone.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from unraze import generate
 from unraze.config import SampleConfig
 from unraze.denoiser import Denoiser
 from unraze.edit.composition import composed
-from unraze.edit.inpainting import repaint, repaint_calls, replaced
+from unraze.edit.inpainting import repaint, repaint_calls, repaint_steps, replaced
 from unraze.edit.inversion import edit_friendly, invert
-from unraze.edit.operators import Observed, only
+from unraze.edit.operators import Observed, only, shape_seen
 from unraze.edit.restoration import diffpir, dps, mmps, pigdm
 from unraze.edit.variation import below, slerp, varied_from
 from unraze.errors import InputError
@@ -46,10 +46,10 @@ __all__ = [
 ]
 
 Method = Literal["mmps", "pigdm", "diffpir", "dps"]
-METHODS: tuple[Method, ...] = ("mmps", "pigdm", "diffpir", "dps")
+METHODS: tuple[Method, ...] = get_args(Method)
 """Of restoration, `unraze.edit.restoration` says what each is."""
-Inpainting = Literal["mmps", "pigdm", "diffpir", "dps", "repaint", "replace"]
-INPAINTING: tuple[Inpainting, ...] = (*METHODS, "repaint", "replace")
+Inpainting = Literal[Method, "repaint", "replace"]
+INPAINTING: tuple[Inpainting, ...] = get_args(Inpainting)
 
 REPEATS = 5
 """How often RePaint makes a step."""
@@ -156,12 +156,7 @@ def restore(
 
     def walked(numbers: range) -> Iterator[Step]:
         bare = _denoiser(model, wish, len(numbers), clipped=False)
-        if method == "pigdm":
-            variance = model.sigma_data**2
-            schedule = model.schedule
-            denoise = pigdm(bare, schedule, believed, variance=variance, chain=way.chain)
-        else:
-            denoise = _given(method, model, way.chain, bare, believed)
+        denoise = _given(method, model, way.chain, bare, believed, as_published=True)
         denoise = generate.bounded(model, wish.settings, denoise)
         x = generate.start(model, wish.seed, numbers)
         noise = generate.noise_of(model, wish.seed, numbers)
@@ -198,9 +193,7 @@ def inpaint(
     known = ~unknown
     settings = wish.settings
     if method == "repaint":
-        steps = 1
-        while repaint_calls(steps + 1, repeats=repeats) <= settings.steps:
-            steps += 1
+        steps = repaint_steps(settings.steps, repeats=repeats)
         settings = generate.changed(settings, {"steps": steps})
     way = generate.plan_of(model, settings)
     chain, states = way.chain, way.states
@@ -218,7 +211,7 @@ def inpaint(
         bare = _denoiser(model, wish, len(numbers), clipped=False)
         if method != "replace":
             seen = Observed(given * known, only(known), LEAST_SIGMA)
-            bare = _given(method, model, chain, bare, seen)
+            bare = _given(method, model, chain, bare, seen, as_published=False)
         denoise = generate.bounded(model, settings, bare)
         denoise = replaced(denoise, model.schedule, given, known)
         return walk(denoise, x, chain, settings, noise)
@@ -353,14 +346,23 @@ def _denoiser(model: Model, wish: Wish, count: int, *, clipped: bool = True) -> 
 
 
 def _given(
-    method: Method | Inpainting, model: Model, chain: Schedule, denoise: Denoiser, seen: Observed
+    method: Inpainting,
+    model: Model,
+    chain: Schedule,
+    denoise: Denoiser,
+    seen: Observed,
+    *,
+    as_published: bool,
 ) -> Denoiser:
+    """The denoiser, given what is seen; `as_published` is the weight of ΠGDM, which comes nearer to
+    what is to be restored, and less near to what is to be filled in."""
     schedule, variance = model.schedule, model.sigma_data**2
     match method:
         case "mmps":
             return mmps(denoise, schedule, seen, variance=variance)
         case "pigdm":
-            return pigdm(denoise, schedule, seen, variance=variance)
+            weighted = chain if as_published else None
+            return pigdm(denoise, schedule, seen, variance=variance, chain=weighted)
         case "diffpir":
             return diffpir(denoise, schedule, seen, variance=variance)
         case "dps":
@@ -423,9 +425,9 @@ def _require_no_jumps(model: Model) -> None:
 def _require_operator(model: Model, seen: Observed) -> None:
     """Raises `InputError` where A does not take the run's images, or y is not of what it gives."""
     try:
-        shape = seen.operator(torch.zeros(1, *model.shape)).shape[1:]
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"operator: does not take the run's images: {error}") from error
+        shape = shape_seen(seen.operator, model.shape)
+    except ValueError as error:
+        raise InputError(f"operator: {error}") from error
     if seen.y.shape[1:] != shape:
         raise InputError(
             f"image: is {_size(seen.y.shape[1:])}; of the run's images, {_size(model.shape)}, the "

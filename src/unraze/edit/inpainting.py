@@ -11,7 +11,7 @@ from unraze.process import destroy, destroy_step, like, posterior
 from unraze.samplers import Noise, Step
 from unraze.schedule import Schedule
 
-__all__ = ["repaint", "repaint_calls", "replaced"]
+__all__ = ["repaint", "repaint_calls", "repaint_steps", "replaced"]
 
 
 def replaced(denoise: Denoiser, schedule: Schedule, known: Tensor, mask: Tensor) -> Denoiser:
@@ -73,6 +73,11 @@ def repaint(
 def repaint_calls(steps: int, *, repeats: int = 10, jump: int = 1) -> int:
     """The calls of `repaint`: repeats·(T - 1) + 1."""
     return sum(is_down for _, is_down in _way(steps, repeats, jump))
+
+
+def repaint_steps(calls: int, *, repeats: int) -> int:
+    """The most steps that `repaint` makes in so many calls, at least 1."""
+    return (calls - 1) // repeats + 1
 
 
 def _way(steps: int, repeats: int, jump: int) -> Iterator[tuple[int, bool]]:

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Observed", "Operator", "blurred", "downsampled", "grey", "identity", "only"]
+__all__ = [
+    "Observed",
+    "Operator",
+    "blurred",
+    "downsampled",
+    "grey",
+    "identity",
+    "only",
+    "shape_seen",
+]
 
 Operator = Callable[[Tensor], Tensor]
 """A: images (B, C, H, W) to what is seen of them, (B, …)."""
@@ -36,6 +45,14 @@ class Observed:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma >= 0):
             raise ValueError(f"sigma = {self.sigma:g}: give a number from 0")
+
+
+def shape_seen(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is seen of an image (C, H, W); raises `ValueError` where it is refused."""
+    try:
+        return tuple(operator(torch.zeros(1, *shape)).shape[1:])
+    except Exception as error:  # of one's own function anything may go wrong
+        raise ValueError(f"does not take the run's images: {error}") from error
 
 
 def identity(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unraze import generate, pictures
 from unraze.edit.editing import Wish
+from unraze.errors import UnrazeError
 from unraze.generate import Model
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "inpainted",
     "interpolated",
     "mask_told",
+    "pixels_of",
     "recipe_of",
     "there_and_back",
     "together",
@@ -60,6 +62,16 @@ def interpolated(
     """What is said of a way from one image, or seed, to another."""
     ends = {"images": images and list(images), "seeds": seeds and list(seeds)}
     return {"edit": "interpolate", "iterations": iterations, **ends}
+
+
+def pixels_of(model: Model, x: Tensor) -> Array:
+    """x (N, C, H, W) as bytes (N, H, W, C); raises `UnrazeError` where it is not a number."""
+    if not bool(x.isfinite().all()):
+        raise UnrazeError(
+            f"{model.run}: what was drawn is not a number; give more steps, another method, or an "
+            "older checkpoint"
+        )
+    return pictures.pixels_of(x)
 
 
 def image_told(name: str, pixels: Array) -> dict[str, Any]:

@@ -50,13 +50,10 @@ def mmps(
         scale = _tweedie(schedule, t)
         if scale is None:
             return _blind(denoise, schedule, seen, x_t, t, previous, variance)
-        prior, x_0, back = _with_jacobian(denoise, x_t, t, previous)
-        apply, adjoint, residual = _linearised(seen, x_0)
+        prior, back = _with_jacobian(denoise, x_t, t, previous)
         gain = like(scale, x_t)
-        solved = conjugate_gradients(
-            lambda v: seen.sigma**2 * v + apply(gain * back(adjoint(v))), residual, iterations
-        )
-        return _corrected(schedule, prior, x_t, t, gain * back(adjoint(solved)))
+        pull = _pull(seen, prior.x0, lambda v: gain * back(v), iterations)
+        return _corrected(schedule, prior, x_t, t, gain * back(pull))
 
     return restored
 
@@ -85,15 +82,13 @@ def pigdm(
         scale = _tweedie(schedule, t)
         if scale is None:
             return _blind(denoise, schedule, seen, x_t, t, previous, variance)
-        prior, x_0, back = _with_jacobian(denoise, x_t, t, previous)
-        apply, adjoint, residual = _linearised(seen, x_0)
-        left = like(_left(schedule, t, variance), x_t)
-        solved = conjugate_gradients(
-            lambda v: seen.sigma**2 * v + apply(left * adjoint(v)), residual, iterations
-        )
+        prior, back = _with_jacobian(denoise, x_t, t, previous)
+        left = _left(schedule, t, variance)
+        pull = _pull(seen, prior.x0, lambda v: like(left, x_t) * v, iterations)
         if chain is not None:
-            scale = float(schedule.at(t)[0]) * _left(schedule, t, variance) / _weight(chain, t)
-        return _corrected(schedule, prior, x_t, t, like(scale, x_t) * back(adjoint(solved)))
+            _, weight = _ancestral(chain, t)
+            scale = schedule.at(t)[0] * left / weight
+        return _corrected(schedule, prior, x_t, t, like(scale, x_t) * back(pull))
 
     return restored
 
@@ -118,9 +113,8 @@ def diffpir(
     def restored(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         prior = denoise(x_t, t, previous=previous)
         left = like(strength * _left(schedule, t, variance), x_t)
-        return _corrected(
-            schedule, prior, x_t, t, _without_jacobian(seen, prior.x0, left, iterations)
-        )
+        pull = _pull(seen, prior.x0, lambda v: left * v, iterations)
+        return _corrected(schedule, prior, x_t, t, left * pull)
 
     return restored
 
@@ -135,12 +129,13 @@ def dps(denoise: Denoiser, chain: Schedule, seen: Observed, *, step: float = 1.0
     """
 
     def restored(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
-        prior, x_0, back = _with_jacobian(denoise, x_t, t, previous)
-        _, adjoint, residual = _linearised(seen, x_0)
+        prior, back = _with_jacobian(denoise, x_t, t, previous)
+        _, adjoint, residual = _linearised(seen, prior.x0)
         size = (
             residual.reshape(len(residual), -1).norm(dim=1).clamp(min=torch.finfo(x_t.dtype).tiny)
         )
-        scale = step / (chain.alpha_bar[_place(chain, t) - 1] * _weight(chain, t))
+        alpha_bar_s, weight = _ancestral(chain, t)
+        scale = step / (alpha_bar_s * weight)
         moved = back(adjoint(residual / like(size, residual))) * like(scale, x_t)
         return _corrected(chain, prior, x_t, t, moved)
 
@@ -153,15 +148,11 @@ def _tweedie(schedule: Schedule, t: Tensor) -> Tensor | None:
     return None if bool((alpha_bar == 0).any()) else beta_bar**2 / alpha_bar
 
 
-def _weight(chain: Schedule, t: Tensor) -> Tensor:
-    """(β_t/β̄_t)² at a time of the chain: ᾱ_s times that is x̂_0's weight in the ancestral step."""
-    k = _place(chain, t)
-    return (chain.beta[k] / chain.beta_bar[k]) ** 2
-
-
-def _place(chain: Schedule, t: Tensor) -> int:
-    """Which step of the chain begins at this time."""
-    return int(torch.searchsorted(chain.times, t.detach().double().reshape(-1)[0].cpu()))
+def _ancestral(chain: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """ᾱ_s and (β_t/β̄_t)² of the chain's step that begins at t: together x̂_0's weight in the mean of
+    the ancestral step."""
+    k = int(torch.searchsorted(chain.times, t.detach().double().reshape(-1)[0].cpu()))
+    return chain.alpha_bar[k - 1], (chain.beta[k] / chain.beta_bar[k]) ** 2
 
 
 def _left(schedule: Schedule, t: Tensor, variance: float) -> Tensor:
@@ -172,8 +163,8 @@ def _left(schedule: Schedule, t: Tensor, variance: float) -> Tensor:
 
 def _with_jacobian(
     denoise: Denoiser, x_t: Tensor, t: Tensor, previous: Tensor | None
-) -> tuple[Prediction, Tensor, Linear]:
-    """The prediction, its x̂_0 by itself, and v -> Jᵀ v."""
+) -> tuple[Prediction, Linear]:
+    """The prediction, and v -> Jᵀ v."""
     with torch.enable_grad():
         start = x_t.detach().requires_grad_()
         found = denoise(start, t, previous=previous)
@@ -183,7 +174,7 @@ def _with_jacobian(
         return torch.autograd.grad(x_0, start, v, retain_graph=True)[0]
 
     share = None if found.share is None else found.share.detach()
-    return Prediction(x_0.detach(), found.eps.detach(), share), x_0.detach(), back
+    return Prediction(x_0.detach(), found.eps.detach(), share), back
 
 
 def _linearised(seen: Observed, x_0: Tensor) -> tuple[Linear, Linear, Tensor]:
@@ -206,13 +197,13 @@ def _linearised(seen: Observed, x_0: Tensor) -> tuple[Linear, Linear, Tensor]:
     return apply, adjoint, (seen.y - y_hat).detach()
 
 
-def _without_jacobian(seen: Observed, x_0: Tensor, left: Tensor, iterations: int) -> Tensor:
-    """r² Aᵀ (σ² 1 + r² A Aᵀ)⁻¹ (y - A x̂_0)."""
+def _pull(seen: Observed, x_0: Tensor, covariance: Linear, iterations: int) -> Tensor:
+    """Aᵀ (σ² 1 + A C Aᵀ)⁻¹ (y - A x̂_0), `covariance` being v -> C v."""
     apply, adjoint, residual = _linearised(seen, x_0)
     solved = conjugate_gradients(
-        lambda v: seen.sigma**2 * v + apply(left * adjoint(v)), residual, iterations
+        lambda v: seen.sigma**2 * v + apply(covariance(adjoint(v))), residual, iterations
     )
-    return left * adjoint(solved)
+    return adjoint(solved)
 
 
 def _blind(
@@ -226,8 +217,8 @@ def _blind(
 ) -> Prediction:
     """Where x_t says nothing of x_0: y alone corrects it."""
     prior = denoise(x_t, t, previous=previous)
-    left = torch.full((), variance, dtype=x_t.dtype, device=x_t.device)
-    return _corrected(schedule, prior, x_t, t, _without_jacobian(seen, prior.x0, left, 50))
+    pull = _pull(seen, prior.x0, lambda v: variance * v, 50)
+    return _corrected(schedule, prior, x_t, t, variance * pull)
 
 
 def _corrected(

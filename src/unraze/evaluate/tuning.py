@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from unraze import rng
 from unraze.config import SampleConfig
 from unraze.data import evenly
 from unraze.errors import InputError
@@ -38,6 +37,7 @@ from unraze.generate import (
     class_of,
     denoiser_of,
     generate,
+    start,
     within,
 )
 from unraze.samplers import cheapest, even_angles, jump_errors
@@ -171,9 +171,7 @@ def _jumps(of: Search) -> Generator[Stage, None, Array]:
     yield Stage("the way that steps are chosen from", 0, 1)
     labels = [class_of(of.model, of.classes, k, SEARCH_SEED) for k in range(PROBES)]
     denoise = denoiser_of(of.model, of.model.config.sample, labels)
-    device = next(of.model.network.parameters()).device
-    x = rng.normal(SEARCH_SEED, "start", range(PROBES), 0, of.model.shape).to(device)
-    return jump_errors(denoise, x, _grid(of.model))
+    return jump_errors(denoise, start(of.model, SEARCH_SEED, range(PROBES)), _grid(of.model))
 
 
 def _searched(of: Search, n: int, errors: Array) -> Generator[Stage, None, Searched]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unraze import generate, rng
+from unraze import generate
 from unraze.config import SampleConfig
 from unraze.data import Images, to_float, to_uint8
 from unraze.denoiser import Prediction
@@ -87,7 +87,7 @@ def chosen(images: Images, number: int) -> Array:
 
 def noise_of(model: Model, seed: int) -> Tensor:
     """ε̄ (1, C, H, W) of a seed: that which picture 0 of that seed is drawn from."""
-    return rng.normal(seed, "start", [0], 0, model.shape)
+    return generate.start(model, seed, range(1))
 
 
 def start(model: Model, x0: Tensor, t: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:

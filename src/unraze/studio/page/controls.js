@@ -157,15 +157,14 @@ export function player(name, { signal, shown = (k) => String(k), show, each = 90
     get value() {
       return line.value;
     },
-    get count() {
-      return count;
-    },
-    get playing() {
-      return timer !== 0;
-    },
     to,
     halt,
-    /** How many frames there are by now; the slider stays at the newest where it was there. */
+    /** How many frames there are by now; whoever looked at the newest sees the one that is it now. */
+    follow(to_) {
+      const before = count;
+      if (this.grow(to_) && !timer && before !== to_) to(to_ - 1);
+    },
+    /** How many frames there are by now; says whether the slider was at the newest. */
     grow(to_) {
       const atEnd = count === 0 || line.value >= count - 1;
       count = to_;

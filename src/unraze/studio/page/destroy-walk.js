@@ -70,9 +70,7 @@ export function walkPart(run, here, query, { start, at, kept, signal, wanted }) 
     tellStale();
     shown.hidden = !now.result;
     if (!now.result) return;
-    const before = film.count;
-    const atEnd = film.grow(now.result.frames);
-    if (atEnd && !film.playing && before !== now.result.frames) film.to(now.result.frames - 1);
+    film.follow(now.result.frames);
   }
 
   async function show(k) {

@@ -125,8 +125,7 @@ export function resultsPart(run, { signal, said }) {
     if (tiles.length !== result.count) lay(job);
     const { settings, recipe } = result;
     say(line, `${counted(settings.steps, "step")} by ${settings.sampler}${job.asked.edit === "interpolate" ? "" : `, seed ${recipe.seed}`}`);
-    const count = film.count;
-    if (film.grow(result.frames) && !film.playing && count !== result.frames) film.to(result.frames - 1);
+    film.follow(result.frames);
     if (job.state === "done" && !saves.firstChild) offerSaving();
   }
 

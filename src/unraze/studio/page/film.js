@@ -64,9 +64,7 @@ export function openFilm(opened, number, { frames, of, signal, closed, before })
 
   /** As many moments as there are of what is shown: the last state is not yet estimated. */
   function grow() {
-    const before = film.count;
-    const count = shown === "estimate" ? job.result.estimates : job.result.frames;
-    if (film.grow(count) && !film.playing && before !== count) film.to(count - 1);
+    film.follow(shown === "estimate" ? job.result.estimates : job.result.frames);
   }
 
   async function show(k) {

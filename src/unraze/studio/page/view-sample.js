@@ -141,10 +141,7 @@ function drawingPart({ signal, said, opened }) {
 
   /** As many moments as there are of what is shown: the last state is not yet estimated. */
   function grow(result) {
-    const before = film.count;
-    const count = of === "estimate" ? result.estimates : result.frames;
-    const atEnd = film.grow(count);
-    if (atEnd && !film.playing && before !== count) film.to(count - 1);
+    film.follow(of === "estimate" ? result.estimates : result.frames);
   }
 
   function begin(job) {

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Path, Query, Response
 
 from unraze.studio.library import Missing
 from unraze.studio.routes.common import PNG, Here, JobName, job_of, png
-from unraze.studio.tasks import sampling
 from unraze.studio.tasks.editing import Edits
 from unraze.studio.tasks.looking import Sheets
 from unraze.studio.tasks.nearness import Neighbours
@@ -41,33 +40,22 @@ def frame(
 @router.get("/jobs/{name}/images/{number}.png", response_class=Response, responses=PNG)
 def image(here: Here, name: JobName, number: Number, download: Download = False) -> Response:
     """One picture, with its recipe."""
-    shown = job_of(here, name).shown
-    if isinstance(shown, Edits):
-        data = shown.picture(number)
-    else:
-        data = sampling.picture(_shown(job_of(here, name), Drawing), number)
+    data = _drawn(job_of(here, name)).picture(number)
     return png(data, name=f"{number:05d}.png" if download else None, kept=True)
 
 
 @router.get("/jobs/{name}/grid.png", response_class=Response, responses=PNG)
 def grid(here: Here, name: JobName, download: Download = False) -> Response:
     """All pictures, with their recipe; those of a blend in one row."""
-    shown = job_of(here, name).shown
-    if isinstance(shown, Edits):
-        file = "strip.png" if shown.strip else "grid.png"
-        return png(shown.grid(), name=file if download else None, kept=True)
-    data = sampling.grid(_shown(job_of(here, name), Drawing))
-    return png(data, name="grid.png" if download else None, kept=True)
+    shown = _drawn(job_of(here, name))
+    file = "strip.png" if isinstance(shown, Edits) and shown.strip else "grid.png"
+    return png(shown.grid(), name=file if download else None, kept=True)
 
 
 @router.get("/jobs/{name}/film.gif", response_class=Response, responses=GIF)
 def film(here: Here, name: JobName, download: Download = False) -> Response:
     """How they formed, with their recipe; of a blend the way there and back."""
-    shown = job_of(here, name).shown
-    if isinstance(shown, Edits):
-        data = shown.film()
-    else:
-        data = sampling.film(_shown(job_of(here, name), Drawing))
+    data = _drawn(job_of(here, name)).gif()
     return png(data, name="film.gif" if download else None, kept=True, kind="image/gif")
 
 
@@ -81,6 +69,11 @@ def neighbours(here: Here, name: JobName) -> Response:
 def sheet(here: Here, name: JobName, sheet: Literal["sheet", "held-out"]) -> Response:
     """A contact sheet of a set of images, or of what is held out of it."""
     return png(_shown(job_of(here, name), Sheets).sheet(sheet), kept=True)
+
+
+def _drawn(job: Job) -> Drawing | Edits:
+    """What a job has drawn; raises `Missing`."""
+    return job.shown if isinstance(job.shown, Edits) else _shown(job, Drawing)
 
 
 def _shown(job: Job, kind: type[T]) -> T:

@@ -61,7 +61,7 @@ class Edits:
 
     def picture(self, number: int) -> bytes:
         """The file that `unraze edit` writes of one result; raises `Missing`."""
-        final = self._final()
+        final = self.drawn()
         if number >= len(final):
             raise Missing(f"there is no picture {number}, there are {len(final)}")
         one = pictures.to_pil(final[number : number + 1])[0]
@@ -69,20 +69,21 @@ class Edits:
 
     def grid(self) -> bytes:
         """The file that `unraze edit` writes of all of them; raises `Missing`."""
-        whole = recipes.together(self.given, self._final(), strip=self.strip)
+        whole = recipes.together(self.given, self.drawn(), strip=self.strip)
         return pictures.png_bytes(whole, self.recipe)
 
-    def film(self) -> bytes:
+    def gif(self) -> bytes:
         """The film that `unraze edit --film` writes, of the frames that are kept; raises
         `Missing`."""
         if self.strip:
-            frames = recipes.there_and_back(self._final())
+            frames = recipes.there_and_back(self.drawn())
             return pictures.film_bytes(frames, self.recipe, hold_last_ms=80)
-        self._final()
+        self.drawn()
         states = [state[:FILM_AT_MOST] for state in self.states]
         return pictures.film_bytes(pictures.film_frames(states, self.times), self.recipe)
 
-    def _final(self) -> Array:
+    def drawn(self) -> Array:
+        """The results, once they are; raises `Missing`."""
         if self.final is None:
             raise Missing("it is not drawn yet; wait until it is done")
         return self.final
@@ -120,7 +121,7 @@ def _seen(
             before = moment.done - 1
             kept = kept_states(moment.total - before, most)
         if moment.done - before in kept:
-            shown.states.append(_pixels(moment.x))
+            shown.states.append(recipes.pixels_of(model, moment.x))
             shown.times.append(moment.t)
             if moment.finished:
                 shown.final = shown.states[-1]
@@ -220,12 +221,3 @@ def _label(model: Model, wish: Wish) -> str | None:
     if not wish.classes or model.clusters is not None:
         return None
     return str(dict(enumerate(model.class_names)).get(wish.classes[0], wish.classes[0]))
-
-
-def _pixels(x: Tensor) -> Array:
-    if not bool(x.isfinite().all()):
-        raise InputError(
-            "what was drawn is not a number; give more steps, another method, or an older "
-            "checkpoint"
-        )
-    return pictures.pixels_of(x)

@@ -22,7 +22,7 @@ from unraze.studio.library import Missing
 from unraze.studio.sprites import columns_of, sprite
 from unraze.studio.work import Task, Work
 
-__all__ = ["Drawing", "film", "grid", "keep", "labels_of", "picture", "sampling"]
+__all__ = ["Drawing", "keep", "labels_of", "sampling"]
 
 Array = np.ndarray[Any, Any]
 
@@ -57,6 +57,31 @@ class Drawing:
         if number >= len(frames):
             raise Missing(f"frame {number} is not drawn yet")
         return sprite(frames[number], columns_of(self.order.count))
+
+    def picture(self, number: int) -> bytes:
+        """The file that `unraze sample` writes of one picture; raises `Missing`."""
+        drawn = self.drawn()
+        if number >= len(drawn):
+            raise Missing(f"there is no picture {number}, there are {len(drawn)}")
+        recipe = drawing.recipe_of(self.order, range(self.order.count), number)
+        return pictures.png_bytes(pictures.to_pil(drawn[number : number + 1])[0], recipe)
+
+    def grid(self) -> bytes:
+        """The file that `unraze sample` writes of all of them; raises `Missing`."""
+        return pictures.png_bytes(*drawing.grid_of(self.order, self.drawn()))
+
+    def gif(self) -> bytes:
+        """The film that `unraze sample --film` writes; raises `Missing`."""
+        self.drawn()
+        if self.film is None:
+            raise Missing("its film is too large to be kept here; unraze sample --film draws it")
+        return pictures.film_bytes(*drawing.film_of(self.order, self.film))
+
+    def drawn(self) -> Array:
+        """The pictures, once they are; raises `Missing`."""
+        if self.final is None:
+            raise Missing("it is not drawn yet; wait until it is done")
+        return self.final
 
 
 def sampling(asked: Sampled, run: Run, held: Held) -> Work:
@@ -161,31 +186,9 @@ def labels_of(order: Order) -> list[str | None]:
     return [None if k is None else names[k] if k < len(names) else str(k) for k in found]
 
 
-def picture(shown: Drawing, number: int) -> bytes:
-    """The file that `unraze sample` writes of one picture."""
-    final = _final(shown)
-    if number >= len(final):
-        raise Missing(f"there is no picture {number}, there are {len(final)}")
-    recipe = drawing.recipe_of(shown.order, range(shown.order.count), number)
-    return pictures.png_bytes(pictures.to_pil(final[number : number + 1])[0], recipe)
-
-
-def grid(shown: Drawing) -> bytes:
-    """The file that `unraze sample` writes of all of them."""
-    return pictures.png_bytes(*drawing.grid_of(shown.order, _final(shown)))
-
-
-def film(shown: Drawing) -> bytes:
-    """The film that `unraze sample --film` writes."""
-    _final(shown)
-    if shown.film is None:
-        raise Missing("its film is too large to be kept here; unraze sample --film draws it")
-    return pictures.film_bytes(*drawing.film_of(shown.order, shown.film))
-
-
 def keep(shown: Drawing) -> None:
     """Writes the pictures into the run's folder, as `unraze sample` does; once."""
-    final = _final(shown)
+    final = shown.drawn()
     with shown.lock:
         if shown.folder is not None:
             return
@@ -210,9 +213,3 @@ def _made(run: Path) -> Path:
         except OSError as error:
             raise UnrazeError(cannot_make(folder, error)) from error
         return folder
-
-
-def _final(shown: Drawing) -> Array:
-    if shown.final is None:
-        raise Missing("it is not drawn yet; wait until it is done")
-    return shown.final

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unraze import generate, rng
+from unraze import generate
 from unraze.config import SampleConfig
 from unraze.data import to_uint8
 from unraze.drawing import kept_states
@@ -81,8 +81,7 @@ def _walked(
     settings = SampleConfig(clip="clip", dtype="float32")
     label = looks.label_of(model, asked.label)
 
-    def noise(step: int) -> Tensor:
-        return rng.normal(asked.seed, "walk", [0], step, model.shape)
+    noise = generate.noise_of(model, asked.seed, range(1))
 
     def denoise() -> Any:
         return generate.denoiser_of(model, settings, [label])
