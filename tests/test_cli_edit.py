@@ -106,9 +106,9 @@ def test_each_command_writes_its_results_with_their_recipe(
 def test_an_inversion_is_kept_and_its_error_said(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, said = edited(capsys, "invert", str(run), "0.png", "--steps", "40")
+    folder, said = edited(capsys, "invert", str(run), "0.png", "--steps", "40", "--film")
     assert folder == run / "edits-00000"
-    assert {p.name for p in folder.iterdir()} == {"noise.npy", "again.png", "grid.png"}
+    assert {p.name for p in folder.iterdir()} == {"noise.npy", "again.png", "grid.png", "film.gif"}
     noise = np.load(folder / "noise.npy")
     assert (noise.shape, noise.dtype) == ((1, 8, 8), np.float32)
     off = float(re.findall(r"differs by ([\d.]+)", said)[0])
@@ -166,7 +166,14 @@ def test_the_same_seed_gives_the_same_files(
         ("restore RUN 0.png --operator blur:-1", "give a number above 0"),
         ("restore RUN 0.png --operator grey", "no colours to restore"),
         ("restore RUN 0.png --operator noise", "say with --noise"),
-        ("restore RUN 0.png --operator noise --noise -1", "--noise"),
+        ("restore RUN 0.png --operator blur:1 --noise -1 --spoil", "--noise = -1: give a number"),
+        ("restore RUN 0.png --operator blur:inf", "blur:inf: give a number above 0"),
+        ("restore RUN 0.png --operator blur:1e9", "too wide a blur"),
+        ("inpaint RUN 0.png --mask " + 300 * "m", "cannot be read .File name too long"),
+        ("vary RUN 0.png --of 9 --class below", "knows 2 classes"),
+        ("interpolate RUN --seeds 1 2 --guidance 3", "--guidance = 3: name the class"),
+        ("interpolate RUN 0.png 1.png --steps 1", "--steps = 1: one step up"),
+        ("invert RUN 0.png --steps 1", "--steps = 1: one step up"),
         ("restore RUN 0.png --operator sharpen", "sharpen: is not known"),
         ("restore RUN 0.png --operator missing:0.5", "which pixels are missing is not known"),
         ("restore RUN 0.png --operator missing:1.5", "between 0 and 1"),

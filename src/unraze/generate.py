@@ -56,6 +56,7 @@ __all__ = [
     "check",
     "class_of",
     "denoiser_of",
+    "device_of",
     "dtype_of",
     "generate",
     "keep_tuning",
@@ -355,7 +356,7 @@ def dtype_of(model: Model, settings: SampleConfig) -> Literal["float32", "bfloat
     """The type that the network computes in, by its settings, or as it was trained."""
     if settings.dtype != "auto":
         return settings.dtype
-    as_trained = model.config.train.dtype == "bfloat16" and has_bfloat16(_device(model).type)
+    as_trained = model.config.train.dtype == "bfloat16" and has_bfloat16(device_of(model).type)
     return "bfloat16" if as_trained else "float32"
 
 
@@ -430,7 +431,7 @@ def denoiser_of(
             model.schedule,
             model.config.loss.parametrisation,
             sigma_data=model.sigma_data,
-            classes=classes.to(_device(model)) if model.num_classes else None,
+            classes=classes.to(device_of(model)) if model.num_classes else None,
             self_conditioning=model.config.loss.self_conditioning,
         )
         return _in_bfloat16(found) if dtype_of(model, settings) == "bfloat16" else found
@@ -486,7 +487,7 @@ def generate(
             "n and batch are at least 1, first and seed at least 0"
         )
     check(model, settings)
-    require_pictures(min(batch, n), model.shape, str(_device(model)))
+    require_pictures(min(batch, n), model.shape, str(device_of(model)))
     way = plan_of(model, settings)
     batches = [range(k, min(k + batch, first + n)) for k in range(first, first + n, batch)]
     borders = model.config.loss.borders or (0.0,)
@@ -504,7 +505,7 @@ def generate(
 
 def start(model: Model, seed: int, numbers: range) -> Tensor:
     """x_T of these images of a seed (B, C, H, W): normal noise, each image's its own."""
-    return rng.normal(seed, "start", numbers, 0, model.shape).to(_device(model))
+    return rng.normal(seed, "start", numbers, 0, model.shape).to(device_of(model))
 
 
 def sample(
@@ -523,7 +524,7 @@ def sample(
     Of several `ranks` each draws its share of them, which may be none, and has that alone. `stop`
     is asked after every step; where it says yes, `Stopped` is raised.
     """
-    share, drawn = ranks.share(n), [torch.empty(0, *model.shape, device=_device(model))]
+    share, drawn = ranks.share(n), [torch.empty(0, *model.shape, device=device_of(model))]
     if ranks.count > 1 and not share:
         return drawn[0]
     steps = generate(
@@ -563,7 +564,7 @@ def recipe(
         "class": classes,
         "batch": [batch.start, len(batch)],
         "threads": torch.get_num_threads(),
-        "device": str(_device(model)),
+        "device": str(device_of(model)),
         "engine": model.engine,
         "settings": settings.model_dump(mode="json") | {"dtype": dtype_of(model, settings)},
     }
@@ -613,7 +614,7 @@ def noise_of(model: Model, seed: int, numbers: range) -> Noise:
     """The noise z of each step, of these images of a seed: (B, C, H, W), each image's its own."""
 
     def noise(step: int) -> Tensor:
-        return rng.normal(seed, "walk", numbers, step, model.shape).to(_device(model))
+        return rng.normal(seed, "walk", numbers, step, model.shape).to(device_of(model))
 
     return noise
 
@@ -628,5 +629,6 @@ def _in_bfloat16(denoise: Denoiser) -> Denoiser:
     return cast
 
 
-def _device(model: Model) -> torch.device:
+def device_of(model: Model) -> torch.device:
+    """Where the network computes."""
     return next(model.network.parameters()).device

@@ -148,13 +148,16 @@ def film_frames(
     """Grids of the states, each (N, H, W, C), with their times below: "t = 740" and a bar.
 
     `columns` and `upscale` are those of `grid`. The bar fills from the first time to the last, up
-    or down. Raises `ValueError` where there are not as many times as states.
+    or down, and where times go both ways frame by frame. Raises `ValueError` where there are not as
+    many times as states.
     """
     grids = [grid(state, columns=columns, upscale=upscale) for state in states]
     if not caption:
         return grids
     way = (times[-1] - times[0]) if len(times) else 0.0
     shares = [(t - times[0]) / way if way else 1.0 for t in times]
+    if any(not 0 <= share <= 1 for share in shares):
+        shares = [k / (len(times) - 1) for k in range(len(times))]
     return [
         captioned(each, f"t = {t:.4g}", share=share)
         for each, t, share in zip(grids, times, shares, strict=True)

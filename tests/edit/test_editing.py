@@ -211,6 +211,11 @@ def test_what_cannot_be_edited_is_refused(model: Model, image: Tensor, tmp_path:
     refused("operator makes 1 x 8 x 8", editing.restore(model, Observed(y, identity), usual))
     refused("does not divide", editing.restore(model, Observed(y, downsampled(3)), usual))
     refused("too wide", editing.restore(model, Observed(y, blurred(5.0)), usual))
+    refused("knows 2 classes", editing.change_class(model, image, usual, of=(7,)))
+    one_step = wish(model, changes={"steps": 1})
+    refused("steps = 1", editing.inverted(model, image, one_step))
+    refused("steps = 1", editing.interpolate(model, (1, 2), one_step))
+    refused("name the class", editing.interpolate(model, (1, 2), guided))
     refused("at least 2", editing.interpolate(model, (1, 2), wish(model, count=1)))
     refused("above 0", editing.change_class(model, image, usual, of=(0,), strength=0.0))
 

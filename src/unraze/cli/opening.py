@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     from unraze.data.reading import quiet_decoders
     from unraze.data.shape import UnreadableError, decode
 
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{path}: is not a file; give the path of a picture")
     try:
         with quiet_decoders(), path.open("rb") as stream:

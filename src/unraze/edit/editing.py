@@ -121,6 +121,7 @@ def vary(model: Model, image: Tensor, wish: Wish, *, strength: float) -> Iterato
     if not 0 <= strength <= 1:
         raise InputError(f"strength = {strength:g}: give a number from 0, the image itself, to 1")
     _require(model, wish, image)
+    image = image.to(generate.device_of(model))
     end = strength * float(model.schedule.times[-1])
     if not model.config.loss.continuous:
         end = float(round(end))
@@ -152,7 +153,8 @@ def restore(
     _require(model, wish)
     _require_operator(model, seen)
     way = generate.plan_of(model, wish.settings)
-    believed = Observed(seen.y, seen.operator, max(seen.sigma, LEAST_SIGMA))
+    y = seen.y.to(generate.device_of(model))
+    believed = Observed(y, seen.operator, max(seen.sigma, LEAST_SIGMA))
 
     def walked(numbers: range) -> Iterator[Step]:
         bare = _denoiser(model, wish, len(numbers), clipped=False)
@@ -190,7 +192,7 @@ def inpaint(
         raise InputError("mask: is empty, nothing is to be drawn; mark it white")
     if bool(unknown.all()):
         raise InputError("mask: covers the whole image, nothing is known; draw with unraze sample")
-    known = ~unknown
+    image, known = (x.to(generate.device_of(model)) for x in (image, ~unknown))
     settings = wish.settings
     if method == "repaint":
         steps = repaint_steps(settings.steps, repeats=repeats)
@@ -231,8 +233,9 @@ def inverted(
     """
     _require_no_jumps(model)
     _require(model, wish, image)
-    chain = generate.plan_of(model, wish.settings).chain
+    chain = _chain_of_inversion(model, wish)
     denoise = _denoiser(model, wish, 1)
+    image = image.to(generate.device_of(model))
     steps, numbers, x = chain.steps, range(1), image[None]
     for done, step in enumerate(invert(denoise, x, chain, iterations=iterations), 1):
         x = step.x
@@ -258,6 +261,8 @@ def change_class(
         raise InputError(f"strength = {strength:g}: give a number above 0, at most 1")
     _require_no_jumps(model)
     _require(model, wish, image)
+    _require(model, replace(wish, classes=of))
+    image = image.to(generate.device_of(model))
     end = strength * float(model.schedule.times[-1])
     end = end if model.config.loss.continuous else max(1.0, float(round(end)))
     chain, _ = _part(model, wish.settings, end)
@@ -290,7 +295,8 @@ def interpolate(
     if wish.count < 2:
         raise InputError(f"count = {wish.count}: give at least 2, the two ends")
     _require_no_jumps(model)
-    chain = generate.plan_of(model, wish.settings).chain
+    _require(model, wish)
+    chain = _chain_of_inversion(model, wish)
     found, made = [], 0
     total = chain.steps * (sum(isinstance(end, Tensor) for end in ends) + len(_batches(wish)))
     for end in ends:
@@ -298,7 +304,7 @@ def interpolate(
             found.append(generate.start(model, end, range(1)))
             continue
         _require(model, wish, end)
-        x = end[None]
+        x = end[None].to(generate.device_of(model))
         for step in invert(_denoiser(model, wish, 1), x, chain, iterations=iterations):
             x, made = step.x, made + 1
             yield Progress(range(1), step.t, x, step.prediction.x0, made, total, finished=False)
@@ -386,6 +392,14 @@ def _part(model: Model, settings: SampleConfig, end: float) -> tuple[Schedule, i
     return found.chain, found.states
 
 
+def _chain_of_inversion(model: Model, wish: Wish) -> Schedule:
+    """The steps up and down; raises `InputError` for one alone, which leaves nothing to invert."""
+    chain = generate.plan_of(model, wish.settings).chain
+    if chain.steps < 2:
+        raise InputError("steps = 1: one step up leaves nothing of a picture; give 2 or more")
+    return chain
+
+
 def _borders(model: Model, end: float) -> tuple[float, ...]:
     """The times that a distilled network jumps to, from `end` down; else 0 alone."""
     borders = model.config.loss.borders
@@ -400,7 +414,7 @@ def _require(model: Model, wish: Wish, image: Tensor | None = None) -> None:
             "at least 1, seed at least 0"
         )
     generate.check(model, wish.settings)
-    require_pictures(min(wish.batch, wish.count), model.shape, "cpu")
+    require_pictures(min(wish.batch, wish.count), model.shape, str(generate.device_of(model)))
     if image is not None and image.shape != model.shape:
         raise InputError(f"image: is {_size(image.shape)}, the run's are {_size(model.shape)}")
     for one in wish.classes:

@@ -82,19 +82,18 @@ def blurred(sigma: float) -> Operator:
 
     Beyond the edge the picture goes on as its mirror image does.
     """
-    if not sigma > 0:
+    if not 0 < sigma < math.inf:
         raise ValueError(f"sigma = {sigma:g}: give a number above 0")
     reach = max(1, math.ceil(3 * sigma))
-    places = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    kernel = (-0.5 * (places / sigma) ** 2).exp()
-    kernel = kernel / kernel.sum()
 
     def apply(x: Tensor) -> Tensor:
         if min(x.shape[-2:]) <= reach:
             height, width = x.shape[-2:]
             raise ValueError(f"sigma = {sigma:g}: too wide a blur for {height} x {width} pixels")
         channels = x.shape[1]
-        one = kernel.to(x).expand(channels, 1, -1)
+        places = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        kernel = (-0.5 * (places / sigma) ** 2).exp()
+        one = (kernel / kernel.sum()).to(x).expand(channels, 1, -1)
         padded = functional.pad(x, (reach, reach, reach, reach), mode="reflect")
         across = functional.conv2d(padded, one[:, :, None, :], groups=channels)
         return functional.conv2d(across, one[:, :, :, None], groups=channels)

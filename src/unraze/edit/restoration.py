@@ -106,8 +106,8 @@ def diffpir(
 
     r² as in `pigdm`, λ is `strength`; no pass back, so a call costs as much as without it. For
     σ = 0 it is the picture nearest to x̂_0 with A x = y (DDNM; Wang et al. 2022, arXiv:2212.00490),
-    whatever λ. Source: Zhu et al. 2023, arXiv:2305.08995, eq. 13; their ρ_t is σ²/(λ r²) with
-    r = β̄/ᾱ, ours leaves no more variance than there is.
+    whatever λ. Source: Zhu et al. 2023, arXiv:2305.08995, eq. 13; λ is the inverse of theirs,
+    and their r is β̄/ᾱ, while ours leaves no more variance than there is.
     """
 
     def restored(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:

@@ -39,7 +39,7 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     where they are parallel. Source: Shoemake 1985, "Animating rotation with quaternion curves",
     section 3.3.
     """
-    a, b = start.flatten(1).double(), end.flatten(1).double()
+    a, b = (x.flatten(1).cpu().double() for x in (start, end))  # some devices have no float64
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-300)
     omega = cosine.clamp(-1, 1).acos()
     straight = omega.sin() < 1e-6
@@ -47,4 +47,4 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     of_a = torch.where(straight, 1 - share, ((1 - share) * omega).sin() / sine)
     of_b = torch.where(straight, share, (share * omega).sin() / sine)
     blend = of_a[:, None] * a + of_b[:, None] * b
-    return blend.reshape(start.shape).to(start.dtype)
+    return blend.reshape(start.shape).to(start)

@@ -32,7 +32,7 @@ __all__ = [
 
 MOST_PICTURES = 64
 MOST_STEPS = 10**9
-MOST_MASK = 2**17
+MOST_MASK = 2**18
 """Characters of a mask: of 1024 x 1024 pixels at most."""
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
