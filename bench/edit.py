@@ -20,6 +20,7 @@ authors leave to the user are tried. Every cell is kept; the same command goes o
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from unraze.data import to_float, to_uint8
 from unraze.denoiser import Denoiser, clipped
 from unraze.edit.inpainting import repaint, repaint_steps, replaced
 from unraze.edit.operators import Observed, Operator, blurred, downsampled, identity, only
-from unraze.edit.restoration import diffpir, dps, mmps, pigdm
+from unraze.edit.restoration import diffpir, dps, held, mmps, pigdm
 from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.metrics import frechet
 from unraze.generate import Model
@@ -88,12 +89,21 @@ class Job:
 Method = Callable[[Job], Tensor]
 
 
-def walked(wrap: Callable[[Job, Schedule], Denoiser], eta: float | None) -> Method:
-    """Ours: a wrapped denoiser, clipped, by DDIM with this η, or where it is None by Adams."""
+def walked(
+    wrap: Callable[[Denoiser, Job, Schedule], Denoiser], eta: float | None, *, moves: bool = False
+) -> Method:
+    """Ours: a wrapped denoiser, clipped, by DDIM with this η, or where it is None by Adams.
+
+    Of those that move the step, what they begin from is clipped.
+    """
 
     def draw(job: Job) -> Tensor:
         chain = job.chain()
-        denoise = clipped(wrap(job, chain), job.model.schedule)
+        if moves:
+            bound = partial(clipped, schedule=job.model.schedule)
+            denoise = wrap(held(job.denoise, bound), job, chain)
+        else:
+            denoise = clipped(wrap(job.denoise, job, chain), job.model.schedule)
         if job.task == INPAINTING:
             denoise = replaced(denoise, job.model.schedule, job.truth, HALF)
         if eta is None:
@@ -103,29 +113,29 @@ def walked(wrap: Callable[[Job, Schedule], Denoiser], eta: float | None) -> Meth
     return draw
 
 
-def _mmps(iterations: int) -> Callable[[Job, Schedule], Denoiser]:
-    return lambda job, chain: mmps(
-        job.denoise, job.model.schedule, job.seen, iterations=iterations, variance=job.variance
+def _mmps(iterations: int) -> Callable[[Denoiser, Job, Schedule], Denoiser]:
+    return lambda denoise, job, chain: mmps(
+        denoise, job.model.schedule, job.seen, iterations=iterations, variance=job.variance
     )
 
 
-def _pigdm(job: Job, chain: Schedule) -> Denoiser:
-    return pigdm(job.denoise, job.model.schedule, job.seen, variance=job.variance)
+def _pigdm(denoise: Denoiser, job: Job, chain: Schedule) -> Denoiser:
+    return pigdm(denoise, job.model.schedule, job.seen, variance=job.variance)
 
 
-def _published(job: Job, chain: Schedule) -> Denoiser:
+def _published(denoise: Denoiser, job: Job, chain: Schedule) -> Denoiser:
     how: dict[str, Any] = {"variance": job.variance, "chain": chain}
-    return pigdm(job.denoise, job.model.schedule, job.seen, **how)
+    return pigdm(denoise, job.model.schedule, job.seen, **how)
 
 
-def _diffpir(strength: float) -> Callable[[Job, Schedule], Denoiser]:
-    return lambda job, chain: diffpir(
-        job.denoise, job.model.schedule, job.seen, strength=strength, variance=job.variance
+def _diffpir(strength: float) -> Callable[[Denoiser, Job, Schedule], Denoiser]:
+    return lambda denoise, job, chain: diffpir(
+        denoise, job.model.schedule, job.seen, strength=strength, variance=job.variance
     )
 
 
-def _dps(step: float) -> Callable[[Job, Schedule], Denoiser]:
-    return lambda job, chain: dps(job.denoise, chain, job.seen, step=step)
+def _dps(step: float) -> Callable[[Denoiser, Job, Schedule], Denoiser]:
+    return lambda denoise, job, chain: dps(denoise, chain, job.seen, step=step)
 
 
 def _repainted(repeats: int) -> Method:
@@ -147,16 +157,16 @@ OURS: dict[str, dict[str, Method]] = {
     "pigdm": {
         name: walked(_pigdm, eta) for name, eta in (("η 1", 1.0), ("η 0", 0.0), ("adams", None))
     }
-    | {"published, η 1": walked(_published, 1.0)},
+    | {"published, η 1": walked(_published, 1.0, moves=True)},
     "diffpir": {
         f"λ {strength:g}, {name}": walked(_diffpir(strength), eta)
         for strength in (0.3, 1.0)
         for name, eta in (("η 1", 1.0), ("η 0", 0.0))
     },
-    "dps": {f"ζ {step:g}": walked(_dps(step), 1.0) for step in (0.3, 1.0)},
+    "dps": {f"ζ {step:g}": walked(_dps(step), 1.0, moves=True) for step in (0.3, 1.0)},
     "repaint": {f"{r} repeats": _repainted(r) for r in (2, 5)},
     "replace": {
-        "η 1": walked(lambda job, chain: job.denoise, 1.0),
+        "η 1": walked(lambda denoise, job, chain: denoise, 1.0),
     },
 }
 OF_INPAINTING = ("repaint", "replace", "azula RePaint")
@@ -174,11 +184,12 @@ class TheirSchedule(azula.noise.Schedule):
 
 
 class TheirDenoiser(azula.denoise.Denoiser):
-    """Our denoiser as azula's."""
+    """Our denoiser as azula's, its estimate clipped, as ours begin from it."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.job, self._schedule = job, TheirSchedule(job.model.schedule)
+        self.denoise = held(job.denoise, partial(clipped, schedule=job.model.schedule))
 
     @property
     def schedule(self) -> TheirSchedule:
@@ -186,7 +197,7 @@ class TheirDenoiser(azula.denoise.Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, **how: Any) -> azula.denoise.DiracPosterior:
         time = t.double() * float(self.job.model.schedule.times[-1])
-        return azula.denoise.DiracPosterior(mean=self.job.denoise(x_t, time).x0)
+        return azula.denoise.DiracPosterior(mean=self.denoise(x_t, time).x0)
 
 
 START = 0.995

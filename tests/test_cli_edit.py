@@ -22,6 +22,9 @@ def mirrored(x):
 def scalar(x):
     return x.mean((1, 2, 3))
 
+def deaf(x):
+    return x.detach()
+
 def broken(x):
     raise RuntimeError("oh")
 """
@@ -179,6 +182,11 @@ def test_the_same_seed_gives_the_same_files(
         ("restore RUN 0.png --operator missing:1.5", "between 0 and 1"),
         ("restore RUN 0.png --operator mine.py:absent", "there is no function of that name"),
         ("restore RUN 0.png --operator mine.py:broken", "oh"),
+        ("restore RUN 0.png --operator mine.py:deaf", "mine.py:deaf: cannot be differentiated"),
+        (
+            "inpaint RUN 0.png --mask mask.png --method repaint --steps 4 --repeats 4",
+            "--repeats = 4: give .* fewer than the 4 calls",
+        ),
         ("restore RUN 0.png --operator none.py:f", "there is no file none.py"),
         ("restore RUN 0.png --operator mine.py:scalar", "is no picture"),
         ("interpolate RUN", "give two pictures, or --seeds"),
@@ -208,6 +216,44 @@ def test_a_folder_with_other_things_is_left_alone(
     assert main(["edit", "vary", str(run), "0.png", "--out", "out"]) == 2
     assert "holds other things, mine.txt" in capsys.readouterr().err
     assert [p.name for p in Path("out").iterdir()] == ["mine.txt"]
+
+
+def test_results_of_two_edits_are_not_mixed(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is all written over may be there; what would stay beside the new results may not."""
+    line = ["vary", str(run), "0.png", "--steps", "4", "--out", "out"]
+    edited(capsys, *line, "-n", "3", "--film")
+    for words, said in (
+        ([*line, "-n", "2", "--film"], "holds more pictures than are to be drawn now, 00002.png"),
+        ([*line, "-n", "3"], "holds other things, film.gif"),
+        (["interpolate", *line[1:3], "1.png", *line[3:], "-n", "3", "--film"], "grid.png"),
+    ):
+        assert main(["edit", *words]) == 2
+        assert said in capsys.readouterr().err
+    edited(capsys, *line, "-n", "3", "--film", "--seed", "1")
+
+
+def test_recipes_say_how_it_went(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, sampler, sigma in (
+        ("inpaint RUN 0.png --mask mask.png --method repaint --repeats 2", "random", "beta_tilde"),
+        ("vary RUN 0.png --of above --class below", "random", "beta"),
+        ("inpaint RUN 0.png --mask mask.png", "ddim", "beta"),
+    ):
+        line = [str(run) if word == "RUN" else word for word in words.split()]
+        folder, _ = edited(capsys, *line, "--steps", "5")
+        settings = pictures.read_recipe(folder / "00000.png")["settings"]
+        assert (settings["sampler"], settings["sigma"]) == (sampler, sigma)
+
+
+def test_a_film_has_the_steps_of_its_results_alone(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["vary", str(run), "0.png", "--film", "-n", "5", "--steps", "6"]
+    for words, frames in ((["--batch", "2"], 3), (["--strength", "0", "--batch", "2"], 1)):
+        folder, _ = edited(capsys, *line, *words)
+        with Image.open(folder / "film.gif") as film:
+            assert getattr(film, "n_frames", 1) == frames
 
 
 def test_the_pictures_of_the_documents_are_made(tmp_path: Path) -> None:

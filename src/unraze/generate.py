@@ -59,6 +59,7 @@ __all__ = [
     "device_of",
     "dtype_of",
     "generate",
+    "guided_between",
     "keep_tuning",
     "load",
     "noise_of",
@@ -401,9 +402,14 @@ def _guided(
     nothing: Denoiser,
     scale: float | Tensor,
 ) -> Denoiser:
+    return guided(denoise, nothing, scale, interval=guided_between(model, settings))
+
+
+def guided_between(model: Model, settings: SampleConfig) -> tuple[float, float]:
+    """The training times that guidance acts between, ends included."""
     last = float(model.schedule.times[-1])
     low, high = settings.guidance_interval
-    return guided(denoise, nothing, scale, interval=(low * last, high * last))
+    return low * last, high * last
 
 
 def denoiser_of(

@@ -34,8 +34,8 @@ def image(tiny_images: Images) -> Tensor:
     return to_float(tiny_images.pixels[:1])[0]
 
 
-def wish(model: Model, *, draws: bool = False, **how: Any) -> Wish:
-    settings = editing.settings_for(model, {"steps": 10, **how.pop("changes", {})}, draws=draws)
+def wish(model: Model, *, by: editing.Walk = "flow", **how: Any) -> Wish:
+    settings = editing.settings_for(model, {"steps": 10, **how.pop("changes", {})}, by=by)
     return Wish(settings, **{"count": 3, **how})
 
 
@@ -122,7 +122,7 @@ LOWER = torch.arange(8)[:, None].expand(8, 8) >= 4
 def test_known_pixels_are_kept_to_the_bit(
     model: Model, image: Tensor, method: editing.Inpainting
 ) -> None:
-    asked = wish(model, draws=True)
+    asked = wish(model, by="posterior")
     moments = list(editing.inpaint(model, image, LOWER, asked, method=method))
     assert moments[-1].done == moments[-1].total
     found = results(iter(moments))
@@ -139,7 +139,7 @@ def test_what_is_drawn_goes_with_what_is_known(
     below = []
     for number in (0, 1):
         picture = to_float(tiny_images.pixels[number : number + 1])[0]
-        asked = wish(model, draws=True, count=8, changes={"steps": 25})
+        asked = wish(model, by="posterior", count=8, changes={"steps": 25})
         found = results(editing.inpaint(model, picture, LOWER, asked, method=method))
         below.append(float(found[:, :, 4:].mean()))
     assert below[0] < below[1] - 0.3
@@ -152,7 +152,7 @@ def test_what_is_restored_is_what_was_seen(
     """Spoilt in the same way again, results look as what was given, and better than by chance."""
     operator = downsampled(2)
     y = operator(image[None])
-    asked = wish(model, draws=True, changes={"steps": 25}, count=4)
+    asked = wish(model, by="posterior", changes={"steps": 25}, count=4)
     found = results(editing.restore(model, Observed(y, operator, 0.02), asked, method=method))
     by_chance = generate.sample(model, 4, settings=asked.settings, classes="none")
     near = float((operator(found) - y).abs().mean())
@@ -173,6 +173,22 @@ def test_an_image_is_found_again_from_its_noise(model: Model, image: Tensor) -> 
         errors.append(found.error)
     assert errors[1] < 0.1
     assert errors[1] < errors[0]
+
+
+def test_self_conditioning_does_not_stand_between_an_image_and_its_noise(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    """What such a network is told of the step before is not the same up and down: it is left out.
+    Solved to the end, all but the last step comes back."""
+    config = updated(tiny_config, {"train.steps": 100, "loss.self_conditioning": True})
+    learned = fit(tiny_images, config, out=tmp_path / "t")
+    x0 = to_float(tiny_images.pixels[:1])[0]
+    asked = wish(learned, count=1, changes={"steps": 20, "clip": "none"})
+    *moments, found = editing.inverted(learned, x0, asked, iterations=30)
+    assert isinstance(found, Inverted)
+    up, down = moments[0], moments[-2]
+    assert up.t == down.t > 0
+    torch.testing.assert_close(down.x, up.x, rtol=0, atol=1e-3)
 
 
 def test_blends_go_from_one_end_to_the_other(model: Model, tiny_images: Images) -> None:
@@ -206,6 +222,10 @@ def test_what_cannot_be_edited_is_refused(model: Model, image: Tensor, tmp_path:
     refused("name the class", editing.vary(model, image, guided, strength=0.5))
     refused("mask: is empty", editing.inpaint(model, image, none, usual))
     refused("covers the whole", editing.inpaint(model, image, ~none, usual))
+    repaint: dict[str, Any] = {"method": "repaint"}
+    for repeats in (0, 10):
+        moments = editing.inpaint(model, image, LOWER, usual, repeats=repeats, **repaint)
+        refused(f"repeats = {repeats}: give", moments)
     refused("8 x 9", editing.inpaint(model, image, torch.ones(8, 9).bool(), usual))
     y = torch.zeros(1, 1, 2, 2)
     refused("operator makes 1 x 8 x 8", editing.restore(model, Observed(y, identity), usual))

@@ -73,7 +73,25 @@ def test_edit_friendly_noise_is_more_than_a_chain_s_own() -> None:
     x = normals(12, count, D) @ torch.linalg.cholesky(COVARIANCE).T + MEAN
     chain = even_angles(ANGLE, 50)
     _, noise = edit_friendly(PRIOR, x, chain, noise=drawn(4, count, D))
-    assert float(noise(25).var()) > 2
+    found = {t: noise(t) for t in range(50, 0, -1)}
+    assert float(found[25].var()) > 2
+
+
+def test_edit_friendly_noise_is_found_step_by_step_as_it_is_asked_for() -> None:
+    chain = even_angles(ANGLE, 5)
+    denoise, asked = counted(PRIOR)
+    top, noise = edit_friendly(denoise, PICTURES, chain, noise=drawn(3, 8, D))
+    assert asked == []
+    made = 0
+    for step in random(PRIOR, top, chain, noise=noise, final_noise=True):
+        made, found = made + 1, step.x
+        assert len(asked) == made
+    torch.testing.assert_close(found, PICTURES, rtol=0, atol=1e-12)
+    assert asked == chain.times.flip(0)[:-1].tolist()
+    with pytest.raises(ValueError, match="z_3 is asked for"):
+        noise(3)
+    with pytest.raises(ValueError, match="z_4 is asked for"):
+        edit_friendly(denoise, PICTURES, chain, noise=drawn(3, 8, D))[1](4)
 
 
 def test_what_cannot_be_inverted_is_refused() -> None:

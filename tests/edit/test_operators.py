@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from oracle import normals
-from unraze.edit.operators import blurred, downsampled, grey, identity, only
+from unraze.edit.operators import blurred, downsampled, grey, identity, only, shape_seen
 
 
 def test_downsampling_takes_means_of_squares() -> None:
@@ -43,6 +43,20 @@ def test_grey_is_pillow_s() -> None:
     assert float((grey(x)[0, 0] - torch.from_numpy(wanted.copy())).abs().max()) <= 0.51
     with pytest.raises(ValueError, match="3 channels"):
         grey(x[:, :1])
+
+
+def test_what_is_no_operator_is_refused_before_it_is_needed() -> None:
+    assert shape_seen(downsampled(2), (3, 8, 8)) == (3, 4, 4)
+    assert shape_seen(lambda x: x.mean((1, 2, 3)), (1, 8, 8)) == ()
+    for operator, said in (
+        (lambda x: x.detach(), "cannot be differentiated"),
+        (lambda x: x.mean(0, keepdim=True), r"gives \(1, 1, 8, 8\) of two images"),
+        (lambda x: x.mean(), r"gives \(\) of two"),
+        (lambda x: x.shape, "gives Size of two"),
+        (lambda x: x @ torch.ones(3, 3), "does not take the run's images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            shape_seen(operator, (1, 8, 8))
 
 
 def test_only_what_is_seen_is_left() -> None:

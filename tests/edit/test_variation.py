@@ -75,6 +75,12 @@ def test_one_condition_is_guidance_and_a_negative_one_leads_away() -> None:
     found, wanted = composed([one], none, [2.5])(x, t), guided(one, none, 2.5)(x, t)
     torch.testing.assert_close(found.x0, wanted.x0)
     torch.testing.assert_close(found.eps, wanted.eps)
+    early = {"interval": (0.0, 29.0)}
+    later, wanted = (
+        composed([one], none, [2.5], **early)(x, t),
+        guided(one, none, 2.5, **early)(x, t),
+    )
+    torch.testing.assert_close(later.x0, wanted.x0)
     both = composed([one, one], none, [2.0, -2.0])(x, t)
     torch.testing.assert_close(both.x0, none(x, t).x0)
     # conditions that differ in the mean alone: their estimates differ by a constant, which adds up

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["inpaint", "interpolate", "invert", "restore", "vary"]
 
-EDITED = re.compile(r"(\d{5,})\.png|(?:grid|strip|seen|given|again)\.png|film\.gif|noise\.npy")
-"""The names that editing gives to what it writes into a folder."""
 MOST_RESULTS = 10_000
 
 edit = App(
@@ -162,14 +160,14 @@ def vary(
     if of is not None and (sampler or spacing):
         option = "--sampler" if sampler else "--spacing"
         raise InputError(f"--of walks by random sampling, even in angle: leave {option} out")
-    with _editing(run, how, "strength") as model:
+    with _editing(run, how, _files("grid.png", film=film), n, "strength") as model:
         from unraze.edit import editing, recipes
 
         given = how_given(how, sampler=sampler, spacing=spacing)
         settings = (
             editing.settings_to_vary(model, given, guided=bool(class_))
             if of is None
-            else editing.settings_for(model, given)
+            else editing.settings_for(model, given, by="class")
         )
         wish = _wish(model, how, settings, n, seed, class_)
         x0, picture = _read(image, model.shape, how.fit, f"{run}")
@@ -227,10 +225,12 @@ def inpaint(
         raise InputError(f"--repeats is for repaint, the method is {method}: leave it out")
     if repeats is not None and repeats < 1:
         raise InputError(f"--repeats {repeats}: give at least 1")
-    with _editing(run, how, "mask") as model:
+    files = _files("grid.png", "given.png", film=film)
+    with _editing(run, how, files, n, "mask", "repeats") as model:
         from unraze.edit import editing, recipes
 
-        settings = editing.settings_for(model, how_given(how), draws=True)
+        by: Literal["repaint", "posterior"] = "repaint" if method == "repaint" else "posterior"
+        settings = editing.settings_for(model, how_given(how), by=by)
         wish = _wish(model, how, settings, n, seed, class_)
         x0, picture = _read(image, model.shape, how.fit, f"{run}")
         unknown = _mask(mask, model.shape, how.fit)
@@ -297,7 +297,7 @@ def restore(
     Writes 00000.png …, seen.png, and grid.png with what is seen first; their folder is the last
     line printed.
     """
-    with _editing(run, how, "operator") as model:
+    with _editing(run, how, _files("grid.png", "seen.png", film=film), n, "operator") as model:
         from unraze import rng
         from unraze.edit import editing
         from unraze.edit.operators import Observed, shape_seen
@@ -305,7 +305,7 @@ def restore(
         apply = _operator(operator, model.shape, how.fit, seed, spoil)
         if operator == "noise" and noise <= 0:
             raise InputError("--operator noise: say with --noise how much there is, 0.5 say")
-        settings = editing.settings_for(model, how_given(how), draws=True)
+        settings = editing.settings_for(model, how_given(how), by="posterior")
         wish = _wish(model, how, settings, n, seed, class_)
         try:
             shape = shape_seen(apply, model.shape)
@@ -386,7 +386,7 @@ def interpolate(
         raise InputError(f"-n {n}: give at least 2, the two ends")
     if iterations < 1:
         raise InputError(f"--iterations {iterations}: give at least 1")
-    with _editing(run, how, "seeds") as model:
+    with _editing(run, how, _files("strip.png", film=film), n, "seeds") as model:
         from unraze.edit import editing, recipes
 
         settings = editing.settings_for(model, how_given(how))
@@ -427,7 +427,8 @@ def invert(
     """
     if iterations < 1:
         raise InputError(f"--iterations {iterations}: give at least 1")
-    with _editing(run, how, "iterations") as model:
+    files = _files("again.png", "grid.png", "noise.npy", film=film)
+    with _editing(run, how, files, 0, "iterations") as model:
         from unraze.edit import editing
 
         settings = editing.settings_for(model, how_given(how))
@@ -455,9 +456,18 @@ def how_given(how: How, **more: Any) -> dict[str, Any]:
     return {key: value for key, value in told.items() if value is not None}
 
 
+def _files(*others: str, film: bool) -> re.Pattern[str]:
+    """The names of what a command writes: numbered results, and these."""
+    names = [*others, "film.gif"] if film else others
+    return re.compile("|".join([r"(\d{5,})\.png", *map(re.escape, names)]))
+
+
 @contextmanager
-def _editing(run: Path, how: How, *own: str) -> Iterator[Model]:
-    """The run's model; what is wrong with a setting is told as the option that gave it."""
+def _editing(run: Path, how: How, files: re.Pattern[str], count: int, *own: str) -> Iterator[Model]:
+    """The run's model; what is wrong with a setting is told as the option that gave it.
+
+    A folder that exists holds nothing but `files` that will be written over, `count` results.
+    """
     from unraze import generate
     from unraze.cli.drawing import require_ours, require_place, set_threads
     from unraze.hardware import require_device
@@ -472,7 +482,7 @@ def _editing(run: Path, how: How, *own: str) -> Iterator[Model]:
         require_device(device)
         set_threads(how.threads)
         if how.out is not None:
-            require_ours(how.out, EDITED)
+            require_ours(how.out, files, count)
             require_place(how.out, f"--out {how.out}")
         yield generate.load(run, raw=how.raw, step=how.checkpoint, device=device)
 
@@ -667,8 +677,10 @@ def _write(
     drawn: list[np.ndarray] = []
     states: list[np.ndarray] = []
     times: list[float] = []
+    batches = -(-wish.count // wish.batch)
     for moment in follow_drawing(moments, Console()):
-        if film and not strip and moment.numbers.start == 0:
+        is_filmed = film and not strip and moment.numbers.start == 0
+        if is_filmed and moment.done in drawing.kept_states(moment.total // batches):
             states.append(pictures.pixels_of(moment.x[: drawing.FILM_AT_MOST]))
             times.append(moment.t)
         if moment.finished:
@@ -698,11 +710,7 @@ def _write(
             frames = recipes.there_and_back(results)
             pictures.write_film(frames, folder / "film.gif", recipe, hold_last_ms=80)
         elif film:
-            kept = sorted(drawing.kept_states(len(states)))
-            frames = pictures.film_frames(
-                [states[k - 1] for k in kept], [times[k - 1] for k in kept]
-            )
-            pictures.write_film(frames, folder / "film.gif", recipe)
+            pictures.write_film(pictures.film_frames(states, times), folder / "film.gif", recipe)
     if whole is not None:
         print(_nearness(results, whole, given[-1] if given and seen else None))
     print(folder)

@@ -6,6 +6,7 @@ of a seed depends on seed and k alone.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +20,7 @@ from unraze.edit.composition import composed
 from unraze.edit.inpainting import repaint, repaint_calls, repaint_steps, replaced
 from unraze.edit.inversion import edit_friendly, invert
 from unraze.edit.operators import Observed, only, shape_seen
-from unraze.edit.restoration import diffpir, dps, mmps, pigdm
+from unraze.edit.restoration import diffpir, dps, held, mmps, pigdm
 from unraze.edit.variation import below, slerp, varied_from
 from unraze.errors import InputError
 from unraze.generate import Model, Progress
@@ -34,6 +35,7 @@ __all__ = [
     "Inpainting",
     "Inverted",
     "Method",
+    "Walk",
     "Wish",
     "change_class",
     "inpaint",
@@ -50,6 +52,16 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """Of restoration, `unraze.edit.restoration` says what each is."""
 Inpainting = Literal[Method, "repaint", "replace"]
 INPAINTING: tuple[Inpainting, ...] = get_args(Inpainting)
+
+Walk = Literal["flow", "posterior", "repaint", "class"]
+"""How an edit goes: along the flow; drawing from a posterior; as RePaint; with the noise found for
+another class."""
+WALKS: dict[Walk, dict[str, Any]] = {
+    "flow": {"sampler": "ddim", "eta": 0.0},
+    "posterior": {"sampler": "ddim", "eta": 1.0},
+    "repaint": {"sampler": "random", "sigma": "beta_tilde", "final_noise": False},
+    "class": {"sampler": "random", "sigma": "beta", "final_noise": True},
+}
 
 REPEATS = 5
 """How often RePaint makes a step."""
@@ -84,21 +96,19 @@ class Inverted:
     error: float
 
 
-def settings_for(model: Model, changes: dict[str, Any], *, draws: bool = False) -> SampleConfig:
+def settings_for(model: Model, changes: dict[str, Any], *, by: Walk = "flow") -> SampleConfig:
     """How to edit with a model where nothing else is asked; raises `InputError`.
 
-    By DDIM in 50 calls, even in θ, unguided: where it `draws` from a posterior with η = 1.
+    In 50 calls, even in θ, unguided: by DDIM, which draws from a posterior with η = 1, or as the
+    walk is.
     """
-    usual: dict[str, Any] = {
-        "sampler": "ddim",
-        "eta": 1.0 if draws else 0.0,
+    usual: dict[str, Any] = WALKS[by] if "sampler" not in changes else {}
+    usual = usual | {
         "steps": min(STEPS, model.schedule.steps),
         "spacing": "angle",
         "guidance": 1.0,
         "dtype": "float32",
     }
-    if changes.get("sampler", "ddim") != "ddim":
-        del usual["eta"]
     return generate.changed(model.config.sample, usual | changes)
 
 
@@ -126,9 +136,10 @@ def vary(model: Model, image: Tensor, wish: Wish, *, strength: float) -> Iterato
     if not model.config.loss.continuous:
         end = float(round(end))
     if end == 0:
-        for numbers in _batches(wish):
+        batches = _batches(wish)
+        for done, numbers in enumerate(batches, 1):
             x = image.expand(len(numbers), -1, -1, -1).clone()
-            yield Progress(numbers, 0.0, x, x, numbers.stop, wish.count, finished=True)
+            yield Progress(numbers, 0.0, x, x, done, len(batches), finished=True)
         return
     (chain, states), borders = _part(model, wish.settings, end), _borders(model, end)
 
@@ -158,8 +169,11 @@ def restore(
 
     def walked(numbers: range) -> Iterator[Step]:
         bare = _denoiser(model, wish, len(numbers), clipped=False)
+        if method in ("pigdm", "dps"):  # what they give moves the step, and is no estimate
+            bare = held(bare, partial(generate.bounded, model, wish.settings))
         denoise = _given(method, model, way.chain, bare, believed, as_published=True)
-        denoise = generate.bounded(model, wish.settings, denoise)
+        if method not in ("pigdm", "dps"):
+            denoise = generate.bounded(model, wish.settings, denoise)
         x = generate.start(model, wish.seed, numbers)
         noise = generate.noise_of(model, wish.seed, numbers)
         return walk(denoise, x, way.chain, wish.settings, noise)
@@ -195,6 +209,10 @@ def inpaint(
     image, known = (x.to(generate.device_of(model)) for x in (image, ~unknown))
     settings = wish.settings
     if method == "repaint":
+        if not 1 <= repeats < settings.steps:
+            raise InputError(
+                f"repeats = {repeats}: give at least 1, and fewer than the {settings.steps} calls"
+            )
         steps = repaint_steps(settings.steps, repeats=repeats)
         settings = generate.changed(settings, {"steps": steps})
     way = generate.plan_of(model, settings)
@@ -234,7 +252,7 @@ def inverted(
     _require_no_jumps(model)
     _require(model, wish, image)
     chain = _chain_of_inversion(model, wish)
-    denoise = _denoiser(model, wish, 1)
+    denoise = _alone(_denoiser(model, wish, 1))
     image = image.to(generate.device_of(model))
     steps, numbers, x = chain.steps, range(1), image[None]
     for done, step in enumerate(invert(denoise, x, chain, iterations=iterations), 1):
@@ -254,8 +272,8 @@ def change_class(
     """The image (C, H, W), of the classes `of`, as one of the wish's classes, its layout kept.
 
     The noise of random sampling that leads to it is found with its own classes (`edit_friendly`),
-    and walked again with the others, from t = strength·T down. With the same classes, and the same
-    guidance, it is the image again.
+    and walked again with the others, from t = strength·T down, both side by side: two calls for
+    each step. With the same classes, and the same guidance, it is the image again.
     """
     if not 0 < strength <= 1:
         raise InputError(f"strength = {strength:g}: give a number above 0, at most 1")
@@ -305,7 +323,8 @@ def interpolate(
             continue
         _require(model, wish, end)
         x = end[None].to(generate.device_of(model))
-        for step in invert(_denoiser(model, wish, 1), x, chain, iterations=iterations):
+        denoise = _alone(_denoiser(model, wish, 1))
+        for step in invert(denoise, x, chain, iterations=iterations):
             x, made = step.x, made + 1
             yield Progress(range(1), step.t, x, step.prediction.x0, made, total, finished=False)
         found.append(x)
@@ -313,7 +332,8 @@ def interpolate(
     def walked(numbers: range) -> Iterator[Step]:
         shares = [k / (wish.count - 1) for k in numbers]
         x = torch.cat([slerp(found[0], found[1], share) for share in shares])
-        return ddim(_denoiser(model, wish, len(numbers)), x, chain)
+        denoise = _denoiser(model, wish, len(numbers))
+        return ddim(_alone(denoise) if made else denoise, x, chain)
 
     yield from _told(wish, chain.steps, walked, made=made)
 
@@ -347,8 +367,16 @@ def _denoiser(model: Model, wish: Wish, count: int, *, clipped: bool = True) -> 
         case several:
             each = [generate.denoiser_of(model, unguided, [one] * count) for one in several]
             nothing = generate.denoiser_of(model, unguided, [None] * count)
-            found = composed(each, nothing, [wish.settings.guidance] * len(each))
+            scales = [wish.settings.guidance] * len(each)
+            acts = generate.guided_between(model, wish.settings)
+            found = composed(each, nothing, scales, interval=acts)
     return generate.bounded(model, wish.settings, found) if clipped else found
+
+
+def _alone(denoise: Denoiser) -> Denoiser:
+    """Without the estimate of the step before (self-conditioning), which on the way up is not that
+    of the way down, so that neither would be the other's inverse."""
+    return lambda x_t, t, *, previous=None: denoise(x_t, t)
 
 
 def _given(
@@ -361,7 +389,10 @@ def _given(
     as_published: bool,
 ) -> Denoiser:
     """The denoiser, given what is seen; `as_published` is the weight of ΠGDM, which comes nearer to
-    what is to be restored, and less near to what is to be filled in."""
+    what is to be restored, and less near to what is to be filled in.
+
+    σ_data², a pixel's mean square, stands for its variance, which it is not below.
+    """
     schedule, variance = model.schedule, model.sigma_data**2
     match method:
         case "mmps":

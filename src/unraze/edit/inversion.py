@@ -57,18 +57,31 @@ def edit_friendly(
         z_t = (x_{t-1} - μ(x_t))/β_t
 
     holds more of the picture than a chain's own noise would: with another class or guidance it
-    keeps the layout. `samplers.random(denoise, x_T, schedule, noise=z, final_noise=True)`. T calls.
-    Source: Huberman-Spiegelglas et al. 2023, arXiv:2304.06140, algorithm 1.
+    keeps the layout. `samplers.random(denoise, x_T, schedule, noise=z, final_noise=True)` walks it.
+    Each z_t is found when it is asked for, by one call, and is not kept: from T down to 1, each
+    once; another order raises `ValueError`. Source: Huberman-Spiegelglas et al. 2023,
+    arXiv:2304.06140, algorithm 1.
     """
-    found: dict[int, Tensor] = {}
-    state, previous = destroy(schedule, x0, schedule.steps, noise(schedule.steps)), None
-    last = state
-    for t in range(schedule.steps, 0, -1):
-        before = destroy(schedule, x0, t - 1, noise(t - 1)) if t > 1 else x0
-        prediction = denoise(state, schedule.times[t], previous=previous)
-        mean, _ = posterior(schedule, state, t, prediction.x0)
-        found[t] = (before - mean) / like(schedule.beta[t], x0)
-        previous = prediction.x0
-        # as the sampler will compute it, whose rounding would add up otherwise
-        state = mean + like(schedule.beta[t], x0) * found[t]
-    return last, lambda t: found[t]
+    top = destroy(schedule, x0, schedule.steps, noise(schedule.steps))
+
+    def found() -> Iterator[tuple[int, Tensor]]:
+        state, previous = top, None
+        for t in range(schedule.steps, 0, -1):
+            before = destroy(schedule, x0, t - 1, noise(t - 1)) if t > 1 else x0
+            prediction = denoise(state, schedule.times[t], previous=previous)
+            mean, _ = posterior(schedule, state, t, prediction.x0)
+            z = (before - mean) / like(schedule.beta[t], x0)
+            yield t, z
+            previous = prediction.x0
+            # as the sampler computes it, whose rounding would add up otherwise
+            state = mean + like(schedule.beta[t], x0) * z
+
+    coming = found()
+
+    def own(t: int) -> Tensor:
+        number, z = next(coming, (0, x0))
+        if number != t:
+            raise ValueError(f"z_{t} is asked for: each is found once, from T down to 1")
+        return z
+
+    return top, own

@@ -48,11 +48,22 @@ class Observed:
 
 
 def shape_seen(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what is seen of an image (C, H, W); raises `ValueError` where it is refused."""
-    try:
-        return tuple(operator(torch.zeros(1, *shape)).shape[1:])
-    except Exception as error:  # of one's own function anything may go wrong
-        raise ValueError(f"does not take the run's images: {error}") from error
+    """The shape of what is seen of an image (C, H, W), found by trying it on two.
+
+    Raises `ValueError` where they are refused, where what comes is not of each image one, or where
+    torch cannot differentiate it.
+    """
+    with torch.enable_grad():
+        try:
+            y = operator(torch.zeros(2, *shape, requires_grad=True))
+        except Exception as error:  # of one's own function anything may go wrong
+            raise ValueError(f"does not take the run's images: {error}") from error
+    if not isinstance(y, Tensor) or y.ndim < 1 or len(y) != 2:
+        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"gives {got} of two images (2, …): give a tensor with one row for each")
+    if not y.requires_grad:
+        raise ValueError("cannot be differentiated: compute what is seen from the images by torch")
+    return tuple(y.shape[1:])
 
 
 def identity(x: Tensor) -> Tensor:

@@ -8,14 +8,17 @@ Tweedie's formula of second order C = (β̄²/ᾱ) J, J = ∂x̂_0/∂x_t (`mmps
 multiple of 1, J can stay outside (`pigdm`) or be left out (`diffpir`). `dps` follows the gradient
 of ‖y - A x̂_0‖ alone.
 
-Where ᾱ_T = 0, x_T says nothing of x_0, J is 0 and β̄²/ᾱ infinite: there all of them take C for the
-variance of a pixel, as `variance` says it, times 1.
+Where ᾱ_T = 0, x_T says nothing of x_0, J is 0 and β̄²/ᾱ infinite: there they take C for the variance
+of a pixel, as `variance` says it, times 1; ΠGDM's published weight is 0 there.
 
 A is linearised at x̂_0 where it is not linear. The equations are solved by conjugate gradients, each
-image its own; clipping belongs outside these wrappers, for where x̂_0 is clipped J is 0.
+image its own. Clipping belongs outside these wrappers, for where x̂_0 is clipped J is 0. But what
+`dps` and ΠGDM as published give moves the step as far as they say, is no estimate, and is not to be
+clipped: `held` clips what they begin from.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,7 +29,7 @@ from unraze.edit.solve import conjugate_gradients
 from unraze.process import like
 from unraze.schedule import Schedule
 
-__all__ = ["diffpir", "dps", "mmps", "pigdm"]
+__all__ = ["diffpir", "dps", "held", "mmps", "pigdm"]
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -80,6 +83,8 @@ def pigdm(
 
     def restored(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         scale = _tweedie(schedule, t)
+        if scale is None and chain is not None:
+            return denoise(x_t, t, previous=previous)
         if scale is None:
             return _blind(denoise, schedule, seen, x_t, t, previous, variance)
         prior, back = _with_jacobian(denoise, x_t, t, previous)
@@ -140,6 +145,18 @@ def dps(denoise: Denoiser, chain: Schedule, seen: Observed, *, step: float = 1.0
         return _corrected(chain, prior, x_t, t, moved)
 
     return restored
+
+
+def held(denoise: Denoiser, bound: Callable[[Denoiser], Denoiser]) -> Denoiser:
+    """x̂_0 in the bounds of `bound`, `unraze.denoiser.clipped` say, with the derivative that it has
+    without them, so that J is not 0 there."""
+
+    def bounded(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
+        free = denoise(x_t, t, previous=previous)
+        found = bound(lambda *_, **__: free)(x_t, t)
+        return replace(found, x0=free.x0 + (found.x0 - free.x0).detach())
+
+    return bounded
 
 
 def _tweedie(schedule: Schedule, t: Tensor) -> Tensor | None:

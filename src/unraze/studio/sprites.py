@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["columns_of", "png", "sprite"]
+__all__ = ["MOST_BYTES", "columns_of", "png", "sprite"]
 
 Array = np.ndarray[Any, Any]
+
+MOST_BYTES = 2**26
+"""Of the frames that one drawing keeps in memory."""
 
 
 def columns_of(count: int) -> int:

@@ -23,7 +23,7 @@ from unraze.run import Run
 from unraze.studio.asked import Edited, Inpainted, Interpolated, Picture, Varied
 from unraze.studio.held import Held
 from unraze.studio.library import Missing
-from unraze.studio.sprites import columns_of, sprite
+from unraze.studio.sprites import MOST_BYTES, columns_of, sprite
 from unraze.studio.work import Task, Work
 
 __all__ = ["Edits", "edit"]
@@ -31,9 +31,6 @@ __all__ = ["Edits", "edit"]
 Array = np.ndarray[Any, Any]
 Images = Callable[[Model, Picture], tuple[Tensor, str]]
 """Gives x_0 (1, C, H, W) of a model's shape, and the name of its file."""
-
-MOST_BYTES = 2**26
-"""Of the frames that an edit keeps in memory."""
 
 
 @dataclass(eq=False)
@@ -143,9 +140,11 @@ def _wish(asked: Edited, model: Model) -> Wish:
         case Varied():
             if asked.label is None:
                 raise InputError("of: say with class what the image is to become")
-            settings = editing.settings_for(model, changes)
+            settings = editing.settings_for(model, changes, by="class")
+        case Inpainted(method="repaint"):
+            settings = editing.settings_for(model, changes, by="repaint")
         case Inpainted():
-            settings = editing.settings_for(model, changes, draws=True)
+            settings = editing.settings_for(model, changes, by="posterior")
         case Interpolated():
             settings = editing.settings_for(model, changes)
         case _:

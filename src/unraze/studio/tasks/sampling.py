@@ -19,15 +19,12 @@ from unraze.run import Run
 from unraze.studio.asked import Sampled
 from unraze.studio.held import Held
 from unraze.studio.library import Missing
-from unraze.studio.sprites import columns_of, sprite
+from unraze.studio.sprites import MOST_BYTES, columns_of, sprite
 from unraze.studio.work import Task, Work
 
 __all__ = ["Drawing", "keep", "labels_of", "sampling"]
 
 Array = np.ndarray[Any, Any]
-
-MOST_BYTES = 2**26
-"""Of the frames that a drawing keeps in memory."""
 
 
 @dataclass(eq=False)

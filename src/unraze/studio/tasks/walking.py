@@ -25,15 +25,12 @@ from unraze.studio import looks
 from unraze.studio.asked import Walked
 from unraze.studio.held import Held
 from unraze.studio.library import Missing
-from unraze.studio.sprites import sprite
+from unraze.studio.sprites import MOST_BYTES, sprite
 from unraze.studio.work import Task, Work
 
 __all__ = ["Walk", "walking"]
 
 Array = np.ndarray[Any, Any]
-
-MOST_BYTES = 2**26
-"""Of the frames that a walk keeps in memory."""
 
 
 @dataclass(eq=False)
