@@ -250,7 +250,7 @@ def test_a_film_has_the_steps_of_its_results_alone(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["vary", str(run), "0.png", "--film", "-n", "5", "--steps", "6"]
-    for words, frames in ((["--batch", "2"], 3), (["--strength", "0", "--batch", "2"], 1)):
+    for words, frames in ((["--batch", "2"], 6), (["--strength", "0", "--batch", "2"], 1)):
         folder, _ = edited(capsys, *line, *words)
         with Image.open(folder / "film.gif") as film:
             assert getattr(film, "n_frames", 1) == frames

@@ -166,7 +166,7 @@ def test_an_estimate_that_is_held_is_clipped_and_has_its_derivative() -> None:
     start = x.clone().requires_grad_()
     found, free = held(prior, bound)(start, time), prior(start, time)
     wanted = bound(prior)(x, time)
-    assert float((wanted.x0.abs() == 0.3).double().mean()) > 0.5
+    assert float((wanted.x0.abs() == 0.3).double().mean()) > 0.3
     torch.testing.assert_close(found.x0.detach(), wanted.x0)
     torch.testing.assert_close(found.eps.detach(), wanted.eps)
     gradients = [torch.autograd.grad(one.x0.square().sum(), start)[0] for one in (found, free)]
