@@ -192,8 +192,8 @@ def test_the_shares_of_finitely_many_points_are_those_of_the_posterior(
     seen = Observed(torch.tensor([[0.5]], dtype=torch.float64), lambda x: x[:, :1], sigma)
     chain = even_angles(ANGLE, 60)
     prior = finite_set(ANGLE, POINTS, WEIGHTS)
-    by_chain = {"published": pigdm(prior, ANGLE, seen, chain=chain), "dps": dps(prior, chain, seen)}
-    denoise = by_chain[name] if name in by_chain else METHODS[name](prior, ANGLE, seen)
+    schedule = chain if name in BY_THEIR_CHAIN else ANGLE
+    denoise = (METHODS | BY_THEIR_CHAIN)[name](prior, schedule, seen)
     noise = lambda t: normals(100 + t, count, 2)  # noqa: E731
     found = last(ddim(denoise, normals(8, count, 2), chain, noise=noise, eta=1.0))
     nearest = torch.cdist(found, POINTS).argmin(dim=1)

@@ -229,8 +229,7 @@ def inpaint(
     with _editing(run, how, files, n, "mask", "repeats") as model:
         from unraze.edit import editing, recipes
 
-        by: Literal["repaint", "posterior"] = "repaint" if method == "repaint" else "posterior"
-        settings = editing.settings_for(model, how_given(how), by=by)
+        settings = editing.settings_to_inpaint(model, how_given(how), method=method)
         wish = _wish(model, how, settings, n, seed, class_)
         x0, picture = _read(image, model.shape, how.fit, f"{run}")
         unknown = _mask(mask, model.shape, how.fit)

@@ -22,8 +22,8 @@ def composed(
 
     One condition alone is classifier-free guidance; a negative scale leads away from its condition.
     Where t is outside of `interval` (training time) no scale is above 1. One call for each
-    condition and one without. Raises `ValueError` where there is none, or not one
-    scale for each. Source: Liu et al. 2022, arXiv:2206.01714, eq. 11.
+    condition and one without. Raises `ValueError` where there is none, or not one scale for each.
+    Source: Liu et al. 2022, arXiv:2206.01714, eq. 11.
     """
     if not conditional or len(conditional) != len(scales):
         raise ValueError(

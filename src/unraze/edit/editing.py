@@ -43,6 +43,7 @@ __all__ = [
     "inverted",
     "restore",
     "settings_for",
+    "settings_to_inpaint",
     "settings_to_vary",
     "vary",
 ]
@@ -112,6 +113,13 @@ def settings_for(model: Model, changes: dict[str, Any], *, by: Walk = "flow") ->
     return generate.changed(model.config.sample, usual | changes)
 
 
+def settings_to_inpaint(
+    model: Model, changes: dict[str, Any], *, method: Inpainting
+) -> SampleConfig:
+    """How to fill in by a method where nothing else is asked; raises `InputError`."""
+    return settings_for(model, changes, by="repaint" if method == "repaint" else "posterior")
+
+
 def settings_to_vary(model: Model, changes: dict[str, Any], *, guided: bool) -> SampleConfig:
     """How to vary an image with these changes: as the run samples, guided only where there is a
     class to be guided to, or guidance is asked for. Raises `InputError`."""
@@ -169,11 +177,11 @@ def restore(
 
     def walked(numbers: range) -> Iterator[Step]:
         bare = _denoiser(model, wish, len(numbers), clipped=False)
-        if method in ("pigdm", "dps"):  # what they give moves the step, and is no estimate
-            bare = held(bare, partial(generate.bounded, model, wish.settings))
-        denoise = _given(method, model, way.chain, bare, believed, as_published=True)
-        if method not in ("pigdm", "dps"):
-            denoise = generate.bounded(model, wish.settings, denoise)
+        bound = partial(generate.bounded, model, wish.settings)
+        given = partial(_given, method, model, way.chain, seen=believed, as_published=True)
+        # what these two give moves the step, and is no estimate
+        moves = method in ("pigdm", "dps")
+        denoise = given(held(bare, bound)) if moves else bound(given(bare))
         x = generate.start(model, wish.seed, numbers)
         noise = generate.noise_of(model, wish.seed, numbers)
         return walk(denoise, x, way.chain, wish.settings, noise)

@@ -83,9 +83,9 @@ def pigdm(
 
     def restored(x_t: Tensor, t: Tensor, *, previous: Tensor | None = None) -> Prediction:
         scale = _tweedie(schedule, t)
-        if scale is None and chain is not None:
-            return denoise(x_t, t, previous=previous)
         if scale is None:
+            if chain is not None:
+                return denoise(x_t, t, previous=previous)
             return _blind(denoise, schedule, seen, x_t, t, previous, variance)
         prior, back = _with_jacobian(denoise, x_t, t, previous)
         left = _left(schedule, t, variance)

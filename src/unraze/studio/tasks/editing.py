@@ -141,10 +141,8 @@ def _wish(asked: Edited, model: Model) -> Wish:
             if asked.label is None:
                 raise InputError("of: say with class what the image is to become")
             settings = editing.settings_for(model, changes, by="class")
-        case Inpainted(method="repaint"):
-            settings = editing.settings_for(model, changes, by="repaint")
-        case Inpainted():
-            settings = editing.settings_for(model, changes, by="posterior")
+        case Inpainted(method=method):
+            settings = editing.settings_to_inpaint(model, changes, method=method)
         case Interpolated():
             settings = editing.settings_for(model, changes)
         case _:
