@@ -21,7 +21,8 @@ minutes, with one seed. Beside every contender stands whether its samples are co
 images.
 
 Other images than Fashion-MNIST are held out by a fifth, half of which rates are chosen by and half
-is measured on; where these are too few for a Fréchet distance, KID is what is compared.
+is measured on; where these are too few for a Fréchet distance, KID is what is compared, its ratio
+with the interval that the figures' own errors give.
 
 azula and denoising-diffusion-pytorch (lucidrains) ask for torchvision, which is not used here:
 `pip install --no-deps azula==0.11.1 denoising-diffusion-pytorch==2.3.4 einops`.
@@ -62,6 +63,7 @@ Array = np.ndarray[Any, Any]
 OURS = "unraze"
 RATES = "3e-4,1e-3,2e-3"
 SELECTION_SEED = 1000
+NORMAL = 1.96
 CHOSEN_BY = 500
 """Samples that a peer's sampler is chosen by."""
 RESULTS = Path(__file__).parent / "results" / "time-to-quality"
@@ -108,7 +110,7 @@ def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Arra
                 "train.threads": options.threads,
             },
         )
-        folder = options.out / "runs" / cell.slug
+        folder = options.out / "runs" / f"{of.name}{cell.slug}"
         shutil.rmtree(folder, ignore_errors=True)
         model = training.fit(of.training, config, out=folder)
         seconds, steps = time.perf_counter() - began, model.step
@@ -179,7 +181,7 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
     """A cell's result, from its file or made now."""
 
     def make() -> kept.Made:
-        print(f"{cell.slug}: training", flush=True)
+        print(f"{of.name}{cell.slug}: training", flush=True)
         drawn, about = trained(cell, of, options)
         result = {
             **asdict(cell),
@@ -193,7 +195,7 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
             "copies": copies(drawn, of),
         }
         told = f"{about}, {of.measure} {distance(result, of.spaces[0].name, 'test', of):.4g}"
-        print(f"{cell.slug}: {told}", flush=True)
+        print(f"{of.name}{cell.slug}: {told}", flush=True)
         return result, drawn
 
     return kept.cell(place(cell, of.name, options), make)
@@ -207,11 +209,23 @@ def copies(drawn: Array, of: Material) -> dict[str, Any]:
     return {"verdict": found.verdict, "d1/d2 < 1/3": shares}
 
 
-def distance(
-    result: dict[str, Any], space: str, part: str, of: Material, what: str = "alike"
-) -> float:
-    """What a result is compared by, at the counts of its floor, or the floor."""
-    return float(result["figures"][f"{space}, {part}, {of.measure}"][what])
+def distance(result: dict[str, Any], space: str, part: str, of: Material) -> float:
+    """What is compared: Fréchet's at the counts of its floor; KID, which has no bias, as it is."""
+    figure = result["figures"][f"{space}, {part}, {of.measure}"]
+    return float(figure["alike" if of.measure == FRECHET else "value"])
+
+
+def floor_of(result: dict[str, Any], space: str, of: Material) -> float:
+    """What real images have at such counts, on the test images; KID is 0 for these."""
+    if of.measure != FRECHET:
+        return 0.0
+    return float(result["figures"][f"{space}, test, {of.measure}"]["floor"])
+
+
+def error_of(result: dict[str, Any], space: str, of: Material) -> float:
+    """The standard error of the figure by the images drawn and held out, on the test images."""
+    figure = result["figures"][f"{space}, test, {of.measure}"]
+    return float(figure["high"] - figure["low"]) / (2 * NORMAL)
 
 
 def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:
@@ -237,6 +251,22 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float,
     return math.exp(middle), math.exp(interval.low), math.exp(interval.high)
 
 
+def ratio_of_means(
+    ours: Sequence[float], theirs: Sequence[float], errors: tuple[float, float]
+) -> tuple[float, float, float]:
+    """Means' ratio and its 95 % interval by the figures' own errors (Fieller 1954, uncorrelated).
+
+    For what may be below 0. The errors are those of one figure each, as seeds share the held-out
+    images. Where the denominator may be 0, the interval is not a number.
+    """
+    a, b = statistics.mean(ours), statistics.mean(theirs)
+    aa, bb = (mean**2 - (NORMAL * error) ** 2 for mean, error in zip((a, b), errors, strict=True))
+    if bb <= 0:
+        return a / b, math.nan, math.nan
+    width = math.sqrt((a * b) ** 2 - aa * bb)
+    return a / b, (a * b - width) / bb, (a * b + width) / bb
+
+
 def told(results: list[dict[str, Any]], of: Material, options: argparse.Namespace) -> list[str]:
     """The table, line by line."""
     lines = []
@@ -244,10 +274,12 @@ def told(results: list[dict[str, Any]], of: Material, options: argparse.Namespac
         lines.append(f"{space.name} ({space.hash[:12]}): {of.measure} to the test images")
         for minutes in options.minutes:
             above: dict[str, list[float]] = {}
+            errors: dict[str, float] = {}
             for name in (OURS, *options.peers):
                 cells = [r for r in results if (r["name"], r["minutes"]) == (name, minutes)]
                 values = [distance(r, space.name, "test", of) for r in cells]
-                floor = statistics.mean(distance(r, space.name, "test", of, "floor") for r in cells)
+                floor = statistics.mean(floor_of(r, space.name, of) for r in cells)
+                errors[name] = statistics.mean(error_of(r, space.name, of) for r in cells)
                 above[name] = [value - floor for value in values]
                 lines.append(
                     f"  {minutes:>4g} min  {name:<10} {statistics.mean(values):8.4f}"
@@ -256,7 +288,11 @@ def told(results: list[dict[str, Any]], of: Material, options: argparse.Namespac
                     f"  {', '.join(sorted({_verdict(r) for r in cells}))}"
                 )
             best = min(options.peers, key=lambda name: statistics.mean(above[name]))
-            middle, low, high = ratio(above[OURS], above[best])
+            if of.measure == FRECHET:
+                middle, low, high = ratio(above[OURS], above[best])
+            else:
+                of_both = (errors[OURS], errors[best])
+                middle, low, high = ratio_of_means(above[OURS], above[best], of_both)
             lines.append(f"            {OURS} / {best}: {middle:.3f} ({low:.3f} … {high:.3f})")
         for r in results:
             if r["minutes"] == options.long:
@@ -283,9 +319,10 @@ def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Na
                 if r["name"] == name
             ]
             axes.plot(*zip(*sorted(points), strict=True), "o", label=name, alpha=0.7)
-        floor = statistics.mean(distance(r, space.name, "test", of, "floor") for r in results)
+        floor = statistics.mean(floor_of(r, space.name, of) for r in results)
         axes.axhline(floor, color="0.5", lw=1, ls="--", label="floor")
-        axes.set(title=space.name, xlabel="minutes of training", xscale="log", yscale="log")
+        scale = "log" if of.measure == FRECHET else "linear"
+        axes.set(title=space.name, xlabel="minutes of training", xscale="log", yscale=scale)
     axes.legend()
     figure.axes[0].set_ylabel(of.measure)
     return figure
