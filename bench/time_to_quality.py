@@ -230,15 +230,22 @@ def error_of(result: dict[str, Any], space: str, of: Material) -> float:
 
 def best_rate(name: str, of: Material, options: argparse.Namespace) -> float:
     """The learning rate that a peer does best with on the validation images."""
-    if len(options.rates) == 1:
-        return float(options.rates[0])
+    rates = [rate for whose, rate in options.rates if whose in ("", name)]
+    if len(rates) == 1:
+        return rates[0]
     minutes = min(options.minutes)
 
     def by(lr: float) -> float:
         result = measured(Cell(name, minutes, lr, SELECTION_SEED), of, options)
         return distance(result, of.spaces[0].name, "validation", of)
 
-    return min(options.rates, key=by)
+    return min(rates, key=by)
+
+
+def parsed_rates(text: str) -> list[tuple[str, float]]:
+    """Learning rates, and whose each is: "azula=2e-3,1e-3" has one more for azula."""
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    return [(name, float(rate)) for name, _, rate in pairs]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
@@ -335,7 +342,9 @@ def main() -> None:
     parser.add_argument(
         "--peers", default="diffusers,azula", help="some of " + ", ".join(peers.PEERS)
     )
-    parser.add_argument("--rates", default=RATES, help="learning rates that a peer may have")
+    parser.add_argument(
+        "--rates", default=RATES, help="learning rates that a peer may have, or NAME=RATE,…"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--long", type=float, help="minutes that the peers alone are trained for")
     parser.add_argument("--data", default=FASHION, help="a folder, or another source of images")
@@ -348,9 +357,12 @@ def main() -> None:
     options = parser.parse_args()
     options.minutes = [float(text) for text in options.minutes.split(",")]
     options.peers = options.peers.split(",")
-    options.rates = [float(text) for text in options.rates.split(",")]
+    options.rates = parsed_rates(options.rates)
     if unknown := [name for name in options.peers if name not in peers.PEERS]:
         parser.error(f"--peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
+    rated = {name for name, _ in options.rates}
+    if without := [name for name in options.peers if not rated & {"", name}]:
+        parser.error(f"--rates: none for {', '.join(without)}")
     matplotlib.use("Agg")
 
     of = material(options.data, options.size, samples=options.samples)

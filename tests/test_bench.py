@@ -130,6 +130,15 @@ def test_the_cells_of_time_to_quality_are_found_again(file: Path) -> None:
     assert place == file
 
 
+def test_a_peer_has_the_rates_that_are_its_own_or_anyones() -> None:
+    assert time_to_quality.parsed_rates("3e-4,1e-3") == [("", 3e-4), ("", 1e-3)]
+    options = Namespace(rates=time_to_quality.parsed_rates("azula=2e-3,diffusers=1e-3"))
+    options.minutes = [5.0]
+    nothing: Any = None
+    assert time_to_quality.best_rate("azula", nothing, options) == 2e-3
+    assert time_to_quality.best_rate("diffusers", nothing, options) == 1e-3
+
+
 def test_the_ratio_of_means_has_its_interval_where_one_may_be_negative() -> None:
     """In 95 of 100 repetitions it holds the true ratio; it is not said where it has no end."""
     random = np.random.default_rng(0)
