@@ -156,7 +156,10 @@ def main() -> None:
         options=options,
         told=[line(cell, of.measure) for cell in cells],
         cells=cells,
-        checkpoints={str(path): load(path).checkpoint for path in [options.run, *options.weak]},
+        checkpoints={
+            path.name: one.checkpoint
+            for path, one in zip([options.run, *options.weak], [model, *weaker], strict=True)
+        },
     )
 
 

@@ -84,8 +84,11 @@ def summary(
     cells: Sequence[dict[str, Any]],
     **more: Any,
 ) -> None:
-    """Writes out/name.json: what was measured on and with, what was asked for, said and found."""
-    asked = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+    """Writes out/name.json: what was measured on and with, what was asked for, said and found.
+
+    Without paths, which are this machine's.
+    """
+    asked = {key: value for key, value in vars(options).items() if not _is_place(value)}
     values = {
         "machine": machine(),
         "versions": versions(),
@@ -119,6 +122,11 @@ def key(*of: Any) -> str:
 def here(*of: Any) -> str:
     """The same with this machine and these versions: for times, which are of one machine alone."""
     return key(machine(), versions(), *of)
+
+
+def _is_place(value: Any) -> bool:
+    several = value if isinstance(value, list) else [value]
+    return any(isinstance(one, Path) for one in several)
 
 
 def _samples_of(file: Path) -> Path:
