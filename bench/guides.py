@@ -1,7 +1,7 @@
 """What samples are guided away from: the network without its label, or a weaker network.
 
-    python bench/trials.py base "weak: network.widths=[32,64] train.steps=700" --steps 2100
-    python bench/guides.py bench/results/trials/runs/base-2100-seed0 WEAK
+    python bench/trials.py base "young: train.steps=300"
+    cd bench/results/trials/runs && python ../../../guides.py base-1200-seed0 young-300-seed0
 
 x̂_0 = x̂_w + w (x̂ - x̂_w): of classifier-free guidance x̂_w is the network's own estimate without
 the label, of autoguidance (Karras et al. 2024, arXiv:2406.02507) that of a weaker network, with the
@@ -57,8 +57,9 @@ def drawn(model: Model, weak: Model | None, settings: SampleConfig, count: int, 
     for first in range(0, count, AT_ONCE):
         numbers = range(first, min(first + AT_ONCE, count))
         labels = [class_of(model, None, k, seed) for k in numbers]
-        denoise = denoiser_of(model, settings, labels)
-        if weak is not None:
+        if weak is None:
+            denoise = denoiser_of(model, settings, labels)
+        else:
             alone = changed(settings, {"guidance": 1.0, "clip": "none"})
             strong, weaker = (denoiser_of(one, alone, labels) for one in (model, weak))
             interval = guided_between(model, settings)
