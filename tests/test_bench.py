@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import few_steps
+import guides
 import kept
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from unraze import train as training
 from unraze.config import Config, preset, updated
 from unraze.data import Images
 from unraze.denoiser import denoiser
-from unraze.generate import Model, sample
+from unraze.generate import Model, changed, sample
 from unraze.schedule import Schedule, angle
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
@@ -137,6 +138,22 @@ def test_a_peer_has_the_rates_that_are_its_own_or_anyones() -> None:
     nothing: Any = None
     assert time_to_quality.best_rate("azula", nothing, options) == 2e-3
     assert time_to_quality.best_rate("diffusers", nothing, options) == 1e-3
+
+
+def test_guided_away_from_itself_a_network_draws_as_alone(tmp_path: Path) -> None:
+    """x̂ + w (x̂ - x̂) = x̂; of another network it is another picture."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    small = {"network.widths": (8, 8), "network.fold": 1, "train.steps": 2, "train.batch": 4}
+    config = updated(preset("fast"), small | {"train.threads": 1, "train.clusters": 0})
+    images = Images.from_arrays(pixels)
+    model, other = (
+        training.fit(images, updated(config, {"train.seed": seed}), out=tmp_path / str(seed))
+        for seed in range(2)
+    )
+    settings = changed(model.config.sample, {"guidance": 3.0, "steps": 4})
+    alone = guides.drawn(model, None, changed(settings, {"guidance": 1.0}), 3, 0)
+    np.testing.assert_array_equal(guides.drawn(model, model, settings, 3, 0), alone)
+    assert (guides.drawn(model, other, settings, 3, 0) != alone).any()
 
 
 def test_the_ratio_of_means_has_its_interval_where_one_may_be_negative() -> None:
