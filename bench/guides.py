@@ -21,13 +21,11 @@ from typing import Any
 import kept
 import numpy as np
 import torch
-from material import FASHION, Material, material
+from material import FASHION, Material, figures, material
 
 from unraze.config import SampleConfig
 from unraze.data import to_uint8
 from unraze.denoiser import guided
-from unraze.evaluate.gaussian import FRECHET
-from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.generate import (
     Model,
     bounded,
@@ -47,7 +45,6 @@ Array = np.ndarray[Any, Any]
 
 AT_ONCE = 64
 RESULTS = Path(__file__).parent / "results" / "guides"
-INTERVALS = "0.2-0.8,0-0.8,0-1"
 
 
 @torch.no_grad()
@@ -81,25 +78,24 @@ def measured(
 ) -> dict[str, Any]:
     """A way's result, from its file or made now."""
     low, high = settings.guidance_interval
-    by = "no label" if weak is None else f"weak {weak.checkpoint[:8]}"
     if settings.guidance == 1:
-        by = "nothing"
-    how = f"{by} w{settings.guidance:g} {low:g}-{high:g}" if by != "nothing" else by
+        how = by = "nothing"
+    else:
+        by = "no label" if weak is None else f"weak {weak.checkpoint[:8]}"
+        how = f"{by} w{settings.guidance:g} {low:g}-{high:g}"
     name = f"{model.checkpoint[:12]}-{kept.key(settings.model_dump(mode='json'))}-{options.samples}"
     file = options.out / "cells" / f"{of.name}{name}-{kept.slug(how)}-seed{options.seed}.json"
 
     def make() -> kept.Made:
         pictures = drawn(model, weak, settings, options.samples, options.seed)
-        (space, *_) = of.spaces
-        theirs, ours = space.extract(of.validation), space.extract(pictures)
-        distances = with_floor(frechet, theirs, ours) if of.measure == FRECHET else ()
-        figures = (*distances, *with_floor(kid, theirs, ours))
+        space = of.spaces[0]
+        found = figures(of, space.extract(of.validation), space.extract(pictures))
         result = {
             "away from": by,
             "weight": settings.guidance,
             "interval": [low, high],
             "calls": calls_of(model, settings),
-            "figures": {figure.name: asdict(figure) for figure in figures},
+            "figures": {figure.name: asdict(figure) for figure in found},
         }
         return result, pictures
 
@@ -122,8 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("weak", type=Path, nargs="*", help="runs to guide away from")
-    parser.add_argument("--weights", default="1.5,2,2.5,3", help="w, separated by commas")
-    parser.add_argument("--intervals", default=INTERVALS, help="parts of T, LOW-HIGH")
+    parser.add_argument("--weights", default="1.5,2.5,3.5,5", help="w, separated by commas")
+    parser.add_argument("--intervals", default="0.2-0.8,0-1", help="parts of T, LOW-HIGH")
     parser.add_argument("--data", default=FASHION, help="what the runs were trained on")
     parser.add_argument("--size", type=int, help="that images are brought to")
     parser.add_argument("--samples", type=int, default=2000)

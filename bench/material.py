@@ -15,10 +15,12 @@ import numpy as np
 from unraze.config import DataConfig
 from unraze.data import Images, load
 from unraze.evaluate.features import FeatureSpace, spaces
+from unraze.evaluate.figures import Figure
 from unraze.evaluate.gaussian import FEWEST_PER_FEATURE, FRECHET
+from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.evaluate.stage import finish
 
-__all__ = ["FASHION", "Material", "material", "test_images"]
+__all__ = ["FASHION", "Material", "figures", "material", "test_images"]
 
 Array = np.ndarray[Any, Any]
 
@@ -64,6 +66,13 @@ def material(source: str, size: int | None = None, *, samples: int) -> Material:
     enough = fewest >= FEWEST_PER_FEATURE * max(space.dim for space in found)
     training = Images.from_arrays(part, source=f"{source}, {len(part):,}")
     return Material(name, training, validation, testing, found, FRECHET if enough else "KID")
+
+
+def figures(of: Material, theirs: Array, ours: Array) -> list[Figure]:
+    """Of samples' features (N, D) against those of real images: Fréchet's distance where it is
+    compared, and KID, each with its floor."""
+    distances = with_floor(frechet, theirs, ours) if of.measure == FRECHET else ()
+    return [*distances, *with_floor(kid, theirs, ours)]
 
 
 def test_images() -> tuple[Array, tuple[FeatureSpace, ...]]:

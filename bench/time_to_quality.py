@@ -45,7 +45,7 @@ import numpy as np
 import peers
 import torch
 from machine import machine
-from material import FASHION, Material, material
+from material import FASHION, Material, figures, material
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -54,7 +54,7 @@ from unraze.config import preset, updated
 from unraze.data import to_uint8
 from unraze.evaluate.gaussian import FRECHET
 from unraze.evaluate.memorisation import memorisation
-from unraze.evaluate.metrics import frechet, kid, with_floor
+from unraze.evaluate.metrics import frechet, kid
 from unraze.evaluate.stage import finish
 from unraze.generate import changed, sample, within
 
@@ -156,17 +156,15 @@ def _by_validation(drawn: Array, of: Material) -> float:
 
 def scored(drawn: Array, of: Material) -> dict[str, Any]:
     """Figures of samples against both sets of real images, in both spaces."""
-    figures: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for space in of.spaces:
         ours = space.extract(drawn)
         for part, real in (("validation", of.validation), ("test", of.test)):
-            theirs = space.extract(real)
-            figures_of = with_floor(frechet, theirs, ours) if of.measure == FRECHET else ()
-            for figure in (*figures_of, *with_floor(kid, theirs, ours)):
+            for figure in figures(of, space.extract(real), ours):
                 numbers = asdict(figure)
                 kept = {name: numbers[name] for name in ("value", "low", "high", "alike", "floor")}
-                figures[f"{space.name}, {part}, {figure.name}"] = kept
-    return figures
+                found[f"{space.name}, {part}, {figure.name}"] = kept
+    return found
 
 
 def place(cell: Cell, name: str, options: argparse.Namespace) -> Path:

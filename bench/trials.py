@@ -30,13 +30,11 @@ import kept
 import numpy as np
 import tomllib
 import torch
-from material import FASHION, Material, material
+from material import FASHION, Material, figures, material
 
 from unraze import train as training
 from unraze.config import Config, from_dict, preset, updated
 from unraze.data import to_uint8
-from unraze.evaluate.gaussian import FRECHET
-from unraze.evaluate.metrics import frechet, kid, with_floor
 from unraze.generate import Model, calls_of, changed, load, sample, within
 
 Array = np.ndarray[Any, Any]
@@ -81,11 +79,9 @@ def judged(model: Model, drawing: dict[str, Any], of: Material, seed: int) -> ke
         settings = within(model, CALLS, lambda k: changed(settings, {"steps": k}))
     drawn = to_uint8(sample(model, SAMPLES, seed=seed, settings=settings, batch=250))
     space = of.spaces[0]
-    theirs, ours = space.extract(of.validation), space.extract(drawn)
-    distances = with_floor(frechet, theirs, ours) if of.measure == FRECHET else ()
-    figures = (*distances, *with_floor(kid, theirs, ours))
+    found = figures(of, space.extract(of.validation), space.extract(drawn))
     return {
-        "figures": {figure.name: asdict(figure) for figure in figures},
+        "figures": {figure.name: asdict(figure) for figure in found},
         "squares": squares(drawn),
         "calls": calls_of(model, settings),
     }, drawn
