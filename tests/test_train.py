@@ -16,6 +16,7 @@ from unraze import (
     batches,
     checkpoint,
     ema,
+    measure,
     optim,
     pictures,
     rng,
@@ -30,7 +31,7 @@ from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
 from unraze.measure import FEWEST_STEPS, told, too_short
 from unraze.process import destroy
-from unraze.ranks import Ranks
+from unraze.ranks import ALONE, Ranks
 from unraze.step import kept_for_gradients, network_of
 from unraze.train import Report, fit, prepare, train
 
@@ -82,6 +83,43 @@ def test_minutes_become_steps_once_and_are_recorded(
     assert resolved.train.dtype in ("float32", "bfloat16")
     assert runs.read_rows(run.stats)[-1]["step"] == resolved.train.steps
     assert "0.02 minutes" in (run.path / "config.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("begins", range(0, 40, 10))
+def test_what_the_machine_does_beside_measuring_costs_both_dtypes_alike(
+    tiny_config: Config, tiny_images: Images, monkeypatch: pytest.MonkeyPatch, begins: int
+) -> None:
+    """A step of bfloat16 takes 0.6 of one of float32; while something else runs, half of the time
+    measured, all of them take thrice as long."""
+    count = itertools.count()
+
+    def seconds_of(trainee: step_of_training.Trainee, step: int) -> float:
+        disturbed = begins <= next(count) < begins + 20
+        return (0.6 if trainee.config.train.dtype == "bfloat16" else 1.0) * (3 if disturbed else 1)
+
+    monkeypatch.setattr(measure, "has_bfloat16", lambda kind: True)
+    monkeypatch.setattr(measure, "_seconds_of", seconds_of)
+    config = prepare(updated(tiny_config, {"train.dtype": "auto"}), tiny_images)
+    found = measure.seconds_a_step(config, tiny_images, 20, 60.0, ALONE, lambda: False)
+    assert found is not None
+    assert next(count) == 2 * 20
+    assert measure.fastest(found) == "bfloat16"
+    assert found["bfloat16"] / found["float32"] == pytest.approx(0.6)
+
+
+def test_a_step_is_measured_in_the_dtype_that_is_asked_for(
+    tiny_config: Config, tiny_images: Images
+) -> None:
+    config = prepare(updated(tiny_config, {"train.dtype": "bfloat16"}), tiny_images)
+    found = measure.seconds_a_step(config, tiny_images, 5, 60.0, ALONE, lambda: False)
+    assert found is not None
+    assert list(found) == ["bfloat16"]
+    assert found["bfloat16"] > 0
+
+
+def test_bfloat16_is_to_earn_what_it_leaves_out() -> None:
+    assert measure.fastest({"float32": 1.0, "bfloat16": 0.95}) == "float32"
+    assert measure.fastest({"float32": 1.0, "bfloat16": 0.9}) == "bfloat16"
 
 
 def test_epochs_become_steps(tiny_config: Config, tiny_images: Images) -> None:

@@ -7,6 +7,7 @@ Done once, before the first step, and written into the run: from there on nothin
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +21,9 @@ from unraze.hardware import has_bfloat16
 from unraze.preview import SHARE
 from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
-from unraze.step import begin, clip, gradients
+from unraze.step import Trainee, begin, clip, gradients
 
-__all__ = ["FEWEST_STEPS", "Pace", "measured", "seconds_a_step", "told", "too_short"]
+__all__ = ["FEWEST_STEPS", "Pace", "fastest", "measured", "seconds_a_step", "told", "too_short"]
 
 SAVE_SECONDS = 60.0
 FEWEST_STEPS = 300
@@ -40,26 +41,15 @@ def measured(
     """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run; also
     the seconds that a step takes. Several `ranks` measure together, and the first one fixes it, and
     alone asks whether to `stop`: None then, and nothing is fixed."""
-    kind = torch.device(config.train.device).type
-    able = ranks.each(lambda: has_bfloat16(kind))
-    dtypes = ["float32", "bfloat16"] if all(able) else ["float32"]
-    if config.train.dtype != "auto":
-        dtypes = [config.train.dtype]
     budget = 60 * config.train.minutes if config.train.minutes else math.inf
     most = config.train.steps // 20 if config.train.steps else 200
-    seconds = {}
-    for dtype in dtypes:
-        one = updated(config, {"train.dtype": dtype})
-        found = seconds_a_step(one, images, most, min(5.0, 0.03 * budget), ranks, stop)
-        if found is None:
-            return None
-        seconds[dtype] = found
-    return ranks.first(_fixed, config, run, seconds)
+    seconds = seconds_a_step(config, images, most, min(5.0, 0.03 * budget), ranks, stop)
+    return None if seconds is None else ranks.first(_fixed, config, run, seconds)
 
 
 def _fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config, float]:
     """What follows from the seconds that a step takes in each dtype, written into the run."""
-    best = min(seconds, key=lambda d: seconds[d] * (1.1 if d == "bfloat16" else 1.0))
+    best = fastest(seconds)
     changes: dict[str, Any] = {"train.dtype": best}
     if config.train.checkpoint_every is None:
         changes["train.checkpoint_every"] = max(1, round(SAVE_SECONDS / seconds[best]))
@@ -133,27 +123,55 @@ def seconds_a_step(
     seconds: float,
     ranks: Ranks,
     stop: Callable[[], bool],
-) -> float | None:
-    """The median time of a step of a run that is then thrown away, the first step left out; None
-    where it was to stop meanwhile."""
+) -> dict[str, float] | None:
+    """The median time of a step in each dtype that the run may be of, the first step left out; None
+    where it was to stop meanwhile.
+
+    At most so many steps and `seconds` for each, of a run that is then thrown away. The dtypes take
+    turns, step by step, so that what else the machine does meanwhile costs them alike.
+    """
     scratch = begin(config, images, ranks=ranks)
-    times: list[float] = []
+    in_dtype = [
+        replace(scratch, config=updated(config, {"train.dtype": dtype}))
+        for dtype in _dtypes(config, ranks)
+    ]
+    rounds: list[list[float]] = []
     started = time.monotonic()
 
-    def what_next() -> Literal["stop", "step", "end"]:
+    def what_next() -> Literal["stop", "round", "end"]:
         if stop():
             return "stop"
-        enough = len(times) >= max(5, most) or time.monotonic() - started >= seconds
-        return "end" if len(times) >= 2 and enough else "step"
+        spent = time.monotonic() - started >= seconds * len(in_dtype)
+        return "end" if len(rounds) >= 2 and (spent or len(rounds) >= max(5, most)) else "round"
 
     while (then := ranks.first(what_next)) != "end":
         if then == "stop":
             return None
-        step = len(times) + 1
-        before = time.perf_counter()
-        gradients(scratch, step)
-        clip(scratch)
-        scratch.optimizer.step()
-        ema.update(scratch.average, scratch.network, 0.9)
-        times.append(time.perf_counter() - before)
-    return float(np.median(times[1:]))
+        rounds.append([_seconds_of(one, 1 + len(rounds)) for one in in_dtype])
+    medians = np.median(rounds[1:], axis=0)
+    return {one.config.train.dtype: float(m) for one, m in zip(in_dtype, medians, strict=True)}
+
+
+def fastest(seconds: dict[str, float]) -> str:
+    """The dtype to train in, of those that a step takes these seconds in: bfloat16 is to earn what
+    it leaves out."""
+    return min(seconds, key=lambda d: seconds[d] * (1.1 if d == "bfloat16" else 1.0))
+
+
+def _dtypes(config: Config, ranks: Ranks) -> list[str]:
+    """Those that the run may be of: the one that it asks for, or all that every rank's device has
+    in hardware."""
+    if config.train.dtype != "auto":
+        return [config.train.dtype]
+    kind = torch.device(config.train.device).type
+    able = ranks.each(lambda: has_bfloat16(kind))
+    return ["float32", "bfloat16"] if all(able) else ["float32"]
+
+
+def _seconds_of(scratch: Trainee, step: int) -> float:
+    before = time.perf_counter()
+    gradients(scratch, step)
+    clip(scratch)
+    scratch.optimizer.step()
+    ema.update(scratch.average, scratch.network, 0.9)
+    return time.perf_counter() - before

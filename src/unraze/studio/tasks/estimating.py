@@ -9,7 +9,7 @@ from unraze.config import Config
 from unraze.data import Images, load
 from unraze.evaluate.stage import Stage
 from unraze.hardware import memory, resident
-from unraze.measure import seconds_a_step
+from unraze.measure import fastest, seconds_a_step
 from unraze.ranks import ALONE
 from unraze.step import network_of
 from unraze.studio.work import Cancelled, Task, Work
@@ -33,13 +33,10 @@ def estimating(wanted: Config) -> Work:
         classes = len(images.class_names) if config.train.classes else config.train.clusters or 0
         weighing, step = require_memory(config, num_classes=classes)
         cancelled = task.job
-        if config.train.dtype == "auto":
-            config = config.model_copy(
-                update={"train": config.train.model_copy(update={"dtype": "float32"})}
-            )
-        seconds = seconds_a_step(config, images, 5, MEASURED, ALONE, lambda: cancelled.cancelled)
-        if seconds is None:
+        found = seconds_a_step(config, images, 5, MEASURED, ALONE, lambda: cancelled.cancelled)
+        if found is None:
             raise Cancelled
+        seconds = found[fastest(found)]
         return _told(config, images, classes, seconds, resident() + weighing + step)
 
     return work
