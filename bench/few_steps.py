@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from material import test_images
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from unraze.config import SampleConfig
 from unraze.data import to_uint8
@@ -275,26 +276,51 @@ def told(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> list[
 
 
 def by_calls(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> Figure:
-    """Distance by calls, a panel a space: the best of each family."""
+    """Distance by calls, a panel a space: a line a sampler, each at the best of its spacings."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, space in zip(figure.subplots(1, len(names)), names, strict=True):
-        for who, style in (("unraze", "-"), ("diffusers", "--")):
-            mine = [c for c in cells if (c["label"] in THEIRS) == (who == "diffusers")]
-            families = sorted({c["label"].split(",")[0] for c in mine if c["calls"] < steps})
-            for family in families:
+    (whole,) = [c for c in cells if c["label"] == REFERENCE and c["calls"] == steps]
+    few = [c for c in cells if c is not whole]
+    calls = sorted({c["calls"] for c in few})
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, space in zip(panels, names, strict=True):
+        reference = distance(whole, space)[0]
+        axes.axhline(reference, color="0.5", lw=1, label=f"{REFERENCE}, {steps:,} calls")
+        for side, style in SIDES.items():
+            mine = [c for c in few if _side(c) == side]
+            families = sorted({c["label"].split(",")[0] for c in mine})
+            for number, family in enumerate(families):
                 best: dict[int, float] = {}
                 for c in mine:
-                    if c["label"].split(",")[0] == family and c["calls"] < steps:
+                    if c["label"].split(",")[0] == family:
                         value = distance(c, space)[0]
                         best[c["calls"]] = min(value, best.get(c["calls"], math.inf))
-                points = sorted(best.items())
-                axes.plot(*zip(*points, strict=True), style, lw=1, label=f"{who}: {family}")
-        (whole,) = [c for c in cells if c["label"] == REFERENCE and c["calls"] == steps]
-        axes.axhline(distance(whole, space)[0], color="0.5", lw=1)
+                points = zip(*sorted(best.items()), strict=True)
+                axes.plot(*points, **style, label=None if number else side)
         axes.set(title=space, xlabel="network calls", xscale="log", yscale="log")
-    figure.axes[0].set_ylabel("Fréchet distance")
-    figure.axes[-1].legend(fontsize=5, ncols=2)
+        axes.set_xticks(calls, [str(c) for c in calls])
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.set_ylim(top=10 * reference)
+    panels[0].set_ylabel("Fréchet distance")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
+
+
+SIDES: dict[str, dict[str, Any]] = {
+    "diffusers' schedulers": {"color": "tab:orange", "lw": 0.8, "marker": "_"},
+    "our samplers": {"color": "tab:blue", "lw": 0.8, "marker": "_"},
+    "ours, tuned": {"color": "tab:blue", "lw": 2, "marker": "o"},
+    "ours, distilled": {"color": "tab:green", "lw": 2, "marker": "D"},
+}
+"""How each kind is drawn."""
+
+
+def _side(cell: dict[str, Any]) -> str:
+    if cell["label"] in THEIRS:
+        return "diffusers' schedulers"
+    return f"ours, {cell['label']}" if cell["label"] in ("tuned", "distilled") else "our samplers"
 
 
 def main() -> None:

@@ -272,6 +272,38 @@ def test_few_steps_draws_what_sample_does(model: Model) -> None:
     assert np.array_equal(np.concatenate(parts), few_steps.to_uint8(whole))
 
 
+def test_the_picture_of_few_steps_has_every_point() -> None:
+    """Also with one number of calls: each line's least over its spacings, at its calls."""
+
+    def one(label: str, calls: int, value: float) -> dict[str, Any]:
+        figure = {"value": value, "low": 0.9 * value, "high": 1.1 * value}
+        return {"label": label, "calls": calls, "figures": {"a, Fréchet distance": figure}}
+
+    cells = [
+        one("ddim, angle", 10, 0.7),
+        one("ddim, karras", 10, 0.6),
+        one("DDIM", 10, 0.5),
+        one("tuned", 10, 0.3),
+        one("distilled", 2, 0.4),
+        one(few_steps.REFERENCE, 50, 0.8),
+    ]
+    (axes,) = few_steps.by_calls(cells, ["a"], 50).axes
+    drawn = {line.get_label(): line for line in axes.lines}
+    points = {
+        label: list(zip(*map(list, line.get_data()), strict=True))
+        for label, line in drawn.items()
+        if line.get_marker() != "None"
+    }
+    assert points == {
+        "our samplers": [(10, 0.6)],
+        "diffusers' schedulers": [(10, 0.5)],
+        "ours, tuned": [(10, 0.3)],
+        "ours, distilled": [(2, 0.4)],
+    }
+    (reference,) = (line for label, line in drawn.items() if label.startswith(few_steps.REFERENCE))
+    assert set(reference.get_ydata()) == {0.8}
+
+
 def test_a_network_in_diffusers_says_v_at_its_own_time(model: Model) -> None:
     """(ᾱ, β̄) of the scheduler at its t are ours at t + 1, and v from there is x_0 of ours."""
     pytest.importorskip("diffusers")
