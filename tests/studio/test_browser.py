@@ -502,6 +502,26 @@ def test_a_long_drawing_is_cancelled_seen_after_a_reload_and_ends_with_its_tab(
     context.close()
 
 
+def test_work_that_is_asked_for_stands_in_the_address_at_once(page: Any, live: Live) -> None:
+    """A change of the settings may wait, for browsers refuse to be told too often."""
+    page.goto(live.view("sample"))
+    page.get_by_role("button", name="Draw", exact=True).wait_for()
+    said = page.evaluate(
+        """async () => {
+          const { note } = await import("./router.js");
+          const rest = () => new Promise((done) => setTimeout(done, 500));
+          const said = () => location.hash.split("?")[1];
+          const after = (query) => { note(new URLSearchParams(query)); return said(); };
+          await rest();
+          const heard = ["steps=3", "steps=4", "steps=5&job=a", "steps=6&job=a"].map(after);
+          await rest();
+          return [...heard, said()];
+        }"""
+    )
+    at_once, waits = ["steps=3", "steps=3"], ["steps=5&job=a", "steps=5&job=a"]
+    assert said == [*at_once, *waits, "steps=6&job=a"]
+
+
 def test_a_tab_that_nobody_sees_gives_its_line_back_and_listens_again_once_it_is_seen(
     page: Any, live: Live
 ) -> None:

@@ -34,10 +34,11 @@ const SELDOM = 160;
 let notedAt = 0;
 let noting = 0;
 
-/** Notes the state of the view that is shown in its address, without leaving it. */
+/** Notes the state of the view that is shown in its address, without leaving it: work that was asked for at once, for a reload is to find it. */
 export function note(query) {
   const shown = current;
-  const { name, id } = parsed();
+  const { name, id, query: there } = parsed();
+  const asked = ["job", "jobs"].some((key) => query.get(key) !== there.get(key));
   clearTimeout(noting);
   const write = () => {
     if (shown !== current) return; // another view has the address by now
@@ -45,7 +46,7 @@ export function note(query) {
     history.replaceState(null, "", hrefOf(name, id, query));
   };
   const wait = notedAt + SELDOM - performance.now();
-  if (wait <= 0) write();
+  if (asked || wait <= 0) write();
   else noting = setTimeout(write, wait);
 }
 
