@@ -111,6 +111,14 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "PNDM": ("PNDMScheduler", {"timestep_spacing": "trailing", "skip_prk_steps": True}),
 }
 
+SIDES: dict[str, dict[str, Any]] = {
+    "diffusers' schedulers": {"color": "tab:orange", "lw": 0.8, "marker": "_"},
+    "our samplers": {"color": "tab:blue", "lw": 0.8, "marker": "_"},
+    "ours, tuned": {"color": "tab:blue", "lw": 2, "marker": "o"},
+    "ours, distilled": {"color": "tab:green", "lw": 2, "marker": "D"},
+}
+"""How each kind is drawn."""
+
 
 def by_ours(changes: dict[str, Any], calls: int) -> Draw:
     """A sampler of Unraze."""
@@ -306,15 +314,6 @@ def by_calls(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> F
     panels[0].set_ylabel("Fréchet distance")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
-
-
-SIDES: dict[str, dict[str, Any]] = {
-    "diffusers' schedulers": {"color": "tab:orange", "lw": 0.8, "marker": "_"},
-    "our samplers": {"color": "tab:blue", "lw": 0.8, "marker": "_"},
-    "ours, tuned": {"color": "tab:blue", "lw": 2, "marker": "o"},
-    "ours, distilled": {"color": "tab:green", "lw": 2, "marker": "D"},
-}
-"""How each kind is drawn."""
 
 
 def _side(cell: dict[str, Any]) -> str:

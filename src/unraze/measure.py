@@ -135,20 +135,23 @@ def seconds_a_step(
         replace(scratch, config=updated(config, {"train.dtype": dtype}))
         for dtype in _dtypes(config, ranks)
     ]
-    rounds: list[list[float]] = []
+    each = len(in_dtype)
+    times: list[float] = []
     started = time.monotonic()
 
-    def what_next() -> Literal["stop", "round", "end"]:
+    def what_next() -> Literal["stop", "step", "end"]:
         if stop():
             return "stop"
-        spent = time.monotonic() - started >= seconds * len(in_dtype)
-        return "end" if len(rounds) >= 2 and (spent or len(rounds) >= max(5, most)) else "round"
+        rounds, begun = divmod(len(times), each)
+        enough = rounds >= max(5, most) or time.monotonic() - started >= seconds * each
+        return "end" if rounds >= 2 and not begun and enough else "step"
 
     while (then := ranks.first(what_next)) != "end":
         if then == "stop":
             return None
-        rounds.append([_seconds_of(one, 1 + len(rounds)) for one in in_dtype])
-    medians = np.median(rounds[1:], axis=0)
+        rounds, turn = divmod(len(times), each)
+        times.append(_seconds_of(in_dtype[turn], 1 + rounds))
+    medians = np.median(np.reshape(times, (-1, each))[1:], axis=0)
     return {one.config.train.dtype: float(m) for one, m in zip(in_dtype, medians, strict=True)}
 
 
