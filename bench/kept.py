@@ -125,8 +125,10 @@ def here(*of: Any) -> str:
 
 
 def _is_place(value: Any) -> bool:
-    several = value if isinstance(value, list) else [value]
-    return any(isinstance(one, Path) for one in several)
+    """Whether it is a path, or a whole one in letters, as of a source of images; or has some."""
+    if isinstance(value, list):
+        return any(map(_is_place, value))
+    return isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute())
 
 
 def _samples_of(file: Path) -> Path:

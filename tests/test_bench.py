@@ -102,7 +102,7 @@ def test_samples_go_on_where_they_were(tmp_path: Path) -> None:
 
 
 def test_a_summary_says_with_what(tmp_path: Path) -> None:
-    options = Namespace(samples=3, out=tmp_path, runs=[tmp_path, tmp_path])
+    options = Namespace(samples=3, out=tmp_path, runs=[tmp_path, tmp_path], data=str(tmp_path))
     kept.summary(tmp_path, "all", seeds=range(2), options=options, told=["a"], cells=[], more=1)
     found = json.loads((tmp_path / "all.json").read_text())
     assert found["seeds"] == [0, 1]
