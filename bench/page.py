@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 from unraze.generate import load, settings_of
 from unraze.interop.web import export, runtime_in, served
 
-DRAWN = "document.body.dataset.drawn === '1'"
+DRAWN = "body[data-drawn='1']"
 
 
 def seconds_to_pictures(browser: str, address: str) -> float:
@@ -33,7 +33,7 @@ def seconds_to_pictures(browser: str, address: str) -> float:
         page = chromium.new_page()
         began = time.perf_counter()
         page.goto(address)
-        page.wait_for_function(DRAWN, timeout=120_000)
+        page.locator(DRAWN).wait_for(timeout=120_000)
         seconds = time.perf_counter() - began
         chromium.close()
     return seconds

@@ -79,7 +79,7 @@ def walked(page: Any, address: str) -> None:
 def filled(page: Any, address: str) -> None:
     """Paints over the middle of an image, and has it filled in."""
     page.goto(address)
-    page.get_by_role("radio", name="Fill in").check(force=True)
+    page.get_by_role("radio", name="Fill in").check()
     page.get_by_role("slider", name="Brush").focus()
     page.keyboard.press("End")
     page.get_by_role("application").focus()

@@ -52,6 +52,7 @@ function build(run, part, here, { query, signal, root }) {
   async function takeRecipe(file) {
     if (file.size > here.limits.upload_bytes) throw new Error(`This file is larger than ${Math.round(here.limits.upload_bytes / 2 ** 20)} MiB, more than the studio takes.`);
     const found = await postBytes("/recipes", file);
+    if (signal.aborted) return ""; // who has gone elsewhere is not fetched back
     if (!found.sample) return sentence(found.words ?? "its run is not here");
     exactly = found.sample;
     taken = found.words ? sentence(found.words) : "The recipe is taken: Draw makes the same picture again.";
