@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -184,6 +185,38 @@ def test_all_that_the_package_needs_is_installed_with_it() -> None:
 def test_the_package_itself_is_light() -> None:
     code = "import unraze, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="is of glibc")
+def test_memory_that_is_freed_is_kept_for_what_comes_next() -> None:
+    program = """
+import resource
+from unraze.__main__ import keep_freed_memory
+
+def pages() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        b"x" * 2**25
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = pages()
+keep_freed_memory()
+pages()  # asks for it once more
+print(given_back, pages())
+"""
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    env = {key: value for key, value in os.environ.items() if key not in names}
+
+    def told(**chosen: str) -> list[int]:
+        command = [sys.executable, "-c", program]
+        ran = subprocess.run(command, env=env | chosen, capture_output=True, text=True, check=True)
+        return [int(word) for word in ran.stdout.split()]
+
+    all_of_it = 10 * 2**25 // resource.getpagesize()
+    given_back, kept = told()
+    assert given_back >= all_of_it
+    assert kept < all_of_it / 100
+    assert told(**dict.fromkeys(names, "65536"))[1] >= all_of_it  # what the user chose stays
 
 
 def test_the_math_library_is_asked_for_the_same_bits() -> None:
