@@ -290,7 +290,7 @@ def told(results: list[dict[str, Any]], of: Material, options: argparse.Namespac
                     f"  {minutes:>4g} min  {name:<10} {statistics.mean(values):8.4f}"
                     f"  ({', '.join(f'{v:.4f}' for v in values)})  floor {floor:.4f}"
                     f"  {statistics.mean(r['images'] for r in cells):,.0f} images"
-                    f"  {', '.join(sorted({_verdict(r) for r in cells}))}"
+                    f"  {', '.join(sorted({_verdict(r) for r in cells} - {''}))}"
                 )
             best = min(options.peers, key=lambda name: statistics.mean(above[name]))
             if of.measure == FRECHET:
