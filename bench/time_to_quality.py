@@ -314,7 +314,7 @@ def _verdict(result: dict[str, Any]) -> str:
 
 
 def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Namespace) -> Figure:
-    """Distance by minutes, a panel a space."""
+    """Distance by minutes, a panel a space: each seed, and the line of their means."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, space in zip(figure.subplots(1, len(of.spaces)), of.spaces, strict=True):
         for name in (OURS, *options.peers):
@@ -323,12 +323,17 @@ def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Na
                 for r in results
                 if r["name"] == name
             ]
-            axes.plot(*zip(*sorted(points), strict=True), "o", label=name, alpha=0.7)
+            (dots,) = axes.plot(*zip(*sorted(points), strict=True), "o", label=name, alpha=0.7)
+            means = {m: statistics.mean(v for at, v in points if at == m) for m, _ in points}
+            axes.plot(*zip(*sorted(means.items()), strict=True), color=dots.get_color(), lw=1)
         floor = statistics.mean(floor_of(r, space.name, of) for r in results)
         axes.axhline(floor, color="0.5", lw=1, ls="--", label="floor")
         scale = "log" if of.measure == FRECHET else "linear"
         axes.set(title=space.name, xlabel="minutes of training", xscale="log", yscale=scale)
-    axes.legend()
+        trained_for = sorted({r["minutes"] for r in results})
+        axes.set_xticks(trained_for, [f"{minutes:g}" for minutes in trained_for])
+        axes.set_xticks([], minor=True)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     figure.axes[0].set_ylabel(of.measure)
     return figure
 
