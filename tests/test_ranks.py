@@ -549,6 +549,21 @@ class TestBadInput:
         assert main(["sample", "--like", "any.png"]) == 2
         assert "one process makes it again; leave torchrun out" in capfd.readouterr().err
 
+    def test_a_rank_says_all_it_has_to_say_and_ends_at_once(self) -> None:
+        """Threads of torch may outlive its group, and abort an interpreter that ends."""
+        program = "import atexit, sys; from unraze.__main__ import main; " + (
+            "atexit.register(print, 'ending'); sys.exit(main())"
+        )
+        said = {}
+        for count in ("1", "2"):
+            command = [sys.executable, "-c", program, "runs", "--nonsense"]
+            env = os.environ | {"WORLD_SIZE": count}
+            said[count] = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert [done.returncode for done in said.values()] == [2, 2]
+        assert "--nonsense" in said["1"].stderr
+        assert "without torchrun" in said["2"].stderr
+        assert [done.stdout for done in said.values()] == ["ending\n", ""]
+
     def test_a_command_of_one_process(self) -> None:
         done = ranks(2, "unraze", "runs")
         assert "unraze runs: is of one process; call it without torchrun" in done.stderr

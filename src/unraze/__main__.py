@@ -40,6 +40,12 @@ def main() -> int:
         return INTERRUPTED
     status = command_line()
     gc.freeze()  # or all of torch is looked through for garbage, which takes longer than to save
+    if os.environ.get("WORLD_SIZE", "") not in ("", "0", "1"):
+        # a group that DistributedDataParallel had leaves threads of gloo behind (torch 2.13), and
+        # an interpreter that ends beside them may be aborted by them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     return status
 
 
