@@ -316,6 +316,7 @@ def _verdict(result: dict[str, Any]) -> str:
 def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Namespace) -> Figure:
     """Distance by minutes, a panel a space: each seed, and the line of their means."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
+    trained_for = sorted({r["minutes"] for r in results})
     for axes, space in zip(figure.subplots(1, len(of.spaces)), of.spaces, strict=True):
         for name in (OURS, *options.peers):
             points = [
@@ -330,7 +331,6 @@ def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Na
         axes.axhline(floor, color="0.5", lw=1, ls="--", label="floor")
         scale = "log" if of.measure == FRECHET else "linear"
         axes.set(title=space.name, xlabel="minutes of training", xscale="log", yscale=scale)
-        trained_for = sorted({r["minutes"] for r in results})
         axes.set_xticks(trained_for, [f"{minutes:g}" for minutes in trained_for])
         axes.set_xticks([], minor=True)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")

@@ -191,7 +191,7 @@ def test_the_package_itself_is_light() -> None:
 def test_memory_that_is_freed_is_kept_for_what_comes_next() -> None:
     program = """
 import resource
-from unraze.__main__ import keep_freed_memory
+from unraze.environment import keep_freed_memory
 
 def pages() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

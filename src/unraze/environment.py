@@ -1,8 +1,20 @@
-"""What torch and the math libraries read from the environment when they are first imported."""
+"""How the process computes, and whether it is one of several; asked without torch."""
 
 import os
+import sys
+from collections.abc import Mapping
 
-__all__ = ["prepare_math"]
+__all__ = ["are_several", "keep_freed_memory", "prepare_math"]
+
+OPTIONS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+"""What glibc gives back, by its variables in the environment and by its malloc.h."""
+KEPT = 2**30
+"""Bytes that are kept for what is asked for next."""
+
+
+def are_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun, or what sets the same variables, started more than one process."""
+    return environment.get("WORLD_SIZE", "") not in ("", "0", "1")
 
 
 def prepare_math() -> None:
@@ -18,3 +30,20 @@ def prepare_math() -> None:
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("OMP_DYNAMIC", "FALSE")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep memory that is freed, up to `KEPT`, for what is asked for next; what the user
+    chose stays.
+
+    What a layer says is freed and asked for again in every step. Given back in between, its pages
+    are emptied and mapped anew each time: thousands a step, tens of thousands for large pictures.
+    """
+    if sys.platform == "linux":
+        import ctypes  # not needed to import the package
+
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # other C libraries have none
+            for variable, option in OPTIONS.items():
+                if variable not in os.environ:
+                    libc.mallopt(option, KEPT)

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from typing_extensions import ParamSpec
 
+from unraze.environment import are_several
 from unraze.errors import Elsewhere, InputError, UnrazeError
 
-__all__ = ["ALONE", "Ranks", "are_several", "attempt", "joined", "launch"]
+__all__ = ["ALONE", "Ranks", "attempt", "joined", "launch"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -198,11 +199,6 @@ _IN_VAIN = ("Timed out", "timed out", "timeout")
 
 ALONE = Ranks()
 """One process, as without torchrun."""
-
-
-def are_several(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun, or what sets the same variables, started more than one process."""
-    return environment.get("WORLD_SIZE", "") not in ("", "0", "1")
 
 
 def attempt(environment: Mapping[str, str] = os.environ) -> int:

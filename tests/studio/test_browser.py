@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from processes import wait_for
 
 from evaluated import Small
 from scripts import as_module
@@ -146,10 +147,7 @@ def page(chromium: Any, live: Live) -> Iterator[Any]:
 def until(page: Any, holds: str, arg: Any = None) -> None:
     """Waits until an expression holds; `wait_for_function` would have the page itself evaluate it
     each time but the first, which its policy forbids."""
-    last = time.monotonic() + ASSERTS / 1000
-    while not page.evaluate(holds, arg):
-        assert time.monotonic() < last, f"never true: {holds}"
-        page.wait_for_timeout(50)
+    wait_for(lambda: page.evaluate(holds, arg), ASSERTS / 1000)
 
 
 def shown(page: Any, name: str) -> None:

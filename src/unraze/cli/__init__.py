@@ -31,6 +31,7 @@ from unraze.cli import (  # noqa: F401  (each adds its commands)
     tune,
 )
 from unraze.cli.app import INTERRUPTED, app, unwrap
+from unraze.environment import are_several
 from unraze.errors import Elsewhere, UnrazeError
 
 __all__ = ["main"]
@@ -48,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     An `UnrazeError` is one line on stderr; any other exception is a defect and keeps its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
-    # as unraze.ranks.are_several, which is not asked: it needs torch
-    if os.environ.get("WORLD_SIZE", "") not in ("", "0", "1") and tokens[:1] not in BY_RANKS:
+    if are_several() and tokens[:1] not in BY_RANKS:
         command = " ".join(["unraze", *tokens[:1]])
         return _complain(f"{command}: is of one process; call it without torchrun", USAGE)
     ours = argv is None and threading.current_thread() is threading.main_thread()

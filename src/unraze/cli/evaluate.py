@@ -30,6 +30,7 @@ from unraze.cli.app import (
     parse_size,
     told_as_options,
 )
+from unraze.environment import are_several
 from unraze.errors import InputError
 
 if TYPE_CHECKING:
@@ -146,7 +147,6 @@ def evaluate(
     from unraze.cli.drawing import MOST_PICTURES, set_threads
     from unraze.cli.train import spoken_for
     from unraze.evaluate.evaluation import PARTS
-    from unraze.ranks import are_several
 
     for name, value, least in (("-n", n, 1), ("--seed", seed, 0)):
         if value is not None and value < least:

@@ -26,6 +26,7 @@ from unraze.cli.app import (
     option_of,
     told_as_options,
 )
+from unraze.environment import are_several
 from unraze.errors import InputError
 
 if TYPE_CHECKING:
@@ -233,7 +234,6 @@ def sample(
                 f"--like takes all from the recipe of {like}: leave {' and '.join(extra)} out"
             )
         from unraze.cli.drawing import again
-        from unraze.ranks import are_several
 
         if are_several():
             raise InputError(f"--like {like}: one process makes it again; leave torchrun out")

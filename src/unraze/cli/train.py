@@ -32,6 +32,7 @@ from unraze.cli.app import (
     parse_size,
     told_as_options,
 )
+from unraze.environment import are_several
 from unraze.errors import DataError, InputError
 
 if sys.version_info >= (3, 11):
@@ -621,7 +622,6 @@ def _asked_to_stop() -> Iterator[threading.Event]:
     may come from whoever started it. torchrun hands on what came to it to processes that it came to
     as well: of several ranks, what comes again within `TOGETHER` seconds is the same one.
     """
-    from unraze.ranks import are_several
 
     since = 0.0
     asked, came = threading.Event(), set[int]()
