@@ -76,17 +76,28 @@ def test_a_run_is_distilled_sampled_and_continued(
     assert (config.train.steps, config.train.batch, config.train.lr) == (2, 4, 0.01)
 
 
-def test_interrupted_and_continued_it_is_the_same_run(run: Path, forker: Forker) -> None:
-    """A real process and a real SIGINT: to the byte what an uninterrupted one makes."""
+@pytest.mark.parametrize(
+    ("how", "after"),
+    [
+        (signal.SIGINT, 3),
+        (signal.SIGKILL, 3),
+        (signal.SIGKILL, 30),
+    ],  # with and without a checkpoint
+)
+def test_stopped_and_continued_it_is_the_same_run(
+    run: Path, forker: Forker, how: signal.Signals, after: int
+) -> None:
+    """A real process and a real signal: to the byte what an undisturbed one makes."""
     budget = ["--steps", "50", "--set", "train.checkpoint_every=25"]
     command = ["distill", str(run), *budget, "--out", "new"]
     new = Run(Path("new"))
     with forker.running("cli", argv=command, out=str(Path("out").resolve()), **here()) as process:
-        wait_for(lambda: len(read_rows(new.stats)) >= 3)
-        os.kill(process, signal.SIGINT)
-        assert forker.wait(process) == 130
-    assert "go on with: unraze resume new" in Path("out").read_text()
-    assert "saving, then stopping" in Path("err").read_text()
+        wait_for(lambda: len(read_rows(new.stats)) >= after)
+        os.kill(process, how)
+        assert forker.wait(process) == (130 if how == signal.SIGINT else -how)
+    if how == signal.SIGINT:
+        assert "go on with: unraze resume new" in Path("out").read_text()
+        assert "saving, then stopping" in Path("err").read_text()
     assert len(read_rows(new.stats)) < 50
     assert main(["resume", "new"]) == 0
 

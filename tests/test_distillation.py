@@ -452,5 +452,23 @@ def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> Non
     assert configuration(model).train.steps == 200 // 2
     assert configuration(model, changes={"train.batch": 32}).train.steps == 200 // 2 // 2
     assert configuration(model, changes={"train.minutes": 1.0}).train.steps is None
+    guided = {"loss.teacher_guidance": 2.0}
+    assert configuration(model, changes=guided).train.steps == round(200 / 2.3)
     object.__setattr__(model, "config", updated(model.config, {"train.optimizer": "muon"}))
     assert configuration(model).train.steps == round(200 / 1.6)
+    assert configuration(model, changes=guided).train.steps == round(200 / 1.9)
+
+
+@pytest.mark.parametrize(("guidance", "looks"), [(1.0, 1), (2.0, 2)])
+def test_a_step_asks_the_student_twice_and_a_guided_teacher_too(
+    teacher: Path, guidance: float, looks: int
+) -> None:
+    changes = {"loss.teacher_guidance": guidance, "train.steps": 1}
+    config = configuration(load(teacher), changes=changes)
+    trainee = step_of_training.begin(config, two_kinds())
+    assert trainee.teacher is not None
+    asked: list[str] = []
+    trainee.network.register_forward_hook(lambda *_: asked.append("student"))
+    trainee.teacher.register_forward_hook(lambda *_: asked.append("teacher"))
+    step_of_training.gradients(trainee, 1)
+    assert (asked.count("student"), asked.count("teacher")) == (2, looks)

@@ -29,7 +29,7 @@ from unraze.data import Images, load, load_images, to_float
 from unraze.denoiser import denoiser
 from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
-from unraze.measure import FEWEST_STEPS, told, too_short
+from unraze.measure import FEWEST_STEPS, fixed, told, too_short
 from unraze.process import destroy
 from unraze.ranks import ALONE, Ranks
 from unraze.step import kept_for_gradients, network_of
@@ -662,19 +662,43 @@ def test_a_preview_names_the_weights_that_drew_it(
 def test_the_budget_is_told_in_steps_time_and_memory(tiny_config: Config) -> None:
     config = updated(tiny_config, {"train.steps": 600, "train.dtype": "bfloat16"})
     said = told(config, 1200, 0.25, 3 * 2**29)
-    assert said == "600 steps of 8 images, 4.0 epochs, bfloat16; about 2:30, 1.5 GiB of memory"
+    assert said == "600 steps of 8 images, 4.0 epochs, bfloat16; about 2:36, 1.5 GiB of memory"
 
 
-@pytest.mark.parametrize("steps", [1, 100, FEWEST_STEPS - 1, FEWEST_STEPS, 5000])
-def test_minutes_that_hold_too_few_steps_are_said(tiny_config: Config, steps: int) -> None:
-    config = updated(tiny_config, {"train.steps": steps, "data.size": (8, 8)})
-    said = too_short(2.0, config)
-    assert (said is None) == (steps >= FEWEST_STEPS)
-    if said is not None:
-        assert f"2 minutes are {steps} steps here" in said
-        enough = float(re.findall(r"--minutes (\d+)", said)[0])
-        assert enough * steps / 2 >= FEWEST_STEPS > (enough - 1) * steps / 2
-    assert too_short(None, config) is None
+@pytest.mark.parametrize("seconds", [0.001, 0.4, 1.3, 60.0])  # the last: a step is all of it
+@pytest.mark.parametrize("eval_every", [None, 5])
+def test_minutes_that_hold_too_few_steps_say_how_many_would_do(
+    tiny_config: Config, tmp_path: Path, seconds: float, eval_every: int | None
+) -> None:
+    def of_minutes(minutes: float) -> Config:
+        asked = {"train.minutes": minutes, "train.eval_every": eval_every, "train.steps": None}
+        asked |= {"data.size": (8, 8), "data.channels": 1, "loss.sigma_data": 0.5}
+        config = updated(tiny_config, asked)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        return fixed(config, runs.Run(tmp_path / "run"), {"float32": seconds})[0]
+
+    minutes = 0.5 * 300 * seconds / 60
+    said = too_short(of_minutes(minutes), minutes, seconds)
+    assert said is not None
+    (enough,) = map(int, re.findall(r"--minutes (\d+)", said))
+    assert too_short(of_minutes(enough), enough, seconds) is None
+    if enough > 1:
+        assert too_short(of_minutes(0.98 * (enough - 1)), enough - 1, seconds) is not None
+
+
+def test_steps_that_are_too_few_are_said_unless_they_go_on_from_what_was_learned(
+    tiny_config: Config,
+) -> None:
+    few = updated(tiny_config, {"train.steps": FEWEST_STEPS - 1, "data.size": (8, 8)})
+    said = too_short(few, None, None)
+    assert said is not None
+    assert said.startswith(
+        "TOO SHORT: 299 steps, and fewer than 300 learn next to nothing of 8 x 8"
+    )
+    assert "give --steps 300" in said
+    assert too_short(updated(few, {"train.steps": FEWEST_STEPS}), None, None) is None
+    begun = updated(few, {"begun": {"run": "there", "checkpoint": "0" * 64}})
+    assert too_short(begun, None, None) is None
 
 
 def test_a_run_of_seconds_says_that_it_is_too_short(

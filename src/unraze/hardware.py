@@ -4,6 +4,7 @@ import math
 import os
 import re
 import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ __all__ = [
     "memory",
     "memory_told",
     "moment",
+    "peak_memory",
     "require_device",
     "require_pictures",
     "resident",
@@ -77,6 +79,15 @@ def memory(device: str = "cpu") -> int:
         return 2**63
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(machine, _limit_of_group(), _limit_of_process())
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """The most bytes that this process has had: of a GPU, what tensors took there; else of the
+    machine's memory."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident() -> int:

@@ -23,7 +23,16 @@ from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 from unraze.step import Trainee, begin, clip, gradients
 
-__all__ = ["FEWEST_STEPS", "Pace", "fastest", "measured", "seconds_a_step", "told", "too_short"]
+__all__ = [
+    "FEWEST_STEPS",
+    "Pace",
+    "fastest",
+    "fixed",
+    "measured",
+    "seconds_a_step",
+    "told",
+    "too_short",
+]
 
 SAVE_SECONDS = 60.0
 FEWEST_STEPS = 300
@@ -44,18 +53,17 @@ def measured(
     budget = 60 * config.train.minutes if config.train.minutes else math.inf
     most = config.train.steps // 20 if config.train.steps else 200
     seconds = seconds_a_step(config, images, most, min(5.0, 0.03 * budget), ranks, stop)
-    return None if seconds is None else ranks.first(_fixed, config, run, seconds)
+    return None if seconds is None else ranks.first(fixed, config, run, seconds)
 
 
-def _fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config, float]:
+def fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config, float]:
     """What follows from the seconds that a step takes in each dtype, written into the run."""
     best = fastest(seconds)
     changes: dict[str, Any] = {"train.dtype": best}
     if config.train.checkpoint_every is None:
         changes["train.checkpoint_every"] = max(1, round(SAVE_SECONDS / seconds[best]))
     if config.train.minutes is not None:
-        evaluating = during.SHARE if config.train.eval_every else 0.0
-        usable = 60 * config.train.minutes * (1 - SHARE - evaluating)
+        usable = 60 * config.train.minutes * _share_of_steps(config)
         changes["train.steps"] = max(1, round(usable / seconds[best]))
     speed = ", ".join(f"{config.train.batch / s:.0f} images/s in {d}" for d, s in seconds.items())
     asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""
@@ -64,28 +72,37 @@ def _fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config,
     return config, seconds[best]
 
 
+def _share_of_steps(config: Config) -> float:
+    """What of the time is left for steps, beside previews and evaluations."""
+    return 1 - SHARE - (during.SHARE if config.train.eval_every else 0.0)
+
+
 def told(config: Config, count: int, seconds: float, memory: int) -> str:
-    """The budget in words: steps, images, epochs of `count` images, dtype, time, memory: the
-    bytes that measuring whole steps took."""
+    """The budget in words: steps, images, epochs of `count` images, dtype, time with previews and
+    evaluations, memory: the bytes of the device that measuring whole steps took."""
     steps, batch = config.train.steps or 0, config.train.batch
     words = f"{steps} step{'' if steps == 1 else 's'} of {batch} images"
     words += f", {steps * batch / count:.1f} epochs, {config.train.dtype}"
-    minutes, rest = divmod(round(steps * seconds), 60)
+    minutes, rest = divmod(round(steps * seconds / _share_of_steps(config)), 60)
     return f"{words}; about {minutes}:{rest:02}, {memory / 2**30:.1f} GiB of memory"
 
 
-def too_short(minutes: float | None, config: Config) -> str | None:
-    """What to say of minutes that turned out to be too few steps to learn anything; None where they
-    suffice, or steps were asked for."""
+def too_short(config: Config, minutes: float | None, seconds: float | None) -> str | None:
+    """What to say of a budget that is too few steps to learn anything, which were asked for
+    themselves, or as minutes that turned out to be so few of these `seconds`; None where they
+    suffice, or begin with what others have learned."""
     steps = config.train.steps or 0
-    if minutes is None or steps >= FEWEST_STEPS:
+    if steps >= FEWEST_STEPS or config.begun is not None or config.distilled is not None:
         return None
-    needed = minutes * FEWEST_STEPS / steps
     height, width = config.data.size or (0, 0)
+    few = f"fewer than {FEWEST_STEPS} learn next to nothing of {height} x {width} pictures"
+    count = f"{steps} step{'' if steps == 1 else 's'}"
+    if minutes is None or seconds is None:
+        return f"TOO SHORT: {count}, and {few}: give --steps {FEWEST_STEPS} or more"
+    needed = math.ceil(FEWEST_STEPS * seconds / _share_of_steps(config) / 60)
     return (
-        f"TOO SHORT: {minutes:g} minutes are {steps} steps here, and fewer than {FEWEST_STEPS} "
-        f"learn next to nothing of {height} x {width} pictures: give --minutes "
-        f"{math.ceil(needed)}, or a smaller --size"
+        f"TOO SHORT: {minutes:g} minutes are {count} here, and {few}: give --minutes {needed}, "
+        "or a smaller --size"
     )
 
 

@@ -7,7 +7,6 @@ terminal, `stats.jsonl` and the studio are readers of it.
 
 import math
 import os
-import resource
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -42,7 +41,7 @@ from unraze.evaluate import during
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.stage import finish
 from unraze.generate import Model, Stopped, load
-from unraze.hardware import memory, require_device, resident
+from unraze.hardware import memory, peak_memory, require_device, resident
 from unraze.measure import Pace, measured, told, too_short
 from unraze.nn.lean import fitted
 from unraze.preview import (
@@ -355,18 +354,19 @@ def train(
 
         # a new run fixes its steps, its dtype and how often it saves
         fixed = None not in (config.train.steps, config.train.checkpoint_every)
+        minutes, seconds = config.train.minutes, None
         if saved is None and not (fixed and config.train.dtype != "auto"):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
-            minutes = config.train.minutes
             fixed_now = measured(config, images, run, ranks, stop)
             if fixed_now is None:
                 _log(run, ranks, STOPPED_EARLY)
                 yield Report("stopped", 0, 0, message=STOPPED_EARLY)
                 return
             config, seconds = fixed_now
-            yield _said(run, ranks, told(config, len(images.pixels), seconds, _peak_memory()))
-            if warning := too_short(minutes, config):
-                yield _said(run, ranks, warning)
+            memory = peak_memory(config.train.device)
+            yield _said(run, ranks, told(config, len(images.pixels), seconds, memory))
+        if saved is None and (warning := too_short(config, minutes, seconds)):
+            yield _said(run, ranks, warning)
 
         # where to begin: at the beginning, or at a checkpoint
         weights = ranks.first(begun_with, run, config)
@@ -477,7 +477,7 @@ def train(
                 lr,
                 pace.images,
                 pace.left(steps - step),
-                _peak_memory(),
+                peak_memory(config.train.device),
             )
             yield report
             evaluating = ruler is not None and (step % ruler.every == 0 or step == steps)
@@ -515,7 +515,7 @@ def train(
         if ranks.is_first:
             _draw_curves(run, config, steps)
         _log(run, ranks, "done")
-        yield Report("done", steps, steps, memory=_peak_memory())
+        yield Report("done", steps, steps, memory=peak_memory(config.train.device))
 
 
 def fit(
@@ -996,8 +996,3 @@ def _root_mean_square(images: Images) -> float:
     some = images.pixels[:: -(-len(images.pixels) // 4096)]
     values = some.astype(np.float64) / 127.5 - 1
     return round(float(np.sqrt(np.mean(values**2))), 6)
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

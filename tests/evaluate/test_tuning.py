@@ -1,6 +1,8 @@
 """The search for settings of few calls: what is tried, kept, and taken from then on."""
 
+import os
 import shutil
+import signal
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import Forker, wait_for
 
 from evaluated import Small, files_below
 from unraze import generate
@@ -216,6 +219,37 @@ def test_the_command_keeps_what_it_finds(here: Path, capfd: pytest.CaptureFixtur
     assert main(["sample", "run", "-n", "2", "--out", "b", "--sampler", "ddim"]) == 0
     assert "tune" not in capfd.readouterr().out
     assert Path("a/00000.png").read_bytes() != Path("b/00000.png").read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_real_process_that_is_stopped_goes_on_to_the_same(
+    here: Path, forker: Forker, how: signal.Signals
+) -> None:
+    shutil.copytree("run", "whole")
+    command = ["tune", "run", "--calls", "3", "-n", "60"]
+    job = {"cwd": str(Path.cwd()), "err": str(Path("err").resolve())}
+    job["env"] = {"UNRAZE_CACHE": os.environ["UNRAZE_CACHE"]}
+
+    def scores() -> int:
+        return len(list(Path("run/tune").rglob("score-*")))
+
+    with forker.running("cli", argv=command, **job) as process:
+        wait_for(lambda: scores() >= 3)
+        os.kill(process, how)
+        assert forker.wait(process) == (130 if how == signal.SIGINT else -how)
+    if how == signal.SIGINT:
+        again = f"go on with: unraze {' '.join(command)}"
+        assert f"unraze: interrupted; what is done is kept, {again}" in Path("err").read_text()
+    kept = files_below(Path("run/tune"))
+    assert load("run").tuning is None
+    assert main(command) == 0
+    assert kept.items() <= files_below(Path("run/tune")).items()
+    assert main(["tune", "whole", *command[2:]]) == 0
+    assert files_below(Path("run/tune")) == files_below(Path("whole/tune"))
+    found, wanted = (
+        next(Path(run, "checkpoints").glob("*/sampling.json")) for run in ("run", "whole")
+    )
+    assert found.read_bytes() == wanted.read_bytes()
 
 
 @pytest.mark.parametrize(

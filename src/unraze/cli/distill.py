@@ -71,7 +71,9 @@ def distill(
     raw: Raw = False,
     minutes: Annotated[
         float | None,
-        Parameter(group=BUDGET, help="Wall-clock minutes; what RUN took if no budget is given."),
+        Parameter(
+            group=BUDGET, help="Wall-clock minutes; no more than RUN took if no budget is given."
+        ),
     ] = None,
     steps: Annotated[int | None, Parameter(group=BUDGET, help="Optimiser steps.")] = None,
     batch: Annotated[
@@ -104,7 +106,7 @@ def distill(
         Parameter(group=OUTPUT, help="The new run's folder; RUN-distilled if absent."),
     ] = None,
 ) -> int:
-    """Make of a run one that draws a picture in a call or two, in less time than RUN was trained.
+    """Make of a run one that draws a picture in a call or two, in no more time than RUN took.
 
     The new run is one like any other: what draws from it, measures it or goes on with it are the
     same commands. Its folder is the last line printed. Ctrl-C saves and says how to go on.
