@@ -219,9 +219,13 @@ def measured(
     model: Model,
     of: tuple[Array, Sequence[FeatureSpace]],
     options: argparse.Namespace,
+    settings: SampleConfig | None = None,
 ) -> dict[str, Any]:
-    """A cell's result, from its file or made now."""
+    """A cell's result, from its file or made now; `settings` are those that were found, not made of
+    the label."""
+    about = {} if settings is None else {"settings": settings.model_dump(mode="json")}
     name = f"{model.checkpoint[:12]}-{options.samples}-{calls}-{kept.slug(label)}"
+    name += f"-{kept.key(about)}" * bool(about)
     file = options.out / "cells" / f"{name}{f'-seed{options.seed}' * (options.seed > 0)}.json"
     real, found_spaces = of
 
@@ -238,6 +242,7 @@ def measured(
                     name: numbers[name] for name in ("value", "low", "high")
                 }
         result = {"label": label, "calls": calls, "seconds": round(seconds, 1), "figures": figures}
+        result |= about
         told = ", ".join(f"{distance(result, s.name)[0]:.2f}" for s in found_spaces)
         print(f"{calls:>4} calls  {label:<24} {told}   ({seconds:.0f} s)", flush=True)
         return result, pictures
@@ -354,12 +359,13 @@ def main() -> None:
                 draw = by_theirs(kind, more, calls)
                 cells.append(measured(label, calls, draw, model, of, options))
         if model.tuning is not None and calls in model.tuning.settings:
-            draw = as_set(model.tuning.settings[calls])
-            cells.append(measured("tuned", calls, draw, model, of, options))
+            found = model.tuning.settings[calls]
+            cells.append(measured("tuned", calls, as_set(found), model, of, options, found))
     for path in options.distilled:
         student = load_run(path)
-        draw, calls = as_set(student.config.sample), calls_of(student, student.config.sample)
-        cells.append(measured("distilled", calls, draw, student, of, options))
+        own = student.config.sample
+        calls = calls_of(student, own)
+        cells.append(measured("distilled", calls, as_set(own), student, of, options, own))
     steps = model.schedule.steps
     reference = by_ours({"sampler": "random", "sigma": "beta", "spacing": "time"}, steps)
     cells.append(measured(REFERENCE, steps, reference, model, of, options))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine, versions
+from machine import machine, start, versions
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -120,8 +120,9 @@ def key(*of: Any) -> str:
 
 
 def here(*of: Any) -> str:
-    """The same with this machine and these versions: for times, which are of one machine alone."""
-    return key(machine(), versions(), *of)
+    """The same with this machine, since it started, and these versions: for times, which are of one
+    machine alone, and machines of one name differ by as much as two."""
+    return key(machine(), start(), versions(), *of)
 
 
 def _is_place(value: Any) -> bool:

@@ -4,11 +4,12 @@
 
 RUN is a run of `unraze train fashion-mnist`, of v. Three kinds of ways are timed:
 
-ours        `unraze.generate.sample` in 10 calls, as `unraze tune` found where it did, else by Adams
-            of order 2 with Karras' steps; and in 25 calls of the run's own sampler
+ours        `unraze.generate.sample` in 5 and 10 calls, as `unraze tune` found where it did, else by
+            Adams of order 2 with Karras' steps; and in 25 calls of the run's own sampler
 pipelines   the same network in diffusers' own pipelines: `DDPMPipeline` in all T calls and
-            `DDIMPipeline` in 50, as they come, and DPM-Solver++ 2M in 25; each with the same ᾱ,
-            2^-12 for the 0 at its end, even steps down from T, and x̂_0 clipped by the scheduler
+            `DDIMPipeline` in 50, as they come, DPM-Solver++ 2M in 25, and in few calls what is best
+            there of theirs: its SDE in 10 and UniPC in 5; each with the same ᾱ, 2^-12 for the 0 at
+            its end, even steps down from T, and x̂_0 clipped by the scheduler
 their own   diffusers' UNet2DModel, untrained, in `DDPMPipeline` and `DDIMPipeline`: its cost alone
 
 A time is that of one batch of pictures, of the batch from 16 to 256 that gives most of them a
@@ -160,29 +161,32 @@ def by_ours(model: Model, settings: SampleConfig) -> Draw:
     return draw
 
 
-def ten_calls(model: Model) -> SampleConfig:
-    """As tuned for this network where it was for ten calls, else Adams with Karras' steps."""
-    if model.tuning is not None and 10 in model.tuning.settings:
-        return model.tuning.settings[10]
+def few_calls(model: Model, calls: int) -> SampleConfig:
+    """As tuned for this network where it was for so many calls, else Adams with Karras' steps."""
+    if model.tuning is not None and calls in model.tuning.settings:
+        return model.tuning.settings[calls]
     adams = {"sampler": "adams", "order": 2, "spacing": "karras"}
-    return within(model, 10, lambda k: changed(model.config.sample, {**adams, "steps": k}))
+    return within(model, calls, lambda k: changed(model.config.sample, {**adams, "steps": k}))
 
 
 def ways(model: Model, options: argparse.Namespace) -> list[Way]:
     """All of them, the long one first among the pipelines."""
     out = []
     own = within(model, 25, lambda k: changed(model.config.sample, {"steps": k}))
-    for settings in (ten_calls(model), own):
+    for settings in (few_calls(model, 5), few_calls(model, 10), own):
         calls = calls_of(model, settings)
         label = f"{settings.sampler}, {calls}"
         draw = by_ours(model, settings)
         out.append(Way(label, "unraze", calls, calls, options.samples, draw, settings))
     steps, network = model.schedule.steps, ForDiffusers(model)
     clipped = {"thresholding": True, "sample_max_value": 1.0}  # a bound of 1 is clipping
+    noisy = {"algorithm_type": "sde-dpmsolver++"}
     for label, kind, scheduler, calls, more in (
         ("DDPMPipeline", "DDPMPipeline", "DDPMScheduler", steps, {}),
         ("DDIMPipeline", "DDIMPipeline", "DDIMScheduler", 50, {}),
         ("DPM-Solver++ 2M", "DDPMPipeline", "DPMSolverMultistepScheduler", 25, clipped),
+        ("DPM-Solver++ 2M SDE", "DDPMPipeline", "DPMSolverMultistepScheduler", 10, clipped | noisy),
+        ("UniPC", "DDPMPipeline", "UniPCMultistepScheduler", 5, clipped),
     ):
         count = options.reference_samples if calls == steps else options.samples
         draw = piped(kind, network, scheduler_of(model, scheduler, **more))

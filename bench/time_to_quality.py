@@ -12,7 +12,8 @@ training images, by which also the best of its own samplers is chosen, each time
 Ours is the preset's. Then all draw the same number of samples in the same number of network calls,
 which are held against the 10,000 test images in both feature spaces. Every training is kept as a
 file below --out as soon as it is scored; the same command goes on where it was, and counts what is
-there.
+there, whichever machine it was measured on. With --out NEW all of it is measured anew. A training
+that is killed begins again.
 
 What is said at the end, for each time: the Fréchet distance of each contender, over its seeds; the
 floor, which two halves of real images have; and the ratio of what is above the floor, ours to the
@@ -33,6 +34,7 @@ import hashlib
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -196,7 +198,17 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
         print(f"{of.name}{cell.slug}: {told}", flush=True)
         return result, drawn
 
-    return kept.cell(place(cell, of.name, options), make)
+    file = place(cell, of.name, options)
+    if file.is_file():
+        print(f"{of.name}{cell.slug}: kept", flush=True)
+    result = kept.cell(file, make)
+    for what in ("threads", "batch"):
+        if result[what] != getattr(options, what):
+            sys.exit(
+                f"{file}: was measured with --{what} {result[what]}, not {getattr(options, what)}: "
+                f"give that, or --out NEW to measure anew"
+            )
+    return result
 
 
 def copies(drawn: Array, of: Material) -> dict[str, Any]:
