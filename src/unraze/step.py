@@ -451,7 +451,7 @@ def _autocast(config: Config) -> Any:
 
 @contextmanager
 def reproducible(config: TrainConfig) -> Iterator[None]:
-    """Deterministic algorithms, the run's threads, no denormals; all as before afterwards."""
+    """Deterministic algorithms, the run's threads; all as before afterwards."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
@@ -459,11 +459,9 @@ def reproducible(config: TrainConfig) -> Iterator[None]:
     torch.set_num_threads(config.threads or threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-        torch.set_flush_denormal(False)
