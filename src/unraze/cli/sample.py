@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from cyclopts import Parameter
 
@@ -420,8 +420,15 @@ def _of_another(option: str, sampler: str, wanted: Sequence[str]) -> str:
     )
 
 
-def class_named(model: Model, text: str, option: str) -> int | Literal["all", "none"]:
-    """A class by name, by number, or "all" or "none"; a name goes before a number."""
+@overload
+def class_named(model: Model, text: str, option: str, *, one: Literal[True]) -> int: ...
+@overload
+def class_named(model: Model, text: str, option: str) -> int | Literal["all", "none"]: ...
+def class_named(
+    model: Model, text: str, option: str, *, one: bool = False
+) -> int | Literal["all", "none"]:
+    """A class by name or by number, or "all" or "none" where it need not be `one`; a name goes
+    before a number."""
     if model.num_classes == 0:
         raise InputError(
             f"{option} {text}: this run was trained without classes; "
@@ -429,18 +436,20 @@ def class_named(model: Model, text: str, option: str) -> int | Literal["all", "n
         )
     if text in model.class_names:
         return model.class_names.index(text)
-    if text == "all":
-        return "all"
-    if text == "none":
-        return "none"
+    if text in ("all", "none"):
+        if one:
+            raise InputError(f"{option} {text}: name one class; leave it out for no label")
+        return "all" if text == "all" else "none"
     if text.removeprefix("-").isdecimal():
         return int(text)
     from unraze.data.found import listed
 
-    words = {name.lower(): name for name in ("none", "all", *reversed(model.class_names))}
+    others = () if one else ("none", "all")
+    words = {name.lower(): name for name in (*others, *reversed(model.class_names))}
     close = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.5)
     hint = f", did you mean '{words[close[0]]}'?" if close and text.isalpha() else ""
+    too = "" if one else "; all and none will do too"
     raise InputError(
         f"{option} {text}: there is no such class{hint}; this run knows "
-        f"{listed(model.class_names, 20)}; all and none will do too"
+        f"{listed(model.class_names, 20)}{too}"
     )
