@@ -175,7 +175,8 @@ def sample(
         Path | None,
         Parameter(
             group=OUTPUT,
-            help="Write a uint8 array (n, height, width, channels); no pictures without --out.",
+            help="Write a uint8 array (n, height, width, channels); no pictures without --out or "
+            "--film.",
         ),
     ] = None,
     film: Annotated[
@@ -264,6 +265,8 @@ def sample(
             raise InputError(f"{name} {value}: give at most {most:,}")
     given = {
         "steps": steps,
+        "sampler": sampler,
+        "spacing": spacing,
         "sigma_share": sigma_share,
         "eta": eta,
         "order": order,
@@ -310,10 +313,14 @@ def sample(
             "guidance_interval": guidance_interval,
         }
         given = {key: value for key, value in changes.items() if value is not None}
-        settings = generate.asked(model, given)
         classes = None if class_ is None else class_named(model, class_, "--class")
-        if guidance not in (None, 1.0) and classes == "none":
-            raise InputError("--guidance and --class none: there is no class to guide towards")
+        for option, needless in (
+            ("--guidance", guidance in (None, 1.0)),
+            ("--guidance-interval", guidance_interval is None),
+        ):
+            if classes == "none" and not needless:
+                raise InputError(f"{option} and --class none: there is no class to guide towards")
+        settings = generate.asked(model, given, classes=classes)
         if guidance_interval is not None and settings.guidance == 1:
             raise InputError("--guidance-interval: nothing is guided; give --guidance too")
         at_once = min(16 if n is None else n, 64 if batch is None else batch)
@@ -339,7 +346,9 @@ def sample(
         ranks.each(lambda: None if wanted is None else draw(wanted, folder, npy, film=film))
         if folder is not None:
             ranks.first(overview, whole, folder)
-        print(folder if folder is not None else npy)
+        for made in (npy, folder):
+            if made is not None:
+                print(made)
     return 0
 
 
@@ -358,6 +367,8 @@ def _with_engine(
     ready: list[tuple[Model, SampleConfig]] = []
 
     def chosen() -> engines.Engine:
+        what = "the engines ready, each" if engine == "auto" else f"{engine} ready,"
+        print(f"making {what} held against torch first", flush=True)
         if engine != "auto":
             name = next(name for name in engines.ENGINES if name == engine)
             ready.append(engines.with_engine(model, name, settings))
