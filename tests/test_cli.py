@@ -153,6 +153,26 @@ def test_each_command_helps_with_an_example(command: str, capsys) -> None:
     assert told.startswith(f"Usage: unraze {command} {operand}")
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "eval TARGET [OPTIONS]",
+        "compare RUN RUN …",
+        "runs [FOLDER]",
+        "data check SOURCE [OPTIONS]",
+        "data stats SOURCE [OPTIONS]",
+        "data get NAME",
+        "edit vary RUN IMAGE [OPTIONS]",
+        "export diffusers RUN --out FOLDER [OPTIONS]",
+        "export torch RUN [OPTIONS]",
+    ],
+)
+def test_usage_names_operands_before_options(usage: str, capsys) -> None:
+    words = [word for word in usage.split() if word.isalpha() and word.islower()]
+    assert main([*words, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: unraze {usage}\n")
+
+
 @pytest.mark.parametrize("columns", [60, 150])
 def test_help_is_as_wide_as_the_terminal(columns: int) -> None:
     told = subprocess.run(
