@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_files(
         ("restore RUN 0.png --operator mine.py:broken", "mine.py:broken: RuntimeError: oh$"),
         ("restore RUN 0.png --operator mine.py:leaving", "mine.py:leaving: SystemExit: 5$"),
         ("restore RUN 0.png --operator gone.py:f", "gone.py:f: SystemExit in the file: 5$"),
-        ("restore RUN 0.png --operator missing:", "--operator missing:: say which pixels"),
+        ("restore RUN 0.png --operator missing:", "--operator missing: say which pixels"),
         (
             "restore RUN 0.png --operator missing:narrow.png",
             "--operator missing:narrow.png: is 6 x 8 pixels",

@@ -688,7 +688,7 @@ def _operator(
     if name == "missing":
         if not value:
             raise InputError(
-                f"--operator {text}: say which pixels, missing:MASK.png, or what share of them, "
+                f"--operator {name}: say which pixels, missing:MASK.png, or what share of them, "
                 "missing:0.8, with --spoil"
             )
         try:
