@@ -25,7 +25,7 @@ from PIL import Image
 from processes import Forker, has_ended, wait_for
 
 from unraze import cli as commands, generate, pictures
-from unraze.cli import look, main
+from unraze.cli import look, main, show
 from unraze.cli.app import SCHEDULE_KINDS
 from unraze.config import (
     DataConfig,
@@ -151,6 +151,26 @@ def test_each_command_helps_with_an_example(command: str, capsys) -> None:
     operands = {"train": "DATA", "destroy": "IMAGE", "schedule": "[KINDS]", "publish": "FOLDER"}
     operand = operands.get(command, "RUN")
     assert told.startswith(f"Usage: unraze {command} {operand}")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "eval TARGET [OPTIONS]",
+        "compare RUN RUN …",
+        "runs [FOLDER]",
+        "data check SOURCE [OPTIONS]",
+        "data stats SOURCE [OPTIONS]",
+        "data get NAME",
+        "edit vary RUN IMAGE [OPTIONS]",
+        "export diffusers RUN --out FOLDER [OPTIONS]",
+        "export torch RUN [OPTIONS]",
+    ],
+)
+def test_usage_names_operands_before_options(usage: str, capsys) -> None:
+    words = [word for word in usage.split() if word.isalpha() and word.islower()]
+    assert main([*words, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: unraze {usage}\n")
 
 
 @pytest.mark.parametrize("columns", [60, 150])
@@ -554,7 +574,7 @@ def test_sampling_writes_pictures_grid_film_and_array(
 ) -> None:
     argv = ["sample", "run", "-n", "5", "--batch", "3", "--film", "--npy", "a.npy", "--out", "o"]
     assert main(argv) == 0
-    assert last_line(capfd) == "o"
+    assert capfd.readouterr().out.splitlines()[-2:] == ["a.npy", "o"]
     names = {p.name for p in Path("o").iterdir()}
     assert names == {*(f"{k:05d}.png" for k in range(5)), "grid.png", "film.gif"}
     array = np.load("a.npy")
@@ -609,6 +629,24 @@ def test_a_picture_is_made_again_from_its_recipe(
         assert Path("o-again", name).read_bytes() == Path("o", name).read_bytes()
 
 
+def test_what_is_told_nothing_is_not_guided(capfd: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to guide towards: the run's own guidance would be a second, equal call."""
+    command = ["train", "digits", "--steps", "1", "--classes", "--out", "guided", *TINY]
+    assert main([*command, "--set", "sample.guidance=2.5"]) == 0
+    scales = {}
+    for name, options in (("none", ["--class", "none"]), ("five", ["--class", "5"]), ("own", [])):
+        assert main(["sample", "guided", "-n", "2", "--film", "--out", name, *options]) == 0
+        scales[name] = pictures.read_recipe(Path(name, "00001.png"))["settings"]["guidance"]
+    assert scales == {"none": 1.0, "five": 2.5, "own": 2.5}
+    for name in ("00001.png", "grid.png", "film.gif"):
+        assert main(["sample", "--like", f"none/{name}"]) == 0
+        assert Path("none-again", name).read_bytes() == Path("none", name).read_bytes()
+    capfd.readouterr()
+    told = ["sample", "guided", "-n", "2", "--class", "none", "--guidance", "1", "--out", "one"]
+    assert main(told) == 0
+    assert Path("one/00001.png").read_bytes() == Path("none/00001.png").read_bytes()
+
+
 def test_a_picture_of_another_run_or_of_none_is_not_made_again(
     run: Path, plain: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -653,6 +691,8 @@ def test_a_picture_of_another_run_or_of_none_is_not_made_again(
         (["--guidance-interval", "a", "b"], ["--guidance-interval", "is not a number"]),
         (["--guidance", "-1"], ["guidance", "-1"]),
         (["--guidance", "2", "--class", "none"], ["--guidance", "none"]),
+        (["--guidance-interval", "0", "1", "--class", "none"], ["--guidance-interval and", "none"]),
+        (["--sampler", "consistency"], ["error: --sampler = consistency", "unraze distill RUN"]),
         (["--guidance", "1", "--guidance-interval", "0", "1"], ["--guidance too"]),
         (["--greedy", "--sigma", "beta"], ["--sigma beta", "greedy"]),
         (["--sampler", "ddim", "--sigma-share", "0.5"], ["--sigma-share 0.5", "random"]),
@@ -1110,10 +1150,12 @@ def test_a_picture_that_is_not_square_and_in_colour_comes_all_the_way(
 
 
 def test_destroy_begins_with_the_picture_and_ends_in_noise(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(show, "PLAIN_SECONDS", 0.0)
     assert main(["destroy", "photos/03.png", "--steps", "40", "--frames", "5", "--out", "d"]) == 0
-    assert last_line(capfd) == "d"
+    said = capfd.readouterr().out.splitlines()
+    assert said == [*(f"destroying {t}/40" for t in range(41)), "writing 0/1", "d"]
     assert {p.name for p in Path("d").iterdir()} == {"film.gif", "strip.png"}
     with Image.open("d/film.gif") as film:
         assert film.n_frames == 5

@@ -174,7 +174,8 @@ def test_samplers_and_networks_that_do_not_fit(
         refused(capfd, ["sample", "new", *options], "consistency", str(run.resolve()))
     refused(capfd, ["sample", "new", "--guidance", "3"], "unraze distill", "--guidance 3")
     refused(capfd, ["sample", "new", "--steps", "1"], "--steps = 1", "2 calls")
-    refused(capfd, ["sample", "new", "--spacing", "karras"], "karras", "take angle")
+    refused(capfd, ["sample", "new", "--spacing", "karras"], "error: --spacing = karras", "angle")
+    refused(capfd, ["sample", "new", "--sampler", "adams"], "error: --sampler = adams")
     refused(capfd, ["distill", "new"], "is distilled already")
     refused(
         capfd,

@@ -13,6 +13,7 @@ from unraze import pictures
 from unraze.cli import main
 from unraze.config import Config, updated
 from unraze.data import Images
+from unraze.run import find, read_config
 from unraze.train import fit
 
 MINE = """
@@ -27,6 +28,9 @@ def deaf(x):
 
 def broken(x):
     raise RuntimeError("oh")
+
+def leaving(x):
+    raise SystemExit(5)
 """
 
 
@@ -53,6 +57,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_images: Images) -
     Image.fromarray(mask).save("mask.png")
     Image.fromarray(mask[:, :6]).save("narrow.png")
     Path("mine.py").write_text(MINE, encoding="utf-8")
+    Path("gone.py").write_text("raise SystemExit(5)", encoding="utf-8")
     return tmp_path
 
 
@@ -135,7 +140,10 @@ def test_the_same_seed_gives_the_same_files(
     ("words", "said"),
     [
         ("vary RUN 0.png --strength 1.5", "--strength = 1.5"),
-        ("vary RUN 0.png --class shoe", "--class shoe: there is no such class"),
+        (
+            "vary RUN 0.png --class shoe",
+            "--class shoe: there is no such class; this run knows above, below$",
+        ),
         ("vary RUN 0.png --class all", "--class all: name one class"),
         ("vary RUN 0.png --guidance 2", "--guidance = 2: name the class"),
         ("vary RUN 0.png --of above", "--of above: say with --class"),
@@ -151,7 +159,8 @@ def test_the_same_seed_gives_the_same_files(
         ("vary nowhere 0.png", "nowhere"),
         ("inpaint RUN 0.png --mask empty.png", "--mask empty.png: is empty"),
         ("inpaint RUN 0.png --mask narrow.png", "--mask narrow.png: is 6 x 8 pixels"),
-        ("inpaint RUN 0.png --mask 0,0,8,8", "covers the whole image"),
+        ("inpaint RUN 0.png --mask 0,0,8,8", "--mask 0,0,8,8: covers the whole image"),
+        ("inpaint RUN 0.png --mask -1,0,4,4", "--mask -1,0,4,4: a rectangle is LEFT,TOP"),
         ("inpaint RUN 0.png --mask 0,4,8,5", "--mask 0,4,8,5: goes beyond"),
         ("inpaint RUN 0.png --mask 0,4,8", "a rectangle is LEFT,TOP,WIDTH,HEIGHT"),
         ("inpaint RUN 0.png --mask 0,4,0,4", "a rectangle is LEFT,TOP,WIDTH,HEIGHT"),
@@ -173,7 +182,8 @@ def test_the_same_seed_gives_the_same_files(
         ("restore RUN 0.png --operator blur:inf", "blur:inf: give a number above 0"),
         ("restore RUN 0.png --operator blur:1e9", "too wide a blur"),
         ("inpaint RUN 0.png --mask " + 300 * "m", "cannot be read .File name too long"),
-        ("vary RUN 0.png --of 9 --class below", "knows 2 classes"),
+        ("vary RUN 0.png --of 9 --class below", "--of = 9: this run knows 2 classes"),
+        ("vary RUN 0.png --class 9", "--class = 9: this run knows 2 classes"),
         ("interpolate RUN --seeds 1 2 --guidance 3", "--guidance = 3: name the class"),
         ("interpolate RUN 0.png 1.png --steps 1", "--steps = 1: one step up"),
         ("invert RUN 0.png --steps 1", "--steps = 1: one step up"),
@@ -181,7 +191,14 @@ def test_the_same_seed_gives_the_same_files(
         ("restore RUN 0.png --operator missing:0.5", "which pixels are missing is not known"),
         ("restore RUN 0.png --operator missing:1.5", "between 0 and 1"),
         ("restore RUN 0.png --operator mine.py:absent", "there is no function of that name"),
-        ("restore RUN 0.png --operator mine.py:broken", "oh"),
+        ("restore RUN 0.png --operator mine.py:broken", "mine.py:broken: RuntimeError: oh$"),
+        ("restore RUN 0.png --operator mine.py:leaving", "mine.py:leaving: SystemExit: 5$"),
+        ("restore RUN 0.png --operator gone.py:f", "gone.py:f: SystemExit in the file: 5$"),
+        ("restore RUN 0.png --operator missing:", "--operator missing: say which pixels"),
+        (
+            "restore RUN 0.png --operator missing:narrow.png",
+            "--operator missing:narrow.png: is 6 x 8 pixels",
+        ),
         ("restore RUN 0.png --operator mine.py:deaf", "mine.py:deaf: cannot be differentiated"),
         (
             "inpaint RUN 0.png --mask mask.png --method repaint --steps 4 --repeats 4",
@@ -194,6 +211,9 @@ def test_the_same_seed_gives_the_same_files(
         ("interpolate RUN 0.png 1.png --seeds 1 2", "give two pictures, or --seeds"),
         ("interpolate RUN 0.png 1.png -n 1", "-n 1: give at least 2"),
         ("interpolate RUN --seeds -1 2", "give 0 or more"),
+        ("interpolate RUN --seeds 1 2 --fit crop", "--fit crop: is for pictures"),
+        ("interpolate RUN --seeds 1 2 --iterations 5", "--iterations 5: is for pictures"),
+        ("invert RUN 0.png --batch 7", "--batch"),
         ("invert RUN 0.png --iterations 0", "--iterations 0"),
     ],
 )
@@ -206,6 +226,69 @@ def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(
     assert re.search(said, error), error
     assert error.count("\n") == 1
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "vary RUN 0.png",
+        "inpaint RUN 0.png --mask mask.png",
+        "restore RUN 0.png --operator blur:1",
+        "interpolate RUN 0.png 1.png",
+        "invert RUN 0.png",
+    ],
+)
+def test_a_run_that_always_saw_a_label_asks_for_a_class(
+    words: str,
+    tiny_config: Config,
+    tiny_images: Images,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = {"train.classes": True, "train.steps": 2, "train.label_dropout": 0.0}
+    fit(tiny_images, updated(tiny_config, told), out=Path("told"))
+    line = ["edit", *words.replace("RUN", "told").split(), "--steps", "4", "--out", "out"]
+    assert main(line) == 2
+    assert "error: name a class with --class: this run saw a label" in capsys.readouterr().err
+    assert main([*line, "--class", "0", "--class", "1"]) == 2
+    assert "error: --class = 0, 1: this run saw a label" in capsys.readouterr().err
+    assert main([*line, "--class", "below"]) == 0
+
+
+@pytest.mark.parametrize("command", ["vary", "inpaint", "restore", "interpolate", "invert"])
+def test_help_says_in_how_many_calls_and_how_guided_it_edits(
+    command: str,
+    run: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is said of absent options is what a recipe then has; the run's own are other numbers."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["edit", command, "--help"]) == 0
+    told = capsys.readouterr().out
+    calls, scale = (
+        re.findall(rf"--{name} +(.*?)\W*\n", told)[0].strip() for name in ("steps", "guidance")
+    )
+    own = read_config(find(run)).sample
+    words = {
+        "vary": ["0.png"],
+        "inpaint": ["0.png", "--mask", "mask.png"],
+        "restore": ["0.png", "--operator", "blur:1"],
+        "interpolate": ["0.png", "1.png"],
+        "invert": ["0.png"],
+    }[command]
+    folder, _ = edited(capsys, command, str(run), *words, "--class", "below", "--out", "out")
+    settings = pictures.read_recipe(next(folder.glob("[0a]*.png")))["settings"]
+    found = settings["steps"], settings["guidance"]
+    if command == "vary":
+        assert "the run's own if absent" in calls
+        assert "the run's own if absent" in scale
+        assert found == (own.steps, own.guidance)
+    else:
+        assert calls.endswith("50 if absent")
+        assert scale.endswith("1, which is none, if absent")
+        assert found == (50, 1.0) != (own.steps, own.guidance)
 
 
 def test_a_folder_with_other_things_is_left_alone(

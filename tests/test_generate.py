@@ -223,6 +223,25 @@ def test_a_class_is_learned(model: Model) -> None:
     assert not torch.equal(in_turn[1::2], one[1::2])
 
 
+def test_no_label_is_guided_only_where_that_is_asked_for(model: Model) -> None:
+    """Guided, each call of the network would be a second one of the same images and label."""
+    guided, calls = settings(guidance=2.0), []
+    own = replace(model, config=model.config.model_copy(update={"sample": guided}))
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    drawn = []
+    for how in ({}, {"settings": settings()}, {"settings": guided}):
+        calls.clear()
+        drawn.append(generate.sample(own, 2, classes="none", **how))
+        assert len(calls) == (10 if how.get("settings") is guided else 5)
+    assert torch.equal(drawn[0], drawn[1])
+    torch.testing.assert_close(drawn[0], drawn[2], rtol=0, atol=1e-4)
+    asked = generate.asked(own, {"steps": 3}, classes="none")
+    assert (asked.steps, asked.guidance) == (3, 1.0)
+    assert generate.asked(own, {"sampler": "ddim"}, classes="none").guidance == 1.0
+    assert generate.asked(own, {"guidance": 3.0}, classes="none").guidance == 3.0
+    assert generate.asked(own, {}, classes=1).guidance == 2.0
+
+
 def test_no_label_is_neither_class(model: Model) -> None:
     none = generate.sample(model, 2, classes="none")
     assert not torch.equal(none, generate.sample(model, 2, classes="all"))

@@ -278,13 +278,18 @@ def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
     return found[0]
 
 
-def asked(model: Model, changes: Mapping[str, Any]) -> SampleConfig:
+def asked(model: Model, changes: Mapping[str, Any], *, classes: Classes = None) -> SampleConfig:
     """How a model is sampled with these changes: as tuned (`settings_of`), unless one of them says
-    which way to go, which the run's own settings are then changed by. Raises `InputError`."""
+    which way to go, which the run's own settings are then changed by.
+
+    Images without a label are guided only where the changes say so, for there is nothing to guide
+    towards: it would be a second, equal call. Raises `InputError`.
+    """
+    unguided = {"guidance": 1.0} if classes == "none" else {}
     if WAY & changes.keys():
-        return changed(model.config.sample, changes)
+        return changed(model.config.sample, {**unguided, **changes})
     rest = {key: value for key, value in changes.items() if key != "steps"}
-    return changed(settings_of(model, changes.get("steps")), rest)
+    return changed(settings_of(model, changes.get("steps")), {**unguided, **rest})
 
 
 def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
@@ -483,10 +488,10 @@ def generate(
 ) -> Iterator[Progress]:
     """Draws images first … first+n-1 of a seed, in batches, yielding every step.
 
-    Without `settings`, as `settings_of` has them.
+    Without `settings`, as `settings_of` has them, but images without a label unguided.
     Raises `InputError`, before anything is drawn, for what the run or its schedule cannot do.
     """
-    settings = settings_of(model) if settings is None else settings
+    settings = asked(model, {}, classes=classes) if settings is None else settings
     if n < 1 or batch < 1 or first < 0 or seed < 0:
         raise InputError(
             f"n = {n}, batch = {batch}, first = {first}, seed = {seed}: "
@@ -594,7 +599,8 @@ def _require_its_sampler(model: Model, settings: SampleConfig) -> None:
     if settings.sampler == "consistency" and distilled is None:
         raise InputError(NOT_DISTILLED)
     if settings.sampler != "consistency" and distilled is not None:
-        raise InputError(f"{DISTILLED}: {distilled.run}")
+        said = DISTILLED.replace("sampler", f"sampler = {settings.sampler}", 1)
+        raise InputError(f"{said}: {distilled.run}")
     if settings.guidance != 1 and distilled is not None:
         raise InputError(
             f"guidance = {settings.guidance:g}: guidance bends the flow that a distilled network "

@@ -15,8 +15,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from evaluated import digits_file, small_run
-from unraze import pictures
-from unraze.cli import main
+from unraze import generate, pictures
+from unraze.cli import main, show
 from unraze.config import updated
 from unraze.data.found import shown
 from unraze.errors import InputError
@@ -278,6 +278,15 @@ class TestWriting:
         [again] = run.parent.rglob("*-again/*.png")
         with Image.open(run / PICTURE) as ours, Image.open(again) as theirs:
             assert ours.tobytes() == theirs.tobytes()
+
+    def test_and_says_how_far_drawing_has_come(
+        self, run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(show, "PLAIN_SECONDS", 0.0)
+        assert main(["card", str(run), "--out", str(run / "mine.md")]) == 0
+        said = capsys.readouterr().out.splitlines()
+        states = generate.plan_of(load(run), generate.settings_of(load(run))).states
+        assert said == [*(f"step {k}/{states}" for k in range(1, states + 1)), str(run / "mine.md")]
 
     def test_or_a_preview_of_the_training(self, run: Path) -> None:
         previews = run / "samples"

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ import torch
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+from evaluated import digits_file, small_run
 from unraze import generate, nn as networks, schedule as schedules
 from unraze.cli import main
 from unraze.clusters import Clusters
 from unraze.config import Config, DistilledConfig, updated
 from unraze.errors import CheckpointError, InputError, UnrazeError
+from unraze.generate import Progress
 from unraze.interop import from_diffusers as theirs, to_diffusers
 from unraze.interop.made import create_run
 from unraze.samplers import last
@@ -838,6 +840,20 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     write(model, out)
     with pytest.raises(InputError, match="exists; give another"):
         write(model, out)
+
+
+def test_the_drawing_for_its_card_can_be_followed(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", digits_file(tmp_path / "digits.npz"))
+    ends = []
+
+    def follow(moments: Iterator[Progress]) -> Iterator[Progress]:
+        for moment in moments:
+            ends.append(moment.finished)
+            yield moment
+
+    to_diffusers.write(generate.load(run), tmp_path / "out", follow=follow)
+    assert (tmp_path / "out" / "samples.png").is_file()
+    assert ends == [*(False for _ in ends[1:]), True]
 
 
 def test_a_distilled_run_is_refused(tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def test_a_picture_of_an_engine_is_made_again(
         out = tmp_path / engine
         options = ["-n", "3", "--engine", engine, "--film", "--out", str(out)]
         assert main(["sample", str(run), *options]) == 0
+        said = capfd.readouterr().out.splitlines()
+        assert said[0] == f"making {engine} ready, held against torch first"
+        assert said[-1] == str(out)
         for name in ("00001.png", "grid.png", "film.gif"):
             recipe = read_recipe(out / name)
             assert (recipe["engine"], recipe["settings"]["dtype"]) == (engine, "float32")
@@ -94,7 +97,9 @@ def test_auto_measures_once(
     assert fastest(model, generate.settings_of(model), batch=5).engine == "torch"
     out = ["--out", str(tmp_path / "auto")]
     assert main(["sample", str(run), "-n", "4", "--engine", "auto", *out]) == 0
-    assert "engine onnx (as measured before)" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "making the engines ready, each held against torch first\n" in said
+    assert "engine onnx (as measured before)" in said
     assert read_recipe(tmp_path / "auto" / "00000.png")["engine"] == "onnx"
 
 

@@ -53,6 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return small_run(folder / "run", data, changes)
 
 
+BEGUN = "exporting network and sampler, to be compared with the original"
 SHORT = ["--sampler", "ddim", "--steps", "2", "--guidance", "1"]
 
 
@@ -74,13 +75,14 @@ def written(
     def of(to: exports.Format) -> Written:
         out = tmp_path_factory.mktemp("exports") / to
         flushed, fsync = set[int](), os.fsync
+        said = io.StringIO()
 
         def seen(handle: int) -> None:
             assert not out.exists()
+            assert said.getvalue().splitlines()[:1] == [BEGUN]
             flushed.add(os.fstat(handle).st_ino)
             fsync(handle)
 
-        said = io.StringIO()
         options = [] if to == "onnx" else SHORT
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
             patch.setattr(os, "fsync", seen)

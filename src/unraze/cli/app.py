@@ -99,7 +99,11 @@ Steps = Annotated[
 ]
 Sampler = Annotated[
     SamplerName | None,
-    Parameter(group=SAMPLING, help="How x_{t-1} follows from x_t; the run's own if absent."),
+    Parameter(
+        group=SAMPLING,
+        help="How x_{t-1} follows from x_t, consistency in distilled runs alone; the run's own if "
+        "absent.",
+    ),
 ]
 Spacing = Annotated[
     SpacingName | None,

@@ -51,13 +51,18 @@ def card(
         Path | None, Parameter(group=OUTPUT, help="The card's file; RUN/README.md if absent.")
     ] = None,
 ) -> int:
-    """Write the model card of a run: its README.md, and samples.png beside it.
+    """Write the model card of a run: its README.md, and a picture of samples beside it.
+
+    The picture is samples.png, or named as the card is: x.png beside --out x.md.
 
     It says what the run is, its data and recipe, how to draw from it, what the newest `unraze eval`
     found, and its limits. A card that was edited is not written over. Its path is printed last.
     """
+    from rich.console import Console
+
     from unraze import generate, run as runs
     from unraze.cli.drawing import require_file_place
+    from unraze.cli.show import follow_drawing
     from unraze.interop import card as cards
 
     found = runs.find(run)
@@ -72,6 +77,7 @@ def card(
             title=title,
             licence=licence,
             preview=cards.newest_preview(found) if preview else None,
+            follow=lambda moments: follow_drawing(moments, Console()),
         )
     print(written)
     return 0

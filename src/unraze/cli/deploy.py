@@ -214,6 +214,7 @@ def to_web(
                 )
         else:
             _require_free_place(folder)
+            print("exporting the network, to be compared with the original", flush=True)
             found, notes = web.export(
                 model,
                 folder,
@@ -256,6 +257,7 @@ def _export(
         set_threads(threads)
         model, settings = _way_of(run, way)
         _require_free_place(folder)
+        print("exporting network and sampler, to be compared with the original", flush=True)
         made = exports.export(model, to, folder, settings=settings, dtype=dtype)
     print(f"{settings.sampler}, {dtype}; greatest differences to the original:")
     for file in made:

@@ -108,6 +108,7 @@ def from_diffusers(
 
 @exporting.command(
     name="diffusers",
+    usage="Usage: unraze export diffusers RUN --out FOLDER [OPTIONS]",
     help_epilogue=(
         "Examples:\n\n"
         "  unraze export diffusers runs/00000-fashion-mnist --out clothing --licence mit\n\n"

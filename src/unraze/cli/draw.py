@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,11 @@ from unraze.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
+    from torch import Tensor
+
+    from unraze.evaluate.stage import Stage
+    from unraze.schedule import Schedule
 
 __all__ = ["destroy", "schedule"]
 
@@ -79,26 +85,18 @@ def destroy(
     require_place(folder, f"--out {folder}")
 
     import numpy as np
+    from rich.console import Console
 
-    from unraze import __version__, pictures, rng
+    from unraze import __version__, pictures
+    from unraze.cli.show import follow_stages
     from unraze.data import to_float
-    from unraze.process import destroy_step
+    from unraze.evaluate.stage import Stage
     from unraze.schedule import SCHEDULES
 
     with told_as_options({"steps": "--steps"}):
         walk = SCHEDULES[schedule](steps)
-    x = to_float(_opened(image, cut)[None])
+    x0 = to_float(_opened(image, cut)[None])
     filmed = {round(k * steps / (frames - 1)) for k in range(frames)}
-    stripped = {round(k * steps / (STRIP - 1)) for k in range(STRIP)}
-    film, strip = [], []
-    for t in range(steps + 1):
-        if t > 0:
-            x = destroy_step(walk, x, t, rng.normal(seed, "destroy", [0], t, x.shape[1:]))
-        if t in filmed:
-            picture = pictures.grid(pictures.pixels_of(x))
-            film.append(pictures.captioned(picture, f"t = {t} of {steps}", share=t / steps))
-        if t in stripped:
-            strip.append(pictures.pixels_of(x))
     recipe = {
         "unraze": __version__,
         "of": image.name,
@@ -106,11 +104,17 @@ def destroy(
         "steps": steps,
         "seed": seed,
     }
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures.write_film(film, folder / "film.gif", recipe | {"kind": "destroy film"})
-        row = pictures.grid(np.concatenate(strip), columns=len(strip))
-        pictures.write_png(row, folder / "strip.png", recipe | {"kind": "destroy strip"})
+
+    def stages() -> Generator[Stage, None, None]:
+        film, strip = yield from _destroyed(walk, x0, seed, filmed)
+        yield Stage("writing", 0, 1)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            pictures.write_film(film, folder / "film.gif", recipe | {"kind": "destroy film"})
+            row = pictures.grid(np.concatenate(strip), columns=len(strip))
+            pictures.write_png(row, folder / "strip.png", recipe | {"kind": "destroy strip"})
+
+    follow_stages(stages(), Console())
     print(folder)
     return 0
 
@@ -150,7 +154,7 @@ def schedule(
 
     from unraze import plots
     from unraze.cli.drawing import require_file_place, writing
-    from unraze.schedule import MAX_TERMINAL_SIGNAL, SCHEDULES, Schedule
+    from unraze.schedule import MAX_TERMINAL_SIGNAL, SCHEDULES
 
     require_file_place(out, f"--out {out}")
     with told_as_options({"steps": "--steps"}):
@@ -176,6 +180,28 @@ def schedule(
         plots.save(plots.schedule_figure(chosen), out, {"kind": "schedule", "steps": str(steps)})
     print(out)
     return 0
+
+
+def _destroyed(
+    walk: Schedule, x: Tensor, seed: int, filmed: set[int]
+) -> Generator[Stage, None, tuple[list[Image.Image], list[np.ndarray]]]:
+    """The frames of the film, at the times `filmed`, and the pictures of the strip."""
+    from unraze import pictures, rng
+    from unraze.evaluate.stage import Stage
+    from unraze.process import destroy_step
+
+    steps, film, strip = walk.steps, [], []
+    stripped = {round(k * steps / (STRIP - 1)) for k in range(STRIP)}
+    for t in range(steps + 1):
+        if t > 0:
+            x = destroy_step(walk, x, t, rng.normal(seed, "destroy", [0], t, x.shape[1:]))
+        if t in filmed:
+            picture = pictures.grid(pictures.pixels_of(x))
+            film.append(pictures.captioned(picture, f"t = {t} of {steps}", share=t / steps))
+        if t in stripped:
+            strip.append(pictures.pixels_of(x))
+        yield Stage("destroying", t, steps)
+    return film, strip
 
 
 def _opened(path: Path, size: tuple[int, int] | None) -> np.ndarray:

@@ -19,12 +19,10 @@ from unraze.cli.app import (
     SAMPLING,
     Checkpoint,
     Device,
-    Guidance,
     Raw,
     Sampler,
     Seed,
     Spacing,
-    Steps,
     Threads,
     app,
     option_of,
@@ -94,21 +92,29 @@ Out = Annotated[
     Path | None,
     Parameter(group=OUTPUT, help="Folder for the results; RUN/edits-00000, … if absent."),
 ]
+Batch = Annotated[int, Parameter(group=MACHINE, help="Results computed at once.")]
+CallsOfEdit = Annotated[
+    int | None,
+    Parameter(
+        group=SAMPLING, help="Network calls, 1 to T, of which guided ones are double; 50 if absent."
+    ),
+]
+"""As `unraze.edit.editing.settings_for` has them, and so is the guidance."""
+GuidanceOfEdit = Annotated[
+    float | None,
+    Parameter(group=SAMPLING, help="How far towards the class; 1, which is none, if absent."),
+]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class How:
-    """Which weights edit, on which machine."""
+    """Which weights edit, on which machine, and where the results go."""
 
-    guidance: Guidance = None
-    steps: Steps = None
     raw: Raw = False
     checkpoint: Checkpoint = None
     device: Device = None
     threads: Threads = None
-    batch: Annotated[int, Parameter(group=MACHINE, help="Results computed at once.")] = 64
-    fit: Fit = None
     out: Out = None
 
 
@@ -148,6 +154,23 @@ def vary(
     ] = None,
     sampler: Sampler = None,
     spacing: Spacing = None,
+    guidance: Annotated[
+        float | None,
+        Parameter(
+            group=SAMPLING,
+            help="How far towards the class, 1 is none; the run's own if absent, 1 with --of.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        Parameter(
+            group=SAMPLING,
+            help="Network calls, 1 to T, of which guided ones are double; the run's own if absent, "
+            "50 with --of.",
+        ),
+    ] = None,
+    batch: Batch = 64,
+    fit: Fit = None,
     how: How = HOW,
     film: Film = False,
 ) -> int:
@@ -163,14 +186,14 @@ def vary(
     with _editing(run, how, _files("grid.png", film=film), n, "strength") as model:
         from unraze.edit import editing, recipes
 
-        given = how_given(how, sampler=sampler, spacing=spacing)
+        given = _given(steps, guidance, sampler, spacing)
         settings = (
             editing.settings_to_vary(model, given, guided=bool(class_))
             if of is None
             else editing.settings_for(model, given, by="class")
         )
-        wish = _wish(model, how, settings, n, seed, class_)
-        x0, picture = _read(image, model.shape, how.fit, f"{run}")
+        wish = _wish(model, settings, n, seed, class_, batch)
+        x0, picture = _read(image, model.shape, fit, f"{run}")
         source = None if of is None else _class(model, of, "--of")
         if source is None:
             moments = editing.vary(model, x0, wish, strength=strength)
@@ -199,6 +222,7 @@ def inpaint(
         str,
         Parameter(
             group=SAMPLING,
+            allow_leading_hyphen=True,  # of a rectangle that will not do
             help="What to draw anew: a picture of the run's size, white there and black elsewhere, "
             "or a rectangle LEFT,TOP,WIDTH,HEIGHT in pixels.",
         ),
@@ -213,6 +237,10 @@ def inpaint(
     n: Count = 4,
     seed: Seed = 0,
     class_: Class = (),
+    guidance: GuidanceOfEdit = None,
+    steps: CallsOfEdit = None,
+    batch: Batch = 64,
+    fit: Fit = None,
     how: How = HOW,
     film: Film = False,
 ) -> int:
@@ -229,10 +257,10 @@ def inpaint(
     with _editing(run, how, files, n, "mask", "repeats") as model:
         from unraze.edit import editing, recipes
 
-        settings = editing.settings_to_inpaint(model, how_given(how), method=method)
-        wish = _wish(model, how, settings, n, seed, class_)
-        x0, picture = _read(image, model.shape, how.fit, f"{run}")
-        unknown = _mask(mask, model.shape, how.fit)
+        settings = editing.settings_to_inpaint(model, _given(steps, guidance), method=method)
+        wish = _wish(model, settings, n, seed, class_, batch)
+        x0, picture = _read(image, model.shape, fit, f"{run}")
+        unknown = _mask(mask, f"--mask {mask}", model.shape, fit)
         again = editing.REPEATS if repeats is None else repeats
         moments = editing.inpaint(model, x0, unknown, wish, method=method, repeats=again)
         about = recipes.inpainted(picture, unknown, method=method, repeats=again)
@@ -288,6 +316,10 @@ def restore(
     n: Count = 4,
     seed: Seed = 0,
     class_: Class = (),
+    guidance: GuidanceOfEdit = None,
+    steps: CallsOfEdit = None,
+    batch: Batch = 64,
+    fit: Fit = None,
     how: How = HOW,
     film: Film = False,
 ) -> int:
@@ -301,19 +333,21 @@ def restore(
         from unraze.edit import editing
         from unraze.edit.operators import Observed, shape_seen
 
-        apply = _operator(operator, model.shape, how.fit, seed, spoil)
+        apply = _operator(operator, model.shape, fit, seed, spoil)
         if operator == "noise" and noise <= 0:
             raise InputError("--operator noise: say with --noise how much there is, 0.5 say")
-        settings = editing.settings_for(model, how_given(how), by="posterior")
-        wish = _wish(model, how, settings, n, seed, class_)
+        settings = editing.settings_for(model, _given(steps, guidance), by="posterior")
+        wish = _wish(model, settings, n, seed, class_, batch)
         try:
             shape = shape_seen(apply, model.shape)
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"--operator {operator}: {error}") from error
         first: list[Tensor] = []
         is_picture = len(shape) == 3 and shape[0] in (1, 3)
         if spoil:
-            x0, picture = _read(image, model.shape, how.fit, f"{run}")
+            x0, picture = _read(image, model.shape, fit, f"{run}")
             y = apply(x0[None])
             y = y + noise * rng.normal(seed, "spoilt", range(1), 0, y.shape[1:])
             first.append(x0)
@@ -323,7 +357,7 @@ def restore(
                     f"--operator {operator}: what it gives, {shape}, is no picture; give the whole "
                     "one and --spoil"
                 )
-            x0, picture = _read(image, shape, how.fit, f"--operator {operator}")
+            x0, picture = _read(image, shape, fit, f"--operator {operator}")
             y = x0[None]
         try:
             seen = Observed(y, apply, noise)
@@ -366,9 +400,16 @@ def interpolate(
     ] = None,
     n: Count = 9,
     iterations: Annotated[
-        int, Parameter(group=SAMPLING, help="Calls for each step of the inversion.")
-    ] = 3,
+        int | None,
+        Parameter(
+            group=SAMPLING, help="Calls for each step of the pictures' inversion; 3 if absent."
+        ),
+    ] = None,
     class_: Class = (),
+    guidance: GuidanceOfEdit = None,
+    steps: CallsOfEdit = None,
+    batch: Batch = 64,
+    fit: Fit = None,
     how: How = HOW,
     film: Film = False,
 ) -> int:
@@ -383,22 +424,26 @@ def interpolate(
         raise InputError(f"there are {len(images)} pictures: give two")
     if n < 2:
         raise InputError(f"-n {n}: give at least 2, the two ends")
-    if iterations < 1:
-        raise InputError(f"--iterations {iterations}: give at least 1")
+    for option, value in (("--iterations", iterations), ("--fit", fit)):
+        if seeds is not None and value is not None:
+            raise InputError(f"{option} {value}: is for pictures, --seeds has none: leave it out")
+    calls = 3 if iterations is None else iterations
+    if calls < 1:
+        raise InputError(f"--iterations {calls}: give at least 1")
     with _editing(run, how, _files("strip.png", film=film), n, "seeds") as model:
         from unraze.edit import editing, recipes
 
-        settings = editing.settings_for(model, how_given(how))
-        wish = _wish(model, how, settings, n, 0, class_)
+        settings = editing.settings_for(model, _given(steps, guidance))
+        wish = _wish(model, settings, n, 0, class_, batch)
         ends: Any = seeds
         if seeds is not None and min(seeds) < 0:
             raise InputError(f"--seeds {seeds[0]} {seeds[1]}: give 0 or more")
-        read = [_read(one, model.shape, how.fit, f"{run}") for one in images]
+        read = [_read(one, model.shape, fit, f"{run}") for one in images]
         if seeds is None:
             ends = (read[0][0], read[1][0])
         told = [picture for _, picture in read] or None
-        about = recipes.interpolated(told, seeds=seeds, iterations=iterations)
-        moments = editing.interpolate(model, ends, wish, iterations=iterations)
+        about = recipes.interpolated(told, seeds=seeds, iterations=calls)
+        moments = editing.interpolate(model, ends, wish, iterations=calls)
         return _write(run, how, model, wish, moments, about, film=film, strip=True)
 
 
@@ -416,6 +461,9 @@ def invert(
         int, Parameter(group=SAMPLING, help="Calls for each step; more bring it nearer.")
     ] = 3,
     class_: Class = (),
+    guidance: GuidanceOfEdit = None,
+    steps: CallsOfEdit = None,
+    fit: Fit = None,
     how: How = HOW,
     film: Film = False,
 ) -> int:
@@ -430,9 +478,9 @@ def invert(
     with _editing(run, how, files, 0, "iterations") as model:
         from unraze.edit import editing
 
-        settings = editing.settings_for(model, how_given(how))
-        wish = _wish(model, how, settings, 1, 0, class_)
-        x0, picture = _read(image, model.shape, how.fit, f"{run}")
+        settings = editing.settings_for(model, _given(steps, guidance))
+        wish = _wish(model, settings, 1, 0, class_)
+        x0, picture = _read(image, model.shape, fit, f"{run}")
         about = {"edit": "invert", "image": picture, "iterations": iterations}
         found: list[editing.Inverted] = []
 
@@ -449,9 +497,14 @@ def invert(
         )
 
 
-def how_given(how: How, **more: Any) -> dict[str, Any]:
+def _given(
+    steps: int | None,
+    guidance: float | None,
+    sampler: str | None = None,
+    spacing: str | None = None,
+) -> dict[str, Any]:
     """The keys of `sample` that were given."""
-    told = {"steps": how.steps, "guidance": how.guidance, **more}
+    told = {"steps": steps, "guidance": guidance, "sampler": sampler, "spacing": spacing}
     return {key: value for key, value in told.items() if value is not None}
 
 
@@ -471,8 +524,6 @@ def _editing(run: Path, how: How, files: re.Pattern[str], count: int, *own: str)
     from unraze.cli.drawing import require_ours, require_place, set_threads
     from unraze.hardware import require_device
 
-    if how.batch < 1:
-        raise InputError(f"--batch {how.batch}: give at least 1")
     keys = ("steps", "guidance", "device", "sampler", "spacing", "threads", "class", *own)
     names = {key: option_of(key) for key in keys}
     names |= {f"sample.{key}": option for key, option in names.items()}
@@ -487,24 +538,37 @@ def _editing(run: Path, how: How, files: re.Pattern[str], count: int, *own: str)
 
 
 def _wish(
-    model: Model, how: How, settings: SampleConfig, n: int, seed: int, classes: tuple[str, ...]
+    model: Model,
+    settings: SampleConfig,
+    n: int,
+    seed: int,
+    classes: tuple[str, ...],
+    batch: int = 1,
 ) -> Wish:
-    from unraze.edit.editing import Wish
+    from unraze.edit.editing import Wish, knows_unlabelled
 
     if not 1 <= n <= MOST_RESULTS:
         raise InputError(f"-n {n}: give 1 to {MOST_RESULTS:,}")
     if seed < 0:
         raise InputError(f"--seed {seed}: give at least 0")
+    if batch < 1:
+        raise InputError(f"--batch {batch}: give at least 1")
     numbers = tuple(_class(model, text, "--class") for text in classes)
-    return Wish(settings, count=n, seed=seed, classes=numbers, batch=how.batch)
+    if not numbers and not knows_unlabelled(model):
+        raise InputError(
+            "name a class with --class: this run saw a label with every image "
+            "(train.label_dropout = 0), so it does not know images without one"
+        )
+    return Wish(settings, count=n, seed=seed, classes=numbers, batch=batch)
 
 
 def _class(model: Model, text: str, option: str) -> int:
+    from unraze import generate
     from unraze.cli.sample import class_named
 
-    found = class_named(model, text, option)
-    if not isinstance(found, int):
-        raise InputError(f"{option} {text}: name one class; leave it out for no label")
+    found = class_named(model, text, option, one=True)
+    with told_as_options({"class": option}):
+        generate.class_of(model, found, 0, 0)
     return found
 
 
@@ -535,40 +599,60 @@ def _read(
     return to_float(pixels[None])[0], image_told(path.name, pixels)
 
 
-def _mask(text: str, shape: tuple[int, ...], fit: Fitting | None) -> Tensor:
-    """bool (H, W), true what is to be drawn: from a picture, or LEFT,TOP,WIDTH,HEIGHT."""
+def _mask(text: str, given: str, shape: tuple[int, ...], fit: Fitting | None) -> Tensor:
+    """bool (H, W), true what is to be drawn: from a picture, or LEFT,TOP,WIDTH,HEIGHT.
+
+    `given` is what a message begins with: the option and its value.
+    """
+    unknown = _rectangle(text, given, shape)
+    if unknown is None:
+        unknown = _masked(text, given, shape, fit)
+    if not bool(unknown.any()):
+        raise InputError(f"{given}: is empty, nothing is white: nothing is to be drawn")
+    if bool(unknown.all()):
+        raise InputError(
+            f"{given}: covers the whole image, nothing is known; draw with unraze sample"
+        )
+    return unknown
+
+
+def _rectangle(text: str, given: str, shape: tuple[int, ...]) -> Tensor | None:
+    """bool (H, W), true in LEFT,TOP,WIDTH,HEIGHT; None for another text."""
     import torch
 
     _, height, width = shape
-    if re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*", text):
-        numbers = [int(number) for number in text.split(",")]
-        if len(numbers) != 4 or min(numbers) < 0 or min(numbers[2:]) < 1:
-            raise InputError(
-                f"--mask {text}: a rectangle is LEFT,TOP,WIDTH,HEIGHT, 0,14,28,14 say, not empty"
-            )
-        left, top, wide, high = numbers
-        if left + wide > width or top + high > height:
-            raise InputError(
-                f"--mask {text}: goes beyond the run's images, {width} x {height} pixels"
-            )
-        unknown = torch.zeros(height, width, dtype=torch.bool)
-        unknown[top : top + high, left : left + wide] = True
-        return unknown
+    if not re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*", text):
+        return None
+    numbers = [int(number) for number in text.split(",")]
+    if len(numbers) != 4 or min(numbers) < 0 or min(numbers[2:]) < 1:
+        raise InputError(
+            f"{given}: a rectangle is LEFT,TOP,WIDTH,HEIGHT, 0,14,28,14 say, not empty"
+        )
+    left, top, wide, high = numbers
+    if left + wide > width or top + high > height:
+        raise InputError(f"{given}: goes beyond the run's images, {width} x {height} pixels")
+    unknown = torch.zeros(height, width, dtype=torch.bool)
+    unknown[top : top + high, left : left + wide] = True
+    return unknown
+
+
+def _masked(text: str, given: str, shape: tuple[int, ...], fit: Fitting | None) -> Tensor:
+    """bool (H, W), true what is white in a picture."""
+    import torch
+
     from unraze.cli.opening import opened
     from unraze.data.shape import fitted
 
+    _, height, width = shape
     with opened(Path(text)) as picture:
         if (picture.height, picture.width) != (height, width) and fit is None:
             raise InputError(
-                f"--mask {text}: is {picture.width} x {picture.height} pixels, the run's images "
+                f"{given}: is {picture.width} x {picture.height} pixels, the run's images "
                 f"are {width} x {height}; give one of that size, or --fit"
             )
         how: dict[str, Any] = {"size": (height, width), "fit": fit or "stretch"}
         pixels = fitted(picture, channels=1, background=(0, 0, 0), **how)
-    unknown = torch.from_numpy(pixels[0].copy()) >= 128
-    if not bool(unknown.any()):
-        raise InputError(f"--mask {text}: is empty, nothing is white: nothing is to be drawn")
-    return unknown
+    return torch.from_numpy(pixels[0].copy()) >= 128
 
 
 def _operator(
@@ -602,10 +686,15 @@ def _operator(
             example = {"downsample": "downsample:4", "blur": "blur:1.5"}[name]
             raise InputError(f"--operator {text}: give a number above 0, {example} say") from error
     if name == "missing":
+        if not value:
+            raise InputError(
+                f"--operator {name}: say which pixels, missing:MASK.png, or what share of them, "
+                "missing:0.8, with --spoil"
+            )
         try:
             share = float(value)
         except ValueError:
-            return operators.only(~_mask(value, shape, fit))
+            return operators.only(~_mask(value, f"--operator {text}", shape, fit))
         if not 0 < share < 1:
             raise InputError(f"--operator {text}: a share lies between 0 and 1, 0.8 say")
         if not spoil:
@@ -634,12 +723,19 @@ def _own(file: Path, function: str) -> Operator:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's own code may raise
+    except (Exception, SystemExit) as error:  # whatever the user's own code may raise
         raise InputError(f"{given}: {type(error).__name__} in the file: {error}") from error
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{given}: there is no function of that name in the file")
-    operator: Operator = found
+
+    def operator(x: Tensor) -> Tensor:
+        try:
+            seen: Tensor = found(x)
+        except (Exception, SystemExit) as error:
+            raise InputError(f"{given}: {type(error).__name__}: {error}") from error
+        return seen
+
     return operator
 
 

@@ -67,6 +67,7 @@ WIDTH = 120
     name="eval",
     group=LOOK,
     sort_key=0,
+    usage="Usage: unraze eval TARGET [OPTIONS]",
     help_epilogue=(
         "Examples:\n\n"
         "  unraze eval runs/00000-fashion-mnist\n"
@@ -354,6 +355,7 @@ def _images(
 @app.command(
     group=LOOK,
     sort_key=1,
+    usage="Usage: unraze compare RUN RUN …",
     help_epilogue=(
         "Examples:\n\n"
         "  unraze compare runs/00000-fashion-mnist runs/00001-fashion-mnist\n"

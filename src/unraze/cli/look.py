@@ -60,7 +60,7 @@ NAMED_AT_MOST = 20
 OPTIONS = {"background": "--background", "held_out": "--held-out"}
 
 
-@data.command
+@data.command(usage="Usage: unraze data check SOURCE [OPTIONS]")
 def check(
     source: Source,
     /,
@@ -114,7 +114,7 @@ def check(
     return 1 if any(each.severity == "error" for each in findings) else 0
 
 
-@data.command
+@data.command(usage="Usage: unraze data stats SOURCE [OPTIONS]")
 def stats(
     source: Source,
     /,
@@ -236,7 +236,10 @@ def config(
 
 
 @app.command(
-    group=LOOK, sort_key=3, help_epilogue="Examples:\n\n  unraze runs\n  unraze runs elsewhere/runs"
+    group=LOOK,
+    sort_key=3,
+    usage="Usage: unraze runs [FOLDER]",
+    help_epilogue="Examples:\n\n  unraze runs\n  unraze runs elsewhere/runs",
 )
 def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("runs"), /) -> int:
     """List the runs of a folder: state, step, loss, preset and data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from cyclopts import Parameter
 
@@ -175,7 +175,8 @@ def sample(
         Path | None,
         Parameter(
             group=OUTPUT,
-            help="Write a uint8 array (n, height, width, channels); no pictures without --out.",
+            help="Write a uint8 array (n, height, width, channels); no pictures without --out or "
+            "--film.",
         ),
     ] = None,
     film: Annotated[
@@ -264,6 +265,8 @@ def sample(
             raise InputError(f"{name} {value}: give at most {most:,}")
     given = {
         "steps": steps,
+        "sampler": sampler,
+        "spacing": spacing,
         "sigma_share": sigma_share,
         "eta": eta,
         "order": order,
@@ -310,10 +313,14 @@ def sample(
             "guidance_interval": guidance_interval,
         }
         given = {key: value for key, value in changes.items() if value is not None}
-        settings = generate.asked(model, given)
         classes = None if class_ is None else class_named(model, class_, "--class")
-        if guidance not in (None, 1.0) and classes == "none":
-            raise InputError("--guidance and --class none: there is no class to guide towards")
+        for option, needless in (
+            ("--guidance", guidance in (None, 1.0)),
+            ("--guidance-interval", guidance_interval is None),
+        ):
+            if classes == "none" and not needless:
+                raise InputError(f"{option} and --class none: there is no class to guide towards")
+        settings = generate.asked(model, given, classes=classes)
         if guidance_interval is not None and settings.guidance == 1:
             raise InputError("--guidance-interval: nothing is guided; give --guidance too")
         at_once = min(16 if n is None else n, 64 if batch is None else batch)
@@ -339,7 +346,9 @@ def sample(
         ranks.each(lambda: None if wanted is None else draw(wanted, folder, npy, film=film))
         if folder is not None:
             ranks.first(overview, whole, folder)
-        print(folder if folder is not None else npy)
+        for made in (npy, folder):
+            if made is not None:
+                print(made)
     return 0
 
 
@@ -358,6 +367,8 @@ def _with_engine(
     ready: list[tuple[Model, SampleConfig]] = []
 
     def chosen() -> engines.Engine:
+        what = "the engines ready, each" if engine == "auto" else f"{engine} ready,"
+        print(f"making {what} held against torch first", flush=True)
         if engine != "auto":
             name = next(name for name in engines.ENGINES if name == engine)
             ready.append(engines.with_engine(model, name, settings))
@@ -420,8 +431,15 @@ def _of_another(option: str, sampler: str, wanted: Sequence[str]) -> str:
     )
 
 
-def class_named(model: Model, text: str, option: str) -> int | Literal["all", "none"]:
-    """A class by name, by number, or "all" or "none"; a name goes before a number."""
+@overload
+def class_named(model: Model, text: str, option: str, *, one: Literal[True]) -> int: ...
+@overload
+def class_named(model: Model, text: str, option: str) -> int | Literal["all", "none"]: ...
+def class_named(
+    model: Model, text: str, option: str, *, one: bool = False
+) -> int | Literal["all", "none"]:
+    """A class by name or by number, or "all" or "none" where it need not be `one`; a name goes
+    before a number."""
     if model.num_classes == 0:
         raise InputError(
             f"{option} {text}: this run was trained without classes; "
@@ -429,18 +447,20 @@ def class_named(model: Model, text: str, option: str) -> int | Literal["all", "n
         )
     if text in model.class_names:
         return model.class_names.index(text)
-    if text == "all":
-        return "all"
-    if text == "none":
-        return "none"
+    if text in ("all", "none"):
+        if one:
+            raise InputError(f"{option} {text}: name one class; leave it out for no label")
+        return "all" if text == "all" else "none"
     if text.removeprefix("-").isdecimal():
         return int(text)
     from unraze.data.found import listed
 
-    words = {name.lower(): name for name in ("none", "all", *reversed(model.class_names))}
+    others = () if one else ("none", "all")
+    words = {name.lower(): name for name in (*others, *reversed(model.class_names))}
     close = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.5)
     hint = f", did you mean '{words[close[0]]}'?" if close and text.isalpha() else ""
+    too = "" if one else "; all and none will do too"
     raise InputError(
         f"{option} {text}: there is no such class{hint}; this run knows "
-        f"{listed(model.class_names, 20)}; all and none will do too"
+        f"{listed(model.class_names, 20)}{too}"
     )

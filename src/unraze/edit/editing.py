@@ -41,6 +41,7 @@ __all__ = [
     "inpaint",
     "interpolate",
     "inverted",
+    "knows_unlabelled",
     "restore",
     "settings_for",
     "settings_to_inpaint",
@@ -458,13 +459,21 @@ def _require(model: Model, wish: Wish, image: Tensor | None = None) -> None:
         raise InputError(f"image: is {_size(image.shape)}, the run's are {_size(model.shape)}")
     for one in wish.classes:
         generate.class_of(model, one, 0, wish.seed)
-    unlabelled = not wish.classes or len(wish.classes) > 1
-    if model.num_classes and unlabelled:
-        generate.class_of(model, "none", 0, wish.seed)
+    if len(wish.classes) != 1 and not knows_unlabelled(model):
+        named = ", ".join(map(str, wish.classes)) or "none"
+        raise InputError(
+            f"class = {named}: this run saw a label with every image (train.label_dropout = 0), so "
+            "it does not know images without one; name one class"
+        )
     if wish.settings.guidance != 1 and not wish.classes:
         raise InputError(
             f"guidance = {wish.settings.guidance:g}: name the class that it is to lead to"
         )
+
+
+def knows_unlabelled(model: Model) -> bool:
+    """Whether a model knows images that it is told nothing of."""
+    return not model.num_classes or generate.can_be_guided(model)
 
 
 def _require_no_jumps(model: Model) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from unraze.errors import InputError
+
 __all__ = [
     "Observed",
     "Operator",
@@ -56,6 +58,8 @@ def shape_seen(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
     with torch.enable_grad():
         try:
             y = operator(torch.zeros(2, *shape, requires_grad=True))
+        except InputError:  # says which operator it is
+            raise
         except Exception as error:  # of one's own function anything may go wrong
             raise ValueError(f"does not take the run's images: {error}") from error
     if not isinstance(y, Tensor) or y.ndim < 1 or len(y) != 2:

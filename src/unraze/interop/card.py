@@ -9,13 +9,14 @@ that name and never as markup.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from markupsafe import Markup
 
 from unraze import __version__, pictures, run as runs, untrusted
@@ -29,11 +30,12 @@ from unraze.errors import DataError, InputError
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
 from unraze.evaluate.kept import newest_first, read_result, write_bytes
 from unraze.evaluate.report import count, likelihoods, noted, number, percent, summary
-from unraze.generate import Model, calls_of, load, quick, recipe, sample, settings_of
+from unraze.generate import Model, Progress, calls_of, generate, load, quick, recipe, settings_of
 
 __all__ = [
     "CARD",
     "PICTURE",
+    "Follow",
     "card",
     "is_card",
     "newest_preview",
@@ -59,6 +61,9 @@ WEIGHTS = re.compile(r"^\| Weights \(SHA-256\) \| `([0-9a-f]{16})` \|$", re.MULT
 MARK = re.compile(r"<!-- made by unraze ([0-9a-f]{16}) -->\n\Z")
 OF_A_MACHINE = ("unraze", "python", "torch", "numpy", "processor", "threads")
 """What of `env.json` belongs in a card."""
+
+Follow = Callable[[Iterator[Progress]], Iterator[Progress]]
+"""What hands on the steps of drawing, and may show them."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +163,15 @@ def write_card(
     tags: Sequence[str] = (),
     usage: str | None = None,
     preview: Path | None = None,
+    follow: Follow = iter,
 ) -> Path:
     """Writes a card into a folder, and beside it a picture; returns the card's path.
 
     The picture shows images drawn as the model is drawn from by default; with `preview`, it is a
-    copy of that file, a preview of the training. The rest is as `card` has it. A card that is there
-    is replaced where it was written so and not touched since. Raises as `card` does, `InputError`
-    where another file stands in its place, `UnrazeError` where it cannot be written.
+    copy of that file, a preview of the training. `follow` is given the steps of drawing, and hands
+    them on. The rest is as `card` has it. A card that is there is replaced where it was written so
+    and not touched since. Raises as `card` does, `InputError` where another file stands in its
+    place, `UnrazeError` where it cannot be written.
     """
     model = model if isinstance(model, Model) else load(model)
     require_replaceable(folder / file)
@@ -191,7 +198,7 @@ def write_card(
         except OSError as error:
             raise InputError(f"{preview}: cannot be read ({error.strerror or error})") from error
     else:
-        _draw(model, folder / picture)
+        _draw(model, folder / picture, follow)
     write_bytes(folder / file, text.encode())
     return folder / file
 
@@ -366,10 +373,11 @@ def _drawn_by(model: Model) -> SampleConfig:
     return settings if calls_of(model, settings) <= MOST_CALLS else quick(model.config, DDIM_CALLS)
 
 
-def _draw(model: Model, path: Path) -> None:
+def _draw(model: Model, path: Path, follow: Follow) -> None:
     """Draws the picture; its recipe is that of `unraze sample`, but for the run's folder."""
     settings = _drawn_by(model)
-    x = sample(model, DRAWN, seed=0, settings=settings, batch=DRAWN)
+    moments = follow(generate(model, DRAWN, seed=0, settings=settings, batch=DRAWN))
+    x = torch.cat([moment.x for moment in moments if moment.finished])
     made = recipe(model, settings, seed=0, classes=None, batch=range(DRAWN))
     made |= {"kind": "grid", "drawn": DRAWN, "run": _name(Path(model.run))}
     pictures.write_png(pictures.grid(pictures.pixels_of(x)), path, made)

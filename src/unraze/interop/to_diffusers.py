@@ -83,10 +83,11 @@ def write(
     title: str | None = None,
     with_card: bool = True,
     preview: Path | None = None,
+    follow: cards.Follow = iter,
 ) -> Written:
     """Writes a pipeline folder of the model's weights, schedule and, where there is one like it,
     sampler; `with_card`, the model card of its run too, with this licence and title, and with fresh
-    samples, or `preview` for a picture.
+    samples, whose drawing `follow` may show, or `preview` for a picture.
 
     Raises `InputError` where `out` exists, or for a model that diffusers has no way to draw from;
     `UnrazeError` where it cannot be written. Nothing is left then.
@@ -146,6 +147,7 @@ def write(
                 library_name="diffusers",
                 usage=_usage(out.name, scheduler, stock=stock),
                 preview=preview,
+                follow=follow,
             )
     return Written(out, stock, pipeline, scheduler.steps, scheduler.notes)
 
