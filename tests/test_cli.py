@@ -255,6 +255,18 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
             ["train", "digits", "--batch", "7", "--set", "train.accumulate=2"],
             ["error: --batch = 7 cannot be computed in 2"],
         ),
+        (
+            ["train", "digits", "--steps", "1", "--batch", "10000000"],
+            ["error: network: a step of --batch = 10000000 images", "a smaller batch"],
+        ),
+        (
+            ["train", "digits", "--classes", "--clusters", "9"],
+            ["--classes and --clusters 9", "one"],
+        ),
+        (["train", "digits", "--shard"], ["error: --shard: there is one process", "torchrun"]),
+        (["train", "digits", "--set", "train.shard=true"], ["error: train.shard = true: there"]),
+        (["train", "digits", "--set", 'begun={run="a"}'], ["--set begun", "leave it out"]),
+        (["train", "digits", "--set", "distilled.run=a"], ["--set distilled.run", "leave it out"]),
         (["train", "digits", "--steps", "3", "--minutes", "1"], ["--minutes and --steps", "one"]),
         (["train", "digits", "--threads", "20000"], ["error: --threads = 20000", "1024"]),
         (["train", "digits", "--steps", "1.5"], ["--steps", '"1.5" is not a whole number']),
@@ -366,6 +378,8 @@ def test_a_config_of_the_wrong_type_or_with_an_unknown_key_names_it(
     refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml", "train.learning")
     Path("a.toml").write_text("lr = \n")
     refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml", "not TOML")
+    Path("a.toml").write_text('preset = "nosuch"\n')
+    refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml: there is no preset 'nosuch'")
 
 
 # ------------------------------------------------------------------------------------- presets
