@@ -336,6 +336,9 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["sample", "--like", "x.png", "-n", "3"], ["--like", "leave -n out"]),
         (["resume", "nowhere"], ["nowhere", "no such run"]),
         (["runs", "nowhere"], ["nowhere", "no such folder"]),
+        (["studio", "nowhere", "--data", "nothing"], ["--data nothing: there is no such file"]),
+        (["studio", "nowhere", "--remote"], ["--remote: nobody else reaches 127.0.0.1"]),
+        (["studio", "nowhere", "--device", "foo"], ["--device = 'foo'", "to compute on"]),
         (["schedule", "cosin"], ['"cosin"', 'Did you mean "cosine"']),
         (["schedule", "--steps", "1"], ["error: --steps = 1:", "from 2 to 100,000"]),
         (["schedule", "--steps", "100000000000"], ["--steps = 100000000000:", "to 100,000"]),
@@ -791,6 +794,25 @@ def test_runs_are_listed_whatever_stands_in_their_files(
     (run / "env.json").write_bytes(text.encode("latin-1"))
     (run / "quality.jsonl").write_bytes(text.encode("latin-1"))
     assert main(["resume", "run"]) == 0
+
+
+def test_where_there_are_no_runs_yet_it_is_said(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["runs"]) == 0
+    assert capfd.readouterr().out == "no runs yet; `unraze train DATA` makes one\n"
+    Path("runs").mkdir()
+    assert main(["runs"]) == 0
+    assert "runs: no runs in it" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["runs", "studio"])
+def test_a_folder_of_runs_is_no_run_and_no_file(
+    run: Path, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    Path("file").touch()
+    refused(capfd, [command, "run"], "run: is a run itself; give the folder that holds it, .")
+    refused(capfd, [command, "file"], "file: is not a folder; give the one that holds the runs")
 
 
 def test_a_run_of_clusters_draws_them_by_number_and_as_often_as_they_are(
