@@ -828,7 +828,7 @@ def test_a_run_of_clusters_draws_them_by_number_and_as_often_as_they_are(
     refused(capfd, ["sample", "told", "--class", "99"], "99", "classes")
     refused(
         capfd,
-        ["train", "digits", "--classes", "--clusters", "3", "--steps", "1"],
+        ["train", "digits", "--classes", "--set", "train.clusters=3"],
         "classes = true and clusters = 3",
     )
     Path("told/clusters.safetensors").unlink()
