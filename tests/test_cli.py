@@ -275,6 +275,18 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
             ["train", "digits", "--batch", "7", "--set", "train.accumulate=2"],
             ["error: --batch = 7 cannot be computed in 2"],
         ),
+        (
+            ["train", "digits", "--steps", "1", "--batch", "10000000"],
+            ["error: network: a step of --batch = 10000000 images", "a smaller batch"],
+        ),
+        (
+            ["train", "digits", "--classes", "--clusters", "9"],
+            ["--classes and --clusters 9", "one"],
+        ),
+        (["train", "digits", "--shard"], ["error: --shard: there is one process", "torchrun"]),
+        (["train", "digits", "--set", "train.shard=true"], ["error: train.shard = true: there"]),
+        (["train", "digits", "--set", 'begun={run="a"}'], ["--set begun", "leave it out"]),
+        (["train", "digits", "--set", "distilled.run=a"], ["--set distilled.run", "leave it out"]),
         (["train", "digits", "--steps", "3", "--minutes", "1"], ["--minutes and --steps", "one"]),
         (["train", "digits", "--threads", "20000"], ["error: --threads = 20000", "1024"]),
         (["train", "digits", "--steps", "1.5"], ["--steps", '"1.5" is not a whole number']),
@@ -344,6 +356,9 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["sample", "--like", "x.png", "-n", "3"], ["--like", "leave -n out"]),
         (["resume", "nowhere"], ["nowhere", "no such run"]),
         (["runs", "nowhere"], ["nowhere", "no such folder"]),
+        (["studio", "nowhere", "--data", "nothing"], ["--data nothing: there is no such file"]),
+        (["studio", "nowhere", "--remote"], ["--remote: nobody else reaches 127.0.0.1"]),
+        (["studio", "nowhere", "--device", "foo"], ["--device = 'foo'", "to compute on"]),
         (["schedule", "cosin"], ['"cosin"', 'Did you mean "cosine"']),
         (["schedule", "--steps", "1"], ["error: --steps = 1:", "from 2 to 100,000"]),
         (["schedule", "--steps", "100000000000"], ["--steps = 100000000000:", "to 100,000"]),
@@ -386,6 +401,8 @@ def test_a_config_of_the_wrong_type_or_with_an_unknown_key_names_it(
     refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml", "train.learning")
     Path("a.toml").write_text("lr = \n")
     refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml", "not TOML")
+    Path("a.toml").write_text('preset = "nosuch"\n')
+    refused(capfd, ["train", "digits", "--config", "a.toml"], "a.toml: there is no preset 'nosuch'")
 
 
 # ------------------------------------------------------------------------------------- presets
@@ -819,6 +836,25 @@ def test_runs_are_listed_whatever_stands_in_their_files(
     assert main(["resume", "run"]) == 0
 
 
+def test_where_there_are_no_runs_yet_it_is_said(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["runs"]) == 0
+    assert capfd.readouterr().out == "no runs yet; `unraze train DATA` makes one\n"
+    Path("runs").mkdir()
+    assert main(["runs"]) == 0
+    assert "runs: no runs in it" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["runs", "studio"])
+def test_a_folder_of_runs_is_no_run_and_no_file(
+    run: Path, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    Path("file").touch()
+    refused(capfd, [command, "run"], "run: is a run itself; give the folder that holds it, .")
+    refused(capfd, [command, "file"], "file: is not a folder; give the one that holds the runs")
+
+
 def test_a_run_of_clusters_draws_them_by_number_and_as_often_as_they_are(
     elsewhere: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -832,7 +868,7 @@ def test_a_run_of_clusters_draws_them_by_number_and_as_often_as_they_are(
     refused(capfd, ["sample", "told", "--class", "99"], "99", "classes")
     refused(
         capfd,
-        ["train", "digits", "--classes", "--clusters", "3", "--steps", "1"],
+        ["train", "digits", "--classes", "--set", "train.clusters=3"],
         "classes = true and clusters = 3",
     )
     Path("told/clusters.safetensors").unlink()

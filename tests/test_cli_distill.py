@@ -139,6 +139,20 @@ def test_the_parts_that_ask_for_a_mean_are_left_out_of_an_evaluation(
         (["--set", "train.shard=true"], ["train.shard = true", "one process"]),
         (["--checkpoint", "99"], ["no checkpoint of step 99"]),
         (["--out", "runs/a"], ["--out runs/a", "is a run already"]),
+        (["--batch", "0"], ["error: --batch = 0: give at least 1"]),
+        (["--set", "train.batch=abc"], ["error: --set: train.batch = 'abc': give a whole"]),
+        (["--set", "loss.borders=5"], ["error: --set: loss.borders = 5: give a list"]),
+        (["--set", "loss.teacher_guidance=abc"], ["teacher_guidance = 'abc': give a number"]),
+        (["--set", "foo=1"], ["error: --set: there is no key 'foo'"]),
+        (["--set", "network.blocks=2"], ["error: --set: network.blocks is that of runs/a"]),
+        (["--set", "network.kind=unet"], ["network.kind is that of runs/a", "leave it out"]),
+        (["--set", "schedule.kind=linear"], ["schedule.kind is that of runs/a"]),
+        (["--set", "train.classes=false"], ["train.classes is that of runs/a"]),
+        (["--set", "train.clusters=3"], ["train.clusters is that of runs/a"]),
+        (["--set", "loss.variance=learned"], ["loss.variance is that of runs/a"]),
+        (["--set", "loss.self_conditioning=true"], ["loss.self_conditioning is that of runs/a"]),
+        (["--set", "distilled.run=foo"], ["--set distilled.run", "`unraze distill`"]),
+        (["--set", 'begun={run="a",checkpoint="b"}'], ["--set begun", "`unraze train --from`"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -146,6 +160,13 @@ def test_what_will_not_do_is_said(
     run: Path, capfd: pytest.CaptureFixture[str], options: list[str], says: list[str]
 ) -> None:
     refused(capfd, ["distill", str(run), *options], *says)
+
+
+def test_a_device_is_asked_for_before_the_images_are_read(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unraze.cli.distill.read_images", lambda *_: pytest.fail("reads images"))
+    refused(capfd, ["distill", str(run), "--device", "foo"], "error: --device = 'foo'")
 
 
 def test_runs_that_cannot_be_distilled(
@@ -177,6 +198,10 @@ def test_samplers_and_networks_that_do_not_fit(
     refused(capfd, ["sample", "new", "--spacing", "karras"], "error: --spacing = karras", "angle")
     refused(capfd, ["sample", "new", "--sampler", "adams"], "error: --sampler = adams")
     refused(capfd, ["distill", "new"], "is distilled already")
+    of_it = ["train", "digits", "--config", "new/config.toml"]
+    refused(
+        capfd, of_it, "config.toml: is of a run that began", f"`unraze distill {run.resolve()}`"
+    )
     refused(
         capfd,
         ["train", "digits", "--set", "loss.objective=consistency"],

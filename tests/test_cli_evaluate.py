@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from evaluated import Small, files_below, short_flow, small, small_run
+from evaluated import Small, few_steps, files_below, short_flow, small, small_run
 from unraze.cli import main
 from unraze.evaluate import evaluation as evaluations, samples
 from unraze.evaluate.evaluation import EVALUATION, Evaluation
@@ -228,6 +228,21 @@ def test_images_are_the_same_from_a_folder_a_zip_and_an_array(
     assert lines[-1] == "there/report.html"
 
 
+def test_images_that_cannot_be_read_are_left_out_and_counted(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("pictures", 12), ("real", 80)):
+        folder = pictures(name, count)
+        (folder / "bad.png").write_bytes(b"no picture")
+    argv = ["eval", "pictures", "--against", "real", "--skip", "memorisation"]
+    refused(capfd, argv, "bad.png.* leave them out by --skip-bad")
+    with few_steps():
+        lines = told(capfd, [*argv, "--skip-bad"])
+    assert lines[0].startswith("pictures: 12 images against")
+    for line, name in zip(lines[1:3], ("pictures", "real"), strict=True):
+        assert re.fullmatch(rf"\S*{name}: 1 left out as unreadable", line)
+
+
 def test_a_folder_of_other_things_is_not_written_into(
     here: Path, capfd: pytest.CaptureFixture[str], made_once: Small
 ) -> None:
@@ -362,7 +377,8 @@ def test_what_will_not_do_is_one_line_and_leaves_no_trace(
             "--skip: leaves nothing to measure",
         ),
         (["run", "--features", "own"], "--features own: give onnx:FILE"),
-        (["run", "--features", "onnx:none.onnx"], "none.onnx: cannot be read"),
+        (["run", "--features", "onnx:none.onnx"], "none.onnx: cannot be read .*; give the path"),
+        (["run", "--skip-bad"], "is a run, and these are for images; leave --skip-bad out"),
         (["run", "--features", "onnx:bad.onnx"], "bad.onnx: does not load"),
         (["run", "--features", "onnx:nan.onnx"], "features that are not finite"),
         (["few"], "few: is no run; .* --against"),

@@ -21,7 +21,7 @@ from unraze.errors import CheckpointError, DivergedError, InputError
 from unraze.generate import Model, changed, denoiser_of, generate, load
 from unraze.run import Run
 from unraze.samplers import ddim
-from unraze.train import fit, train
+from unraze.train import fit, prepare, train
 
 
 @pytest.fixture(scope="module")
@@ -457,6 +457,26 @@ def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> Non
     object.__setattr__(model, "config", updated(model.config, {"train.optimizer": "muon"}))
     assert configuration(model).train.steps == round(200 / 1.6)
     assert configuration(model, changes=guided).train.steps == round(200 / 1.9)
+
+
+def test_of_a_training_that_was_stopped_the_budget_is_what_it_took(
+    teacher: Path, tmp_path: Path
+) -> None:
+    changes = {"train.steps": 1000, "train.checkpoint_every": 1000}
+    config = updated(load(teacher).config, changes)
+    run = runs.create(prepare(config, two_kinds()), out=tmp_path / "run")
+    list(train(run, two_kinds(), stop=after_step(run, 20)))
+    model = load(run.path)
+    assert 20 <= model.step < 1000
+    assert configuration(model).train.steps == round(model.step / 2)
+
+
+def test_a_teacher_of_whole_steps_is_not_asked_between_them(teacher: Path) -> None:
+    model = load(teacher)
+    whole = updated(model.config, {"loss.continuous": False})
+    with pytest.raises(InputError, match=r"loss\.continuous is that of"):
+        configuration(replace(model, config=whole), changes={"loss.continuous": True})
+    assert configuration(model, changes={"loss.continuous": True}).loss.continuous
 
 
 @pytest.mark.parametrize(("guidance", "looks"), [(1.0, 1), (2.0, 2)])

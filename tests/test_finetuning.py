@@ -222,6 +222,15 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "--allow-signal: is that of" in capfd.readouterr().err
     assert main([*refused[:-2], "--config", str(Path(old) / "config.toml")]) == 2
     assert "give one of them" in capfd.readouterr().err
+    file = Path(new) / "config.toml"
+    again = ["train", "digits", "--config", str(file), "--out", str(tmp_path / "again")]
+    assert main(again) == 2
+    said = capfd.readouterr().err
+    assert f"{file}: is of a run that began with the weights of another, as [begun] says" in said
+    assert f"`unraze train --from {Path(old).resolve()}`" in said
+    assert not Path(again[-1]).exists()
+    file.write_text(file.read_text(encoding="utf-8").partition("[begun]")[0], encoding="utf-8")
+    assert main(again) == 0
     assert main(["train", "digits", "--from", str(tmp_path / "none")]) == 2
     assert "there is no such run" in capfd.readouterr().err
 

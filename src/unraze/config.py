@@ -35,6 +35,7 @@ __all__ = [
     "NOT_DISTILLED",
     "OF_A_SAMPLER",
     "ORDERS",
+    "WRITTEN",
     "BegunConfig",
     "Config",
     "DataConfig",
@@ -116,6 +117,9 @@ DISTILLED = (
 )
 """What to say where network and sampler do not fit each other."""
 
+WRITTEN = {"distilled": "`unraze distill {}`", "begun": "`unraze train --from {}`"}
+"""The sections that nobody gives, and by what they are written: they name weights that are in the
+run's own folder, and without these it would be another training."""
 BUDGET = ("minutes", "steps", "epochs")
 """The keys of `train` of which one says for how long."""
 
@@ -711,8 +715,8 @@ def preset(name: str) -> Config:
 def from_toml(path: Path, *, complete: bool = False) -> Config:
     """Reads a configuration file: what it leaves out is as in the preset it names, or in `fast`.
 
-    A `complete` one, as a run keeps, stands by itself. Raises `InputError` that names the file and
-    the key.
+    A `complete` one, as a run keeps, stands by itself; others may have no section of `WRITTEN`.
+    Raises `InputError` that names the file and the key.
     """
     try:
         values = toml_of(path)
@@ -725,9 +729,25 @@ def from_toml(path: Path, *, complete: bool = False) -> Config:
         why = one_line(str(error))
         raise InputError(f"{path}: is not TOML ({why})") from error
     if not complete:
+        _require_given(values, path)
         name = values.get("preset", "fast")
-        values = _laid_over(preset(name) if isinstance(name, str) else Config(), values)
+        try:
+            base = preset(name) if isinstance(name, str) else Config()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        values = _laid_over(base, values)
     return from_dict(values, where=str(path))
+
+
+def _require_given(values: Mapping[str, Any], path: Path) -> None:
+    for key in WRITTEN.keys() & values.keys():
+        section = values[key]
+        run = section.get("run") if isinstance(section, Mapping) else None
+        of = one_line(run) if isinstance(run, str) else "RUN"
+        raise InputError(
+            f"{path}: is of a run that began with the weights of another, as [{key}] says; make "
+            f"one anew by {WRITTEN[key].format(of)}, and --set the rest"
+        )
 
 
 def _laid_over(base: Config, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -793,9 +813,7 @@ def absent_keys(config: Config) -> list[str]:
     """The keys that `to_toml` leaves out and that may be given, "train.steps" say."""
     values = config.model_dump(mode="json")
     there = set(_leaves(_without_none(values)))
-    return [
-        key for key in _leaves(values) if key not in there and key not in ("distilled", "begun")
-    ]
+    return [key for key in _leaves(values) if key not in there and key not in WRITTEN]
 
 
 def _tuples(value: Any) -> Any:

@@ -37,19 +37,38 @@ network."""
 BORDERS = {1: (0.0, 1.0), 2: (0.0, 0.6, 1.0)}
 """By calls, the angles between which one call jumps, as shares of θ_T: 0.6 because there both jumps
 lose as much, measured on Fashion-MNIST."""
+OF_THE_TEACHER = (
+    "network",
+    "schedule",
+    "distilled",
+    "begun",
+    "data.size",
+    "data.channels",
+    "train.classes",
+    "train.clusters",
+    "loss.parametrisation",
+    "loss.self_conditioning",
+    "loss.sigma_data",
+    "loss.variance",
+)
+"""Sections and keys that say what the weights mean, `network.dropout` aside."""
 TEACHER_STEPS = 12
 """From T to 0: where DDIM's Fréchet distance has nearly come to rest, and no more, for the
 student learns them one after the other, from below."""
 
 
 def configuration(
-    model: Model, *, calls: int = 2, changes: Mapping[str, Any] | None = None
+    model: Model,
+    *,
+    calls: int = 2,
+    changes: Mapping[str, Any] | None = None,
+    where: str = "option",
 ) -> Config:
     """The configuration of a run that distils `model` to `calls` network calls an image.
 
     Without a budget among the `changes` (dotted keys, as of `unraze.config.updated`), as many steps
     as take no longer than the training took. Raises `InputError` for a run that cannot be
-    distilled, and for a change that will not do.
+    distilled, and for a change that will not do, which is said to be of `where`.
     """
     given = dict(changes or {})
     loss, trained = model.config.loss, model.config.train
@@ -65,6 +84,7 @@ def configuration(
         )
     if calls not in BORDERS:
         raise InputError(f"calls = {calls}: give {' or '.join(map(str, BORDERS))}")
+    _require_of_this_run(model, given, where)
     augment = given.get("data.augment", model.config.data.augment)
     if isinstance(augment, int | float) and bool(augment) != bool(model.config.data.augment):
         had = "with" if model.config.data.augment else "without"
@@ -73,26 +93,15 @@ def configuration(
             "made of it is told as much; leave it as it was"
         )
     own = model.config.sample
-    guidance = given.get("loss.teacher_guidance", own.guidance if can_be_guided(model) else 1.0)
-    if guidance != 1 and not can_be_guided(model):
-        raise InputError(
-            f"guidance = {guidance:g}: this run does not know both images with a class and without "
-            "one, there is nothing to guide towards"
-        )
     schedule = model.schedule
     shares = torch.tensor(BORDERS[calls], dtype=torch.float64)
     borders = schedule.time_at(shares * float(schedule.theta[-1]))
     borders = borders.round(decimals=6) if loss.continuous else borders.round()
     borders[-1] = schedule.times[-1]
-    budget = {"train.minutes", "train.steps", "train.epochs"} & given.keys()
-    batch = given.get("train.batch", trained.batch)
-    if not budget:
-        assert trained.steps is not None
-        cost = COST[trained.optimizer] + (SECOND_LOOK if guidance != 1 else 0.0)
-        steps = trained.steps * trained.batch / batch / cost
-        given["train.steps"] = max(1, round(steps))
+    asked = given.get("loss.borders")
+    jumps = len(asked if isinstance(asked, list | tuple) and asked else borders) - 1
     of_the_old = dict.fromkeys(("minutes", "steps", "epochs", "preview_every", "checkpoint_every"))
-    return updated(
+    config = updated(
         model.config,
         {f"train.{key}": value for key, value in of_the_old.items() if f"train.{key}" not in given}
         | {
@@ -103,10 +112,10 @@ def configuration(
             "loss.distance": "l2",
             "loss.borders": tuple(borders.tolist()),
             "loss.teacher_steps": TEACHER_STEPS // calls,
-            "loss.teacher_guidance": guidance,
+            "loss.teacher_guidance": own.guidance if can_be_guided(model) else 1.0,
             "loss.teacher_interval": own.guidance_interval,
             "sample.sampler": "consistency",
-            "sample.steps": len(given.get("loss.borders") or borders) - 1,
+            "sample.steps": jumps,
             "sample.spacing": "angle",
             "sample.sigma": "beta",
             "sample.guidance": 1.0,
@@ -119,7 +128,34 @@ def configuration(
             "distilled": {"run": str(Path(model.run).resolve()), "checkpoint": _hash(model)},
         }
         | given,
+        where=where,
     )
+    guidance = config.loss.teacher_guidance
+    if guidance != 1 and not can_be_guided(model):
+        raise InputError(
+            f"guidance = {guidance:g}: this run does not know both images with a class and without "
+            "one, there is nothing to guide towards"
+        )
+    if given.keys() & {"train.minutes", "train.steps", "train.epochs"}:
+        return config
+    cost = COST[trained.optimizer] + (SECOND_LOOK if guidance != 1 else 0.0)
+    # one that was stopped took fewer than it was to take; 0 where it is not known
+    took = min(filter(None, (model.step, trained.steps)), default=1)
+    steps = took * trained.batch / config.train.batch / cost
+    return updated(config, {"train.steps": max(1, round(steps))})
+
+
+def _require_of_this_run(model: Model, given: Mapping[str, Any], where: str) -> None:
+    """Raises `InputError` for a change by which the teacher's weights would mean something else."""
+    for key, value in given.items():
+        taken = key in OF_THE_TEACHER or key.split(".")[0] in OF_THE_TEACHER
+        # a network of whole steps alone was never asked between them
+        taken |= key == "loss.continuous" and bool(value) and not model.config.loss.continuous
+        if taken and key != "network.dropout":
+            raise InputError(
+                f"{where}: {key} is that of {model.run}, whose weights the new run begins with; "
+                "leave it out"
+            )
 
 
 def _hash(model: Model) -> str:

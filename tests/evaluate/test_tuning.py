@@ -264,8 +264,16 @@ def test_a_real_process_that_is_stopped_goes_on_to_the_same(
     ],
 )
 def test_what_cannot_be_searched_is_refused(
-    here: Path, options: list[str], says: str, capfd: pytest.CaptureFixture[str]
+    here: Path,
+    options: list[str],
+    says: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And before features are trained, which takes longest."""
+    monkeypatch.setattr(
+        "unraze.evaluate.features.first_space", lambda *_: pytest.fail("trains features")
+    )
     before = files_below(here)
     assert main(["tune", "run", *options]) in (1, 2)
     assert says in capfd.readouterr().err

@@ -488,6 +488,9 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     assert main(["import", "diffusers", str(folder), "--out", str(out)]) == 2
     assert "exists and is a run already" in capfd.readouterr().err
+    nowhere = str(pictures / "00001.png" / "x")
+    assert main(["import", "diffusers", str(folder), "--out", nowhere]) == 2
+    assert f"--out {nowhere}: cannot be written" in capfd.readouterr().err
     alone = ["import", "diffusers", str(folder / "unet"), "--out", str(tmp_path / "alone")]
     assert main(alone) == 0
     assert "there is no scheduler beside it" in capfd.readouterr().out
@@ -871,6 +874,8 @@ def test_a_run_is_exported_with_its_card(
     run, out = str(tmp_path / "run"), tmp_path / "digits"
     small = [f"--set=network.{key}" for key in ("fold=1", "widths=[8,8]", "groups=2", "heads=2")]
     assert main(["train", "digits", "--steps", "3", "--out", run, *small]) == 0
+    assert main(["export", "diffusers", run, "--out", str(out), "--licence", "a b"]) == 2
+    assert "error: --licence = 'a b': give its identifier" in capfd.readouterr().err
     assert main(["export", "diffusers", run, "--out", str(out), "--licence", "mit"]) == 0
     said = capfd.readouterr().out
     assert "trust_remote_code=True" in said

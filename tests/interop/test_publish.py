@@ -375,6 +375,13 @@ class TestRefused:
         assert "hf auth login" in capsys.readouterr().err
         assert hub.asked == []
 
+    def test_what_is_here_comes_first(
+        self, hub: Hub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+        assert main(["publish", str(tmp_path / "none"), "me/digits"]) == 2
+        assert "none: is neither a run nor" in capsys.readouterr().err
+
     def test_without_the_package(
         self, run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

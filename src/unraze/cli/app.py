@@ -212,7 +212,8 @@ def told_as_options(names: Mapping[str, str]) -> Iterator[None]:
     """Lets errors name the options that were given, not the keys that these set.
 
     With {"train.lr": "--lr"}, "option: train.lr = -1.0: …" becomes "--lr = -1.0: …". Of a list, as
-    "train.betas.1 = 2", the option is named, not the place in it.
+    "train.betas.1 = 2", the option is named, not the place in it. A whole key is found further
+    on as well: "network: a step of train.batch = 9 images …".
     """
     try:
         yield
@@ -221,6 +222,10 @@ def told_as_options(names: Mapping[str, str]) -> Iterator[None]:
             r"(?:option: |--set: )?(?:([a-z]+): )?([a-z_.]+?)(?:\.[0-9])?(?= = )", str(error)
         )
         key = ".".join(part for part in found.groups() if part) if found else ""
-        if found is None or key not in names:
+        told = str(error)
+        if found is not None and key in names:
+            told = names[key] + told[found.end() :]
+        told = re.sub(r"\b[a-z]+\.[a-z_]+(?= = )", lambda m: names.get(m[0], m[0]), told)
+        if told == str(error):
             raise
-        raise type(error)(names[key] + str(error)[found.end() :]) from error
+        raise type(error)(told) from error

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from unraze.cli.app import DATA, OUTPUT, SAMPLING, Checkpoint, Raw, parse_size
+from unraze.cli.app import DATA, OUTPUT, SAMPLING, Checkpoint, Raw, parse_size, told_as_options
 from unraze.cli.exporting import exporting
 from unraze.cli.importing import importing
 
@@ -68,11 +68,13 @@ def from_diffusers(
     the last line printed.
     """
     from unraze import run as runs
+    from unraze.cli.drawing import require_place
     from unraze.interop.from_diffusers import read
     from unraze.interop.made import create_run
 
     if out is not None:
         runs.require_free(out)
+        require_place(out, f"--out {out}")
     found = read(folder, scheduler=not own_sampler, size=parse_size(size), prediction=prediction)
     config = found.config
     run = create_run(
@@ -157,7 +159,8 @@ def to_diffusers(
     require_place(out, f"--out {out}")
     model = generate.load(run, raw=raw, step=checkpoint)
     newest = cards.newest_preview(runs.find(run)) if preview else None
-    written = interop.write(model, out, licence=licence, title=title, preview=newest)
+    with told_as_options({"licence": "--licence"}):
+        written = interop.write(model, out, licence=licence, title=title, preview=newest)
     if written.stock:
         print(f"a stock {written.pipeline}: {written.pipeline}.from_pretrained('{out}')")
     else:

@@ -17,15 +17,13 @@ from unraze.cli.app import (
     NETWORK,
     OUTPUT,
     SAMPLING,
-    Device,
     Raw,
     Settings,
-    Threads,
     app,
     option_of,
     told_as_options,
 )
-from unraze.cli.train import follow, read_images, settings_given
+from unraze.cli.train import follow, read_images, refuse_early, settings_given
 from unraze.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -99,8 +97,12 @@ def distill(
         Literal["auto", "float32", "bfloat16"] | None,
         Parameter(group=MACHINE, help="RUN's if absent."),
     ] = None,
-    device: Device = None,
-    threads: Threads = None,
+    device: Annotated[
+        str | None, Parameter(group=MACHINE, help="cpu, cuda, cuda:1, mps …; RUN's if absent.")
+    ] = None,
+    threads: Annotated[
+        int | None, Parameter(group=MACHINE, help="Threads of the processor; RUN's if absent.")
+    ] = None,
     out: Annotated[
         Path | None,
         Parameter(group=OUTPUT, help="The new run's folder; RUN-distilled if absent."),
@@ -126,8 +128,9 @@ def distill(
         "train.threads": threads,
     }
     given = {key: value for key, value in changes.items() if value is not None}
-    names = {key: option_of(key) for key in given}
-    names |= {"loss.teacher_guidance": "--guidance", "guidance": "--guidance", "calls": "--calls"}
+    names = {key: option_of(key) for key in given} | {"calls": "--calls"}
+    if guidance is not None:
+        names |= dict.fromkeys(("loss.teacher_guidance", "guidance"), "--guidance")
     if out is not None:
         from unraze import run as runs
         from unraze.cli.drawing import require_place
@@ -140,12 +143,15 @@ def distill(
 
         pairs = settings_given(set_, given)
         model = generate.load(run, raw=raw, step=checkpoint)
-        config = distillation.configuration(model, calls=calls, changes=pairs | given)
+        config = distillation.configuration(
+            model, calls=calls, changes=pairs | given, where="--set"
+        )
         if config.train.shard:
             raise InputError(
                 "train.shard = true: runs are distilled by one process, which divides nothing; "
                 "leave it out"
             )
+        refuse_early(config, None)
         images = _images(run, config)
         made = distillation.create(
             model,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from unraze.config import SampleConfig
+    from unraze.data import Images
     from unraze.evaluate.compare import Comparison
     from unraze.evaluate.evaluation import Evaluation, Part, Subject
     from unraze.evaluate.features import FeatureSpace
@@ -96,6 +97,15 @@ def evaluate(
     channels: Annotated[
         Literal[1, 3] | None, Parameter(group=DATA, help="For images: 1 grey, 3 colour.")
     ] = None,
+    skip_bad: Annotated[
+        bool,
+        Parameter(
+            group=DATA,
+            negative="",
+            show_default=False,
+            help="With --against: leave unreadable files out.",
+        ),
+    ] = False,
     features: Annotated[
         str | None,
         Parameter(
@@ -155,7 +165,13 @@ def evaluate(
     if n is not None and n > MOST_PICTURES:
         raise InputError(f"-n {n}: give at most {MOST_PICTURES:,}")
     of_run = (target / "config.toml").is_file()
-    only_images = {"--size": size, "--channels": channels, "--out": out}
+    only_images = {
+        "--size": size,
+        "--channels": channels,
+        "--out": out,
+        # a run of one's own says itself whether its images are all to be read
+        "--skip-bad": (skip_bad and against is None) or None,
+    }
     only_runs = {
         "-n": n,
         "--seed": seed,
@@ -186,7 +202,9 @@ def evaluate(
                 raise InputError(
                     f"{target}: images are evaluated by one process; leave torchrun out"
                 )
-            return _images(target, against, parse_size(size), channels, features, parts, out)
+            return _images(
+                target, against, parse_size(size), channels, skip_bad, features, parts, out
+            )
         with told_as_options({"device": "--device"}), spoken_for(device or "cpu") as ranks:
             return _run(
                 target,
@@ -195,6 +213,7 @@ def evaluate(
                 count=COUNT if n is None else n,
                 seed=seed or 0,
                 against=against,
+                skip_bad=skip_bad,
                 changes={
                     "steps": steps,
                     "sampler": sampler,
@@ -236,6 +255,7 @@ def _run(
     count: int,
     seed: int,
     against: str | None,
+    skip_bad: bool,
     changes: dict[str, Any],
     raw: bool,
     checkpoint: int | Literal["best"] | None,
@@ -267,7 +287,9 @@ def _run(
     ranks.first(require_no_links, path)
     ranks.first(require_place, path / "eval", str(path))
     reference = ranks.in_turn(
-        lambda: of_run(model) if against is None else of_run_against(model, against)
+        lambda: (
+            of_run(model) if against is None else of_run_against(model, against, skip_bad=skip_bad)
+        )
     )
     require_enough(f"-n {count}", count, reference, parts)
     subject = Subject(
@@ -288,6 +310,7 @@ def _run(
     )
     console = Console(stderr=True)
     print(_told(subject, reference), flush=True)
+    _tell_skipped(reference.held_out)
     if ranks.count > 1 and ("figures" in parts or "memorisation" in parts):
         shared = draw_share(
             model,
@@ -321,6 +344,7 @@ def _images(
     against: str,
     size: tuple[int, int] | None,
     channels: Literal[1, 3] | None,
+    skip_bad: bool,
     features: str | None,
     parts: Sequence[Part],
     out: Path | None,
@@ -337,14 +361,18 @@ def _images(
     folder = out or Path(f"{target.resolve().stem or 'images'}-evaluation")
     require_ours(folder, OURS)
     require_place(folder, f"--out {folder}")
-    images = load(DataConfig(source=str(target), size=size, channels=channels))
-    reference = of_source(DataConfig(source=against, size=size, channels=channels))
+    ours, theirs = (
+        DataConfig(source=source, size=size, channels=channels, skip_bad=skip_bad)
+        for source in (str(target), against)
+    )
+    images, reference = load(ours), of_source(theirs)
     require_same_shape(images, reference)
     require_enough(f"{target}: {len(images)} images", len(images), reference, parts)
     subject = Subject(kind="images", name=str(target), generated=len(images))
     places = places_of_images(folder, images, reference)
     console = Console(stderr=True)
     print(_told(subject, reference), flush=True)
+    _tell_skipped(images, reference.held_out)
     spaces = _spaces(features, reference, parts, places, subject, console, None)
     stages = evaluate_images(images, reference, spaces, subject=subject, parts=parts, places=places)
     result = _followed(stages, console)
@@ -526,6 +554,12 @@ def _told(subject: Subject, reference: Reference) -> str:
     return (
         f"{what} against {len(reference.held_out)} held-out images of {reference.held_out.source}"
     )
+
+
+def _tell_skipped(*sets: Images) -> None:
+    for images in sets:
+        if images.skipped:
+            print(f"{images.source}: {len(images.skipped)} left out as unreadable", flush=True)
 
 
 def _how_long(seconds: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from unraze.errors import InputError
 if TYPE_CHECKING:
     from unraze.config import DataConfig
 
-__all__ = ["check", "config", "doctor", "get", "runs", "stats"]
+__all__ = ["check", "config", "doctor", "get", "require_runs", "runs", "stats"]
 
 data = App(
     name="data",
@@ -54,6 +55,7 @@ HeldOut = Annotated[
     Parameter(group=DATA, help="Share of the images that training leaves out, to judge by."),
 ]
 
+RUNS = Path("runs")
 HELD_OUT = 0.1
 """As in the presets."""
 NAMED_AT_MOST = 20
@@ -241,13 +243,17 @@ def config(
     usage="Usage: unraze runs [FOLDER]",
     help_epilogue="Examples:\n\n  unraze runs\n  unraze runs elsewhere/runs",
 )
-def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("runs"), /) -> int:
+def runs(folder: Annotated[Path, Parameter(help="Where the runs are.")] = RUNS, /) -> int:
     """List the runs of a folder: state, step, loss, preset and data."""
     from rich.console import Console
     from rich.table import Table
 
     from unraze import run as run_folders
 
+    if folder == RUNS and not os.path.exists(folder):
+        print("no runs yet; `unraze train DATA` makes one")
+        return 0
+    require_runs(folder)
     found = run_folders.summaries(folder)
     if not found:
         print(f"{folder}: no runs in it; `unraze train DATA` makes one")
@@ -288,6 +294,15 @@ def doctor(*, device: Device = None) -> int:
         "attention, norms and the\noptimiser are bound by memory, not by arithmetic."
     )
     return 0
+
+
+def require_runs(folder: Path) -> None:
+    """Raises `InputError` where what should hold runs is a file, or a run; it need not be there."""
+    if os.path.isfile(folder / "config.toml"):
+        above = (folder if folder.name not in ("", "..") else folder.resolve()).parent
+        raise InputError(f"{folder}: is a run itself; give the folder that holds it, {above}")
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"{folder}: is not a folder; give the one that holds the runs")
 
 
 def _wanted(source: str, *, size: str | None, **options: Any) -> DataConfig:

@@ -57,13 +57,14 @@ def publish(
     from unraze.interop import publish as publishing
     from unraze.interop.card import is_card
 
-    publishing.require_hub(name)
     if publishing.is_run(folder):
         from unraze import generate
 
+        model = generate.load(folder, step=checkpoint)
+        publishing.require_hub(name)  # packing may draw pictures for the card
         with (
             told_as_options({"licence": "--licence"}),
-            publishing.packed(generate.load(folder, step=checkpoint), licence=licence) as made,
+            publishing.packed(model, licence=licence) as made,
         ):
             done = publishing.publish(made, name, private=private, in_place_of=publishing.OF_A_RUN)
     else:

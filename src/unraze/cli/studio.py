@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from unraze.cli.app import DATA, LOOK, Device, app, told_as_options
+from unraze.cli.look import RUNS, require_runs
 from unraze.errors import InputError
 
 __all__ = ["studio"]
@@ -27,9 +29,7 @@ ADDRESS = Group("Address", sort_key=1)
     ),
 )
 def studio(
-    runs: Annotated[Path, Parameter(help="The folder of runs; it need not be there yet.")] = Path(
-        "runs"
-    ),
+    runs: Annotated[Path, Parameter(help="The folder of runs; it need not be there yet.")] = RUNS,
     /,
     *,
     data: Annotated[
@@ -69,7 +69,7 @@ def studio(
             group=ADDRESS,
             negative="",
             show_default=False,
-            help="Another name that it is reached by, behind --remote; may be repeated.",
+            help="Another name that it is reached by, if that leads here; may be repeated.",
         ),
     ] = (),
     device: Device = None,
@@ -96,12 +96,26 @@ def studio(
         "browser": browser,
         "device": "cpu" if device is None else device,
     }
+    require_runs(runs)
     with told_as_options({"device": "--device"}):
+        if how["device"] != "cpu":  # else torch, which is slow to load, waits
+            from unraze.hardware import require_device
+
+            require_device(how["device"])
         serve(runs, port=port, **how)
     return 0
 
 
 def _source(given: str) -> str:
-    """What is on disk by its full path, for a training is begun from any folder."""
-    path = Path(given)
-    return str(path.resolve()) if path.exists() else given
+    """What is on disk by its full path, for a training is begun from any folder; raises
+    `InputError` for what is neither there nor a name or an address."""
+    if os.path.exists(given):
+        return str(Path(given).resolve())
+    from unraze.data import NAMES, hub, remote
+
+    if not (given in NAMES or hub.is_source(given) or remote.is_address(given)):
+        raise InputError(
+            f"--data {given}: there is no such file or folder, nor a data set of that name; give a "
+            f"path, hf:NAME, or one of {' and '.join(NAMES)}"
+        )
+    return given

@@ -49,7 +49,15 @@ if TYPE_CHECKING:
     from unraze.run import Run
     from unraze.train import Report
 
-__all__ = ["follow", "read_images", "resume", "settings_given", "spoken_for", "train"]
+__all__ = [
+    "follow",
+    "read_images",
+    "refuse_early",
+    "resume",
+    "settings_given",
+    "spoken_for",
+    "train",
+]
 
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 """The signal that a closed terminal sends; not on every system."""
@@ -239,6 +247,10 @@ def train(
     budgets = [name for name, value in budget.items() if value is not None]
     if len(budgets) > 1:
         raise InputError(f"{' and '.join(budgets)}: give one of them")
+    if classes and clusters:
+        raise InputError(
+            f"--classes and --clusters {clusters}: a network is told one of them; give one"
+        )
     _require_trackers(track)
     changes = {
         "data.source": _source(data),
@@ -274,12 +286,13 @@ def train(
 
     with spoken_for(wanted.train.device) as ranks:
         if wanted.train.shard and ranks.count == 1:
-            raise InputError("train.shard: there is one process here; start several by torchrun")
+            given_as = "--shard" if shard else "train.shard = true"
+            raise InputError(f"{given_as}: there is one process here; start several by torchrun")
         begun = ranks.first(_begun_before, out, ranks)
         if begun is not None:
             return _go_on(begun, track, ranks)
         with told_as_options(_options(given)):
-            ranks.first(_refuse_early, wanted, out)
+            ranks.first(refuse_early, wanted, out)
             images = read_images(wanted, ranks)
             run = ranks.first(_created, wanted, images, model, out, ranks)
         return follow(run, images, track=track, ranks=ranks)
@@ -419,7 +432,7 @@ def _options(keys: Iterable[str]) -> dict[str, str]:
     return names | {key.split(".")[1]: names[key] for key in last if key in names}
 
 
-def _refuse_early(wanted: Config, out: Path | None) -> None:
+def refuse_early(wanted: Config, out: Path | None) -> None:
     """Raises `InputError` for what need not wait until all images are read."""
     from unraze import run as runs, schedule as schedules, train as training
     from unraze.cli.drawing import require_place
@@ -478,11 +491,18 @@ def _configuration(
 
 def settings_given(texts: Sequence[str], options: Collection[str]) -> dict[str, Any]:
     """What `--set` gives: each key once, and none that an option of its own sets (`options`)."""
+    from unraze.config import WRITTEN
+
     pairs = [_setting(text) for text in texts]
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
             raise InputError(f"--set {key}: is given twice; give one value")
+        if key.split(".")[0] in WRITTEN:
+            raise InputError(
+                f"--set {key}: is written by `unraze train --from` and `unraze distill`, which say "
+                "whose weights a run began with; leave it out"
+            )
     if twice := sorted(set(keys) & set(options)):
         raise InputError(f"--set {twice[0]}: is given as an option of its own too; give one")
     return dict(pairs)

@@ -55,7 +55,10 @@ def tune(
         ),
     ] = (),
     n: Annotated[
-        int, Parameter(name=["-n", "--count"], group=SAMPLING, help="Samples for each score.")
+        int,
+        Parameter(
+            name=["-n", "--count"], group=SAMPLING, help="Samples for each score, at least 50."
+        ),
     ] = 500,
     checkpoint: Checkpoint = None,
     device: Device = None,
@@ -98,6 +101,7 @@ def tune(
     require_no_links(run)
     require_place(run / "tune", str(run))
     reference = of_run(model)
+    tuning.require_enough(reference, n)  # training the features takes longest
     console = Console(stderr=True)
     try:
         space = follow_stages(first_space(reference.training, reference.held_out), console)

@@ -107,7 +107,9 @@ def _loaded(path: Path) -> tuple[Any, bytes]:
         data = untrusted.read(path, memory())
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({why})") from error
+        raise InputError(
+            f"{path}: cannot be read ({why}); give the path of a network exported to ONNX"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is in the exception
     options.use_deterministic_compute = True

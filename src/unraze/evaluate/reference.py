@@ -67,7 +67,7 @@ def of_run(model: Model) -> Reference:
     return Reference(training, held_out, data.flip)
 
 
-def of_run_against(model: Model, source: str) -> Reference:
+def of_run_against(model: Model, source: str, *, skip_bad: bool = False) -> Reference:
     """Images for a model that does not say what it was trained on: of a source, at its own size.
 
     Whether these were trained on is not known: where they were, likelihoods flatter the model, and
@@ -79,7 +79,9 @@ def of_run_against(model: Model, source: str) -> Reference:
     channels, height, width = model.shape
     assert channels in (1, 3)
     wanted: Literal[1, 3] = 1 if channels == 1 else 3
-    found = of_source(DataConfig(source=source, size=(height, width), channels=wanted))
+    found = of_source(
+        DataConfig(source=source, size=(height, width), channels=wanted, skip_bad=skip_bad)
+    )
     if model.config.train.classes:
         _require_labels(found.held_out, model)
     return found

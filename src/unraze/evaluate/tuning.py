@@ -43,7 +43,15 @@ from unraze.generate import (
 from unraze.samplers import cheapest, even_angles, jump_errors
 from unraze.schedule import Schedule
 
-__all__ = ["CALLS", "Search", "Searched", "calls_to_make", "search", "tuned"]
+__all__ = [
+    "CALLS",
+    "Search",
+    "Searched",
+    "calls_to_make",
+    "require_enough",
+    "search",
+    "tuned",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -114,8 +122,16 @@ class Search:
 def search(
     model: Model, reference: Reference, space: FeatureSpace, *, count: int, folder: Path
 ) -> Search:
-    """What `tuned` takes; raises `InputError` where there are too few images or samples to choose
-    by."""
+    """What `tuned` takes; raises as `require_enough` does."""
+    require_enough(reference, count)
+    counts = (len(reference.training), len(reference.held_out), count)
+    measure = frechet if min(counts) >= FEWEST_PER_FEATURE * space.dim else kid
+    classes = in_proportion(model, reference.held_out)
+    return Search(model, reference, space, measure, count, folder, classes)
+
+
+def require_enough(reference: Reference, count: int) -> None:
+    """Raises `InputError` where there are too few images, or samples (`count`), to choose by."""
     for name, images in (("training", reference.training), ("held-out", reference.held_out)):
         if len(images) < FEWEST:
             raise InputError(
@@ -125,10 +141,6 @@ def search(
             )
     if count < FEWEST:
         raise InputError(f"-n {count}: too few samples to choose by; give at least {FEWEST}")
-    counts = (len(reference.training), len(reference.held_out), count)
-    measure = frechet if min(counts) >= FEWEST_PER_FEATURE * space.dim else kid
-    classes = in_proportion(model, reference.held_out)
-    return Search(model, reference, space, measure, count, folder, classes)
 
 
 def calls_to_make(model: Model, calls: Sequence[int], count: int) -> int:

@@ -44,8 +44,8 @@ def serve(
     """Serves the studio of a folder of runs until it is stopped.
 
     Without a port, at `PORT`, or where that is taken at one that is free; port 0 is any that is.
-    Raises `InputError` for an address that others reach without `remote`, and `UnrazeError` where
-    it cannot be had.
+    Raises `InputError` for an address that others reach without `remote`, or the other way round,
+    and `UnrazeError` where it cannot be had.
     """
     _require_meant(host, remote)
     try:
@@ -57,7 +57,7 @@ def serve(
     keys = Keys(bound.getsockname()[1])
     address = f"{address_of(_shown(host), keys.port)}/#token={keys.token}"
     print(f"the studio of {folder}: {address}", flush=True)
-    if remote and not _is_own(host):
+    if remote:
         print(
             "whoever has this address can look at these runs, draw from them and train on this "
             "machine, and whoever listens on the way can read along, for nothing is encrypted; "
@@ -132,6 +132,11 @@ def _require_meant(host: str, remote: bool) -> None:
         raise InputError(
             f"--host {host}: others can reach that address; give --remote too, if that is meant, "
             "or leave --host out and go there by `ssh -L`"
+        )
+    if remote and _is_own(host):
+        raise InputError(
+            f"--remote: nobody else reaches {host}; give an address that others reach too, as "
+            "--host 0.0.0.0, or leave it out"
         )
 
 
