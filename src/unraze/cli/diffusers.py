@@ -18,6 +18,7 @@ __all__ = ["from_diffusers", "to_diffusers"]
 
 @importing.command(
     name="diffusers",
+    usage="Usage: unraze import diffusers FOLDER [OPTIONS]",
     help_epilogue=(
         "Examples:\n\n"
         "  unraze import diffusers ddpm-cifar10-32\n"
@@ -150,8 +151,11 @@ def to_diffusers(
     pipeline. With the others, and with classes or clusters, goes the network's code, which
     diffusers runs where it is told trust_remote_code=True. The folder is the last line printed.
     """
+    from rich.console import Console
+
     from unraze import generate, run as runs
     from unraze.cli.drawing import require_place
+    from unraze.cli.show import follow_drawing
     from unraze.interop import card as cards, to_diffusers as interop
     from unraze.interop.folder import require_free
 
@@ -160,7 +164,14 @@ def to_diffusers(
     model = generate.load(run, raw=raw, step=checkpoint)
     newest = cards.newest_preview(runs.find(run)) if preview else None
     with told_as_options({"licence": "--licence"}):
-        written = interop.write(model, out, licence=licence, title=title, preview=newest)
+        written = interop.write(
+            model,
+            out,
+            licence=licence,
+            title=title,
+            preview=newest,
+            follow=lambda moments: follow_drawing(moments, Console()),
+        )
     if written.stock:
         print(f"a stock {written.pipeline}: {written.pipeline}.from_pretrained('{out}')")
     else:

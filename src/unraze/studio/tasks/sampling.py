@@ -141,7 +141,7 @@ def sampling(asked: Sampled, run: Run, held: Held) -> Work:
 
 
 def _order(asked: Sampled, model: Model) -> Order:
-    settings = generate.asked(model, asked.settings)
+    settings = generate.asked(model, asked.settings, classes=asked.classes)
     return Order(
         model=model,
         settings=settings,
