@@ -155,7 +155,8 @@ def test_making_ready_shows_how_far_it_is_and_can_be_stopped(
     run = runs.create(training.prepare(config, images), out=tmp_path / "run")
     asked = iter([False, True])
     with few_steps():
-        *before, last = training.train(run, images, stop=lambda: next(asked))
+        few, *before, last = training.train(run, images, stop=lambda: next(asked))
+    assert str(few.message).startswith("TOO SHORT: 45 steps")
     assert [report.phase for report in before] == ["preparing"] * 3
     # what is to be done, images that are read, and steps
     assert [(report.step, report.steps) for report in before] == [(0, 0), (150, 150), (0, 12)]
