@@ -8,8 +8,8 @@ ours        `unraze.generate.sample` in 5 and 10 calls, as `unraze tune` found w
             Adams of order 2 with Karras' steps; and in 25 calls of the run's own sampler
 pipelines   the same network in diffusers' own pipelines: `DDPMPipeline` in all T calls and
             `DDIMPipeline` in 50, as they come, DPM-Solver++ 2M in 25, and in few calls what is best
-            there of theirs: its SDE in 10 and UniPC in 5; each with the same ᾱ, 2^-12 for the 0 at
-            its end, even steps down from T, and x̂_0 clipped by the scheduler
+            there of theirs, its SDE in 10 and 5; each with the same ᾱ, 2^-12 for the 0 at its end,
+            even steps down from T, and x̂_0 clipped by the scheduler
 their own   diffusers' UNet2DModel, untrained, in `DDPMPipeline` and `DDIMPipeline`: its cost alone
 
 A time is that of one batch of pictures, of the batch from 16 to 256 that gives most of them a
@@ -186,7 +186,7 @@ def ways(model: Model, options: argparse.Namespace) -> list[Way]:
         ("DDIMPipeline", "DDIMPipeline", "DDIMScheduler", 50, {}),
         ("DPM-Solver++ 2M", "DDPMPipeline", "DPMSolverMultistepScheduler", 25, clipped),
         ("DPM-Solver++ 2M SDE", "DDPMPipeline", "DPMSolverMultistepScheduler", 10, clipped | noisy),
-        ("UniPC", "DDPMPipeline", "UniPCMultistepScheduler", 5, clipped),
+        ("DPM-Solver++ 2M SDE", "DDPMPipeline", "DPMSolverMultistepScheduler", 5, clipped | noisy),
     ):
         count = options.reference_samples if calls == steps else options.samples
         draw = piped(kind, network, scheduler_of(model, scheduler, **more))
