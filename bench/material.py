@@ -46,7 +46,7 @@ class Material:
 
 
 def material(source: str, size: int | None = None, *, samples: int) -> Material:
-    """A data set in three parts, without labels, and its feature spaces.
+    """A data set in three parts and its feature spaces.
 
     Fashion-MNIST has two that are shipped; other images may take minutes of training for theirs.
     `samples` are the generated ones that will be held against them.
@@ -64,7 +64,10 @@ def material(source: str, size: int | None = None, *, samples: int) -> Material:
     found = finish(spaces(whole, test))
     fewest = min(len(validation) // 2, len(testing) // 2, samples)
     enough = fewest >= FEWEST_PER_FEATURE * max(space.dim for space in found)
-    training = Images.from_arrays(part, source=f"{source}, {len(part):,}")
+    labels = None if whole.labels is None else whole.labels[: len(part)]
+    training = Images.from_arrays(
+        part, labels=labels, class_names=whole.class_names, source=f"{source}, {len(part):,}"
+    )
     return Material(name, training, validation, testing, found, FRECHET if enough else "KID")
 
 
