@@ -112,10 +112,10 @@ NOT_DISTILLED = (
     "run first, with `unraze distill RUN`, or take another sampler"
 )
 DISTILLED = (
-    "sampler: a distilled network jumps along the flow and does not say the mean of x₀, which other"
-    ' samplers go by; take "consistency", or draw from the run that it was distilled from'
+    "a distilled network jumps along the flow and does not say the mean of x₀, which other "
+    'samplers go by; take "consistency", or draw from the run that it was distilled from'
 )
-"""What to say where network and sampler do not fit each other."""
+"""What to say where network and sampler do not fit each other; the second of a sampler."""
 
 WRITTEN = {"distilled": "`unraze distill {}`", "begun": "`unraze train --from {}`"}
 """The sections that nobody gives, and by what they are written: they name weights that are in the
@@ -673,7 +673,7 @@ class Config(_Section):
                 f"(it is {self.loss.borders[-1]:g})"
             )
         if (self.sample.sampler == "consistency") != (self.distilled is not None):
-            raise ValueError(NOT_DISTILLED if self.distilled is None else DISTILLED)
+            raise ValueError(NOT_DISTILLED if self.distilled is None else f"sampler: {DISTILLED}")
         return self
 
     @model_validator(mode="after")

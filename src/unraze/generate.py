@@ -599,8 +599,7 @@ def _require_its_sampler(model: Model, settings: SampleConfig) -> None:
     if settings.sampler == "consistency" and distilled is None:
         raise InputError(NOT_DISTILLED)
     if settings.sampler != "consistency" and distilled is not None:
-        said = DISTILLED.replace("sampler", f"sampler = {settings.sampler}", 1)
-        raise InputError(f"{said}: {distilled.run}")
+        raise InputError(f"sampler = {settings.sampler}: {DISTILLED}: {distilled.run}")
     if settings.guidance != 1 and distilled is not None:
         raise InputError(
             f"guidance = {settings.guidance:g}: guidance bends the flow that a distilled network "
