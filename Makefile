@@ -1,6 +1,7 @@
 # `make demo` shows what Unraze does, `make test` whether it does it right; `make help` lists all.
 
 PYTHON ?= python3
+DEVICE ?= cuda
 DEMO_MINUTES ?= 4
 FUZZ_MINUTES ?= 60
 DEMO := runs/demo
@@ -17,7 +18,7 @@ FASHION := /usr/share/datasets/fashion-mnist
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults lint fuzz dist lock audit clean
+.PHONY: help demo test test-full test-device test-faults lint fuzz dist lock audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) \
@@ -68,6 +69,9 @@ test: $(VENV)/.installed-dev lint ## lint, types, import contract and the tests;
 
 test-full: $(VENV)/.installed-dev lint ## the same, and the slow tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m ""
+
+test-device: $(VENV)/.installed-dev ## what a GPU computes against the processor: DEVICE=cuda, or mps
+	UNRAZE_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest -q tests/test_device.py
 
 test-faults: $(VENV)/.installed-dev ## kills, full disks, lost terminals …, by the hundred (docs/reliability.md)
 	$(BIN)/python -m pytest -q -n 2 -m faults tests/faults

@@ -357,8 +357,9 @@ def test_a_ring_sends_what_it_must_and_no_step_is_faster_than_its_computing() ->
     assert scale.ring_bytes(10, 10**9, shard=False) == pytest.approx(80)
     assert scale.ring_bytes(10, 4, shard=True) == pytest.approx(90)
     of = scale.Assumed(per_gpu=1e12, network_speed=1e9, inside_speed=1e10)
-    costs = [scale.cost(10**8, 1e9, 64, count, of) for count in (1, 2, 8, 16, 512)]
+    costs = [scale.cost(10**8, 10, 1e9, 64, count, of) for count in (1, 2, 8, 16, 512)]
     assert costs[0].seconds == costs[0].computing == pytest.approx(0.064)
+    assert scale.cost(10**8, 1000, 1e9, 64, 1, of).computing == pytest.approx(0.41)
     seconds = [each.seconds for each in costs]
     assert seconds == sorted(seconds)
     assert all(0 <= each.share < 1 and each.exposed <= each.sending for each in costs)

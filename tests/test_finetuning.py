@@ -60,6 +60,17 @@ def begun(model: Model, out: Path, images: Images | None = None, **changes: Any)
     return finetuning.create(model, config, others() if images is None else images, out=out)
 
 
+def test_fit_takes_no_configuration_of_a_run_that_began_with_others_weights(
+    old: Model, tmp_path: Path
+) -> None:
+    config = generate.read_config(begun(old, tmp_path / "new"))
+    with pytest.raises(
+        InputError, match=r"as its begun says; make one anew by `unraze train --from"
+    ):
+        fit(others(), config, out=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_it_begins_with_the_weights_and_what_they_mean(old: Model, tmp_path: Path) -> None:
     run = begun(old, tmp_path / "new")
     config = generate.read_config(run)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
+from unraze import rng
 from unraze.rng import generator, normal, permutation, torch_seed, uniform
 
 numbers = st.integers(0, 2**64 - 1)
@@ -33,6 +34,17 @@ def test_noise_does_not_depend_on_who_else_is_in_the_batch(samples, order, step)
     streams = [generator(3, "walk", sample, step) for sample in samples]
     rows = [stream.standard_normal((2, 3), dtype=np.float32) for stream in streams]
     assert torch.equal(together, torch.from_numpy(np.stack(rows)))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_threads_change_no_number(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, shape = [5, 2**40, 0, 9, 11], (3, 7)
+    alone = normal(3, "walk", samples, 4, shape)
+    monkeypatch.setattr(rng, "WORTH_A_THREAD", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(normal(3, "walk", samples, 4, shape), alone)
+    with pytest.raises(ValueError, match="-1"):
+        normal(3, "walk", [1, 2, 3, -1], 4, shape)
 
 
 @settings(deadline=None)

@@ -213,6 +213,11 @@ class LeanConfig(_Section):
     widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_LEVELS)] | None = (
         Field(None, description="channels per level; absent: by the size")
     )
+    finish: Annotated[int, Field(ge=0, le=MOST_CHANNELS)] | None = Field(
+        None,
+        description="channels of a last look at the picture, in squares of half the side, 0 none; "
+        "absent: by the size, where fold or widths are, else none",
+    )
     blocks: Blocks = Field(1, description="ResNet blocks per level on each side")
     heads: Width = Field(4, description="attention heads, at the lowest resolution")
     groups: Width = Field(4, description="groups of the group normalisation")

@@ -33,7 +33,7 @@ from unraze import (
 )
 from unraze.batches import samples_of
 from unraze.clusters import Clusters
-from unraze.config import Config, LeanConfig, from_dict, preset, preset_names, updated
+from unraze.config import WRITTEN, Config, LeanConfig, from_dict, preset, preset_names, updated
 from unraze.data import Images, absent_classes, load as load_images_of, record, to_uint8
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError, UnrazeError
@@ -181,7 +181,8 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
         changes["sample.guidance"] = 1.0
     if isinstance(config.network, LeanConfig):
         network = fitted(config.network, (height, width))
-        changes |= {"network.fold": network.fold, "network.widths": network.widths}
+        fitting = ("fold", "widths", "finish")
+        changes |= {f"network.{key}": getattr(network, key) for key in fitting}
     config = updated(config, changes)
     if (steps := config.train.steps or 0) > MOST_STEPS:
         key = "train.steps" if train.epochs is None else "train.epochs"
@@ -546,6 +547,12 @@ def fit(
         config = updated(config, {"train.minutes": minutes})
     if steps is not None:
         config = updated(config, {"train.steps": steps})
+    for key, made_by in WRITTEN.items():
+        if (origin := getattr(config, key)) is not None:
+            raise InputError(
+                f"config: is of a run that began with the weights of another, as its {key} says; "
+                f"make one anew by {made_by.format(origin.run)}"
+            )
     run = runs.create(prepare(config, images), out=Path(out), command=sys.argv)
     for moment in train(run, images):
         report(moment)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from scipy import stats
 from torch import Tensor, nn
 
 from unraze.errors import InputError
@@ -23,6 +24,7 @@ from unraze.nn.layers import (
     head_width,
     require_divisible,
     sinusoidal,
+    split_mix,
 )
 
 
@@ -176,6 +178,24 @@ def test_dropout_acts_in_training_only() -> None:
         assert not torch.equal(block(x, emb), block(x, emb))
         block.eval()
         assert torch.equal(block(x, emb), block(x, emb))
+
+
+def test_split_mix_has_the_numbers_of_its_authors() -> None:
+    """Of the seed 1234567, as the reference program prints them; 24 of their 64 bits."""
+    published = (6457827717110365317, 3203168211198807973, 9817491932198370423)
+    published += (4593380528125082431, 16408922859458223821)
+    found = split_mix(torch.tensor([1234567]), 5)
+    assert found.tolist() == [[(value >> 40) / 2**24 for value in published]]
+
+
+def test_split_mix_is_uniform_and_each_row_of_its_seed_alone() -> None:
+    drawn = split_mix(torch.tensor([2**63 - 1, 0, 1, 2]), 20_000)
+    assert torch.equal(drawn[2:], split_mix(torch.tensor([1, 2]), 20_000))
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    for row in drawn:
+        assert stats.kstest(row.numpy(), "uniform").pvalue > 1e-3
+    apart = torch.corrcoef(drawn) - torch.eye(4)
+    assert apart.abs().max() < 5 / 20_000**0.5
 
 
 def test_resolution_steps() -> None:

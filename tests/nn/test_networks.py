@@ -11,7 +11,7 @@ from unraze.config import LeanConfig, TrainConfig, UNetConfig
 from unraze.errors import InputError
 from unraze.nn import build, parameters_in
 from unraze.nn.layers import LinearAttention
-from unraze.nn.lean import FINEST, fitted
+from unraze.nn.lean import FINEST, LeanUNet, fitted
 
 Network = LeanConfig | UNetConfig
 
@@ -19,6 +19,7 @@ SMALL: dict[str, Network] = {
     "lean": LeanConfig(fold=2, widths=(8, 16), blocks=1, heads=2, groups=4),
     "lean, three levels": LeanConfig(fold=1, widths=(8, 16, 8), blocks=2, groups=4, dropout=0.1),
     "lean, one level": LeanConfig(fold=4, widths=(8,), blocks=2, groups=4),
+    "lean, finished": LeanConfig(fold=4, widths=(8, 8), groups=4, finish=6),
     "annotated": UNetConfig(dim=8, head_dim=4),
     "convnext": UNetConfig(dim=8, multipliers=(1, 2), block="convnext", head_dim=4),
     "shift only": UNetConfig(
@@ -84,9 +85,13 @@ def test_a_learned_variance_doubles_the_output_and_nothing_else(config: Network)
     shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in (plain, learned)]
     other = [k for k in shapes[0] if shapes[0][k] != shapes[1][k]]
     assert shapes[0].keys() == shapes[1].keys()
-    assert other == ["out.weight", "out.bias"]
-    for k in other:
+    seen = ["finish.inner.weight"] if "finish.inner.weight" in other else []
+    emitted = ["finish.outer.weight", "finish.outer.bias"] if seen else []
+    assert other == ["out.weight", "out.bias", *seen, *emitted]
+    for k in ("out.weight", "out.bias", *emitted):
         assert shapes[1][k][0] == 2 * shapes[0][k][0]
+    for k in seen:  # what is emitted, and the picture: 3 + 3 channels, then 6 + 3
+        assert 2 * shapes[1][k][1] == 3 * shapes[0][k][1]
 
 
 @every
@@ -422,4 +427,27 @@ def test_what_is_given_is_not_fitted() -> None:
     given = LeanConfig(fold=1, widths=(16,))
     assert fitted(given, (256, 256)) == given
     assert fitted(LeanConfig(fold=1), (28, 28)).widths == (64, 128, 128)
-    assert fitted(LeanConfig(), (28, 14)) == LeanConfig(fold=2, widths=(64, 128))
+    assert fitted(LeanConfig(), (28, 14)) == LeanConfig(fold=2, widths=(64, 128), finish=0)
+    assert fitted(LeanConfig(finish=8), (28, 28)).finish == 8
+    assert fitted(LeanConfig(finish=0), (64, 64)).finish == 0
+    assert fitted(LeanConfig(), (64, 64)).finish == 48
+
+
+def test_a_run_of_before_there_was_a_finish_has_none() -> None:
+    of_then = build(LeanConfig(fold=4, widths=(8,), groups=4), channels=3, size=(64, 64))
+    assert not any(name.startswith("finish.") for name in of_then.state_dict())
+
+
+@pytest.mark.parametrize("fold", [1, 2, 3, 4])
+def test_the_finish_sees_each_pixel_of_the_picture(fold: int) -> None:
+    """One pixel changed changes what is said of it, however narrow the folded part is."""
+    torch.manual_seed(0)
+    config = LeanConfig(fold=fold, widths=(4,), heads=1, groups=1, finish=16)
+    network = build(config, channels=1, size=(12, 12))
+    assert isinstance(network, LeanUNet)
+    assert network.finish is not None
+    nn.init.normal_(network.finish.outer.weight)
+    x, t = torch.randn(1, 1, 12, 12), torch.rand(1)
+    jacobian = torch.autograd.functional.jacobian(lambda x: network(x, t).flatten(), x)
+    itself = jacobian.reshape(144, 144).diagonal()
+    assert (itself.abs() > 1e-4).all()

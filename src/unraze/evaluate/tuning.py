@@ -69,6 +69,7 @@ SOLVERS: tuple[dict[str, Any], ...] = (
     {"sampler": "unipc", "order": 2},
     {"sampler": "dpmpp_2m_sde"},
     {"sampler": "dpmpp_2m_sde", "eta": 0.5},
+    {"sampler": "dpmpp_3m_sde"},
 )
 GUIDANCE: tuple[tuple[float, tuple[float, float]], ...] = (
     (1.0, (0.0, 1.0)),

@@ -36,6 +36,7 @@ __all__ = [
     "recompute",
     "require_divisible",
     "sinusoidal",
+    "split_mix",
     "with_previous",
     "zero_conv",
 ]
@@ -254,11 +255,33 @@ def draw_outside_of_graphs(network: nn.Module) -> None:
 
 def _drawn(x: Tensor, seeds: Sequence[int]) -> Tensor:
     """Uniform float32 numbers of x's shape, each row's of its seed."""
-    drawn = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    generator = torch.Generator(x.device)
+    if x.device.type != "cpu":
+        return split_mix(torch.tensor(seeds).to(x.device), x[0].numel()).view(x.shape)
+    drawn = torch.empty(x.shape, dtype=torch.float32)
+    generator = torch.Generator()
     for row, seed in zip(drawn, seeds, strict=True):
         row.uniform_(generator=generator.manual_seed(seed))
     return drawn
+
+
+def split_mix(seeds: Tensor, count: int) -> Tensor:
+    """The first `count` numbers in [0, 1), float32, of the stream of each seed (B,) int64, as
+    (B, count).
+
+    SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"): number
+    k is a function of seed and k alone, so that a GPU draws all rows at once, where a generator set
+    to each seed takes a launch a row. Its upper 24 bits are what a float32 holds.
+    """
+    golden, first, second = (
+        value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+    )
+    k = torch.arange(1, count + 1, device=seeds.device)
+    z = seeds[:, None] + golden * k  # modulo 2⁶⁴, as all that follows
+    for shift, factor in ((30, first), (27, second)):
+        z ^= (z >> shift) & (2 ** (64 - shift) - 1)  # the shift of numbers without a sign
+        z *= factor
+    z ^= (z >> 31) & (2**33 - 1)
+    return ((z >> 40) & (2**24 - 1)).to(torch.float32) * 2.0**-24
 
 
 class ResNetBlock(nn.Module):

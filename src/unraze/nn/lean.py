@@ -5,6 +5,7 @@
          -> attention
          -> block(merge(h, skip)) x blocks, up, …  one block for each skip
          -> norm, SiLU, conv -> unfold
+         -> finish, where squares are larger than 2 x 2
 
 Squares of `fold` x `fold` pixels become channels (pixel unshuffle, Shi et al. 2016,
 arXiv:1609.05158), so that no layer works at full resolution, where layers are long in memory and
@@ -41,17 +42,21 @@ FINEST = 24
 
 
 def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
-    """The configuration with `fold` and `widths`, where they are absent, as suits the longer side.
+    """The configuration with `fold`, `widths` and `finish` as suits the longer side, where they are
+    absent; as it is where both fold and widths are given.
 
         side       1 … 24      … 48        … 96         … 192        more
         fold          1          2           4            8             8
         widths     64, 128    64, 128    128, 192     128, 192     a level of 192 more
                                                                    for each doubling
+        finish        0          0          48           48            48
 
     Up to 192 pixels the finest level has at most 24 x 24 places, so that a step on larger images
     costs a few times one of 28 x 28, not hundreds of times. Wider where more pixels are folded:
     there is more to tell of each place.
     """
+    if config.fold is not None and config.widths is not None:
+        return config
     side = max(size)
     fold = config.fold or next((f for f in (1, 2, 4) if side <= f * FINEST), 8)
     widths = config.widths
@@ -61,7 +66,10 @@ def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
             levels += 1
         first, last = (64, 128) if fold <= 2 else (128, 192)
         widths = (first, *[last] * (levels - 1))
-    return config.model_copy(update={"fold": fold, "widths": widths})
+    finish = config.finish
+    if finish is None:
+        finish = 48 if fold > 2 else 0
+    return config.model_copy(update={"fold": fold, "widths": widths, "finish": finish})
 
 
 def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
@@ -71,6 +79,32 @@ def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
     halvings = len(config.widths) - 1
     because = f"it folds {config.fold}x{config.fold} pixels then halves the sides ({halvings} x)"
     require_divisible(size, config.fold * 2**halvings, because=because)
+
+
+class Finish(nn.Module):
+    """out + conv(SiLU((1 + s) conv([out, x]) + b)), (s, b) = linear(emb), in squares of `fold`.
+
+    What is told through few channels of large squares cannot follow each pixel of the noise, and
+    leaves a grain; here the picture x (B, C, H, W) itself is seen once more, beside what is said of
+    it, out (B, C or 2C, H, W). The last filter starts at zero.
+    """
+
+    def __init__(
+        self, width: int, *, fold: int, channels: int, outputs: int, emb_width: int
+    ) -> None:
+        super().__init__()
+        self.fold = fold
+        folded = fold**2
+        self.inner = nn.Conv2d(folded * (outputs + channels), width, 3, padding=1)
+        self.time = nn.Linear(emb_width, 2 * width)
+        self.outer = zero_conv(width, folded * outputs)
+
+    def forward(self, out: Tensor, x: Tensor, emb: Tensor) -> Tensor:
+        h = F.pixel_unshuffle(torch.cat((out, x.to(out.dtype)), dim=1), self.fold)
+        h = self.inner(h.to(memory_format=torch.channels_last))
+        scale, shift = self.time(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.outer(F.silu(torch.addcmul(shift, h, 1 + scale)))
+        return out + F.pixel_shuffle(h, self.fold)
 
 
 class LeanUNet(nn.Module):
@@ -141,7 +175,19 @@ class LeanUNet(nn.Module):
             self.ups.append(SubPixelUpsample(below, width))
 
         self.norm = group_norm(config.groups, first)
-        self.out = zero_conv(first, folded * (2 if learned_variance else 1))
+        outputs = channels * (2 if learned_variance else 1)
+        self.out = zero_conv(first, outputs * self.fold**2)
+        self.finish = (
+            None
+            if not config.finish
+            else Finish(
+                config.finish,
+                fold=self.fold // 2 if self.fold % 2 == 0 else 1,
+                channels=channels,
+                outputs=outputs,
+                emb_width=emb_width,
+            )
+        )
         channels_last(self)
 
     def forward(
@@ -155,9 +201,9 @@ class LeanUNet(nn.Module):
     ) -> Tensor:
         require_size(self.config, (x.shape[2], x.shape[3]))
         emb = self.conditioning(t, classes, augmentation)
-        x = with_previous(x, previous, self_conditioning=self.self_conditioning)
-        x = F.pixel_unshuffle(x, self.fold)
-        h = self.stem(x.to(memory_format=torch.channels_last))
+        seen = with_previous(x, previous, self_conditioning=self.self_conditioning)
+        seen = F.pixel_unshuffle(seen, self.fold)
+        h = self.stem(seen.to(memory_format=torch.channels_last))
         skips = []
         for level, stages in enumerate(self.down_levels):
             for stage in stages.children():
@@ -173,4 +219,5 @@ class LeanUNet(nn.Module):
             if level < len(self.ups):
                 h = self.ups[level](h)
         h = self.out(F.silu(self.norm(h)))
-        return F.pixel_shuffle(h, self.fold)
+        out = F.pixel_shuffle(h, self.fold)
+        return out if self.finish is None else self.finish(out, x, emb)
