@@ -70,7 +70,7 @@ test: $(VENV)/.installed-dev lint ## lint, types, import contract and the tests;
 test-full: $(VENV)/.installed-dev lint ## the same, and the slow tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m ""
 
-test-device: $(VENV)/.installed-dev ## what a GPU computes against the processor: DEVICE=cuda, or mps
+test-device: $(VENV)/.installed-dev ## what a GPU computes against the processor, DEVICE (cuda)
 	UNRAZE_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest -q tests/test_device.py
 
 test-faults: $(VENV)/.installed-dev ## kills, full disks, lost terminals …, by the hundred (docs/reliability.md)

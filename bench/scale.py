@@ -264,7 +264,8 @@ class Assumed:
         inside_speed: the same within a machine of eight.
         latency: seconds of a message from one to the next.
         least: seconds that a step takes at least for each tensor of weights, for a GPU is given its
-            work kernel by kernel; found on an H200, where `fast` has 0.41 ms and `quality` 0.50.
+            work kernel by kernel; found on an H200, where `fast` has 0.41 ms and `quality` 0.50,
+            both by Muon.
         agree: seconds in which all agree on a number over TCP, times log₂ of their number.
         hidden: the share of a step's computing, its backward pass, that gradients are sent during.
     """

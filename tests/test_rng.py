@@ -42,7 +42,11 @@ def test_threads_change_no_number(threads: int, monkeypatch: pytest.MonkeyPatch)
     alone = normal(3, "walk", samples, 4, shape)
     monkeypatch.setattr(rng, "WORTH_A_THREAD", 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    asked = []
+    pool = rng.ThreadPoolExecutor
+    monkeypatch.setattr(rng, "ThreadPoolExecutor", lambda n: asked.append(n) or pool(n))
     assert torch.equal(normal(3, "walk", samples, 4, shape), alone)
+    assert asked == [min(threads, len(samples))]
     with pytest.raises(ValueError, match="-1"):
         normal(3, "walk", [1, 2, 3, -1], 4, shape)
 

@@ -547,8 +547,8 @@ class TestMuon:
             assert 0.6 < sizes.diag().min() <= sizes.diag().max() < 1.3
 
     def test_its_weights_are_those_between_features(self) -> None:
-        config = updated(preset("fast"), {"data.size": (8, 8), "data.channels": 1})
-        names = optim.hidden_weights(network_of(config, num_classes=0))
+        changes = {"data.size": (8, 8), "data.channels": 1, "network.finish": 8}
+        names = optim.hidden_weights(network_of(updated(preset("fast"), changes), num_classes=0))
         assert "down_levels.0.0.conv1.weight" in names
         assert "attention.inner.qkv.weight" in names
         assert not [n for n in names if n.startswith(("stem", "out", "conditioning"))]
@@ -711,7 +711,10 @@ def test_a_run_of_seconds_says_that_it_is_too_short(
     assert any(" GiB of memory" in text for text in said)
 
 
-@pytest.mark.parametrize("network", [{"kind": "lean", "dropout": 0.3}, {"kind": "unet", "dim": 8}])
+@pytest.mark.parametrize(
+    "network",
+    [{"kind": "lean", "dropout": 0.3}, {"kind": "lean", "finish": 32}, {"kind": "unet", "dim": 8}],
+)
 def test_what_is_computed_again_gives_the_same_gradient_and_keeps_less(
     tiny_config: Config, tiny_images: Images, network: dict[str, object]
 ) -> None:

@@ -56,6 +56,7 @@ __all__ = [
     "preset_names",
     "preset_text",
     "remedy",
+    "require_given",
     "to_toml",
     "updated",
 ]
@@ -216,7 +217,7 @@ class LeanConfig(_Section):
     finish: Annotated[int, Field(ge=0, le=MOST_CHANNELS)] | None = Field(
         None,
         description="channels of a last look at the picture, in squares of half the side, 0 none; "
-        "absent: by the size, where fold or widths are, else none",
+        "absent: none where both fold and widths are given, else by the fold",
     )
     blocks: Blocks = Field(1, description="ResNet blocks per level on each side")
     heads: Width = Field(4, description="attention heads, at the lowest resolution")
@@ -734,7 +735,7 @@ def from_toml(path: Path, *, complete: bool = False) -> Config:
         why = one_line(str(error))
         raise InputError(f"{path}: is not TOML ({why})") from error
     if not complete:
-        _require_given(values, path)
+        require_given(values, str(path))
         name = values.get("preset", "fast")
         try:
             base = preset(name) if isinstance(name, str) else Config()
@@ -744,13 +745,15 @@ def from_toml(path: Path, *, complete: bool = False) -> Config:
     return from_dict(values, where=str(path))
 
 
-def _require_given(values: Mapping[str, Any], path: Path) -> None:
-    for key in WRITTEN.keys() & values.keys():
-        section = values[key]
+def require_given(values: Mapping[str, Any], where: str) -> None:
+    """Raises `InputError` where a configuration's values have a section of `WRITTEN`."""
+    for key in WRITTEN:
+        if (section := values.get(key)) is None:
+            continue
         run = section.get("run") if isinstance(section, Mapping) else None
         of = one_line(run) if isinstance(run, str) else "RUN"
         raise InputError(
-            f"{path}: is of a run that began with the weights of another, as [{key}] says; make "
+            f"{where}: is of a run that began with the weights of another, as [{key}] says; make "
             f"one anew by {WRITTEN[key].format(of)}, and --set the rest"
         )
 

@@ -17,7 +17,7 @@ __all__ = ["generator", "normal", "permutation", "torch_seed", "uniform"]
 
 
 WORTH_A_THREAD = 2**17
-"""Numbers that take a millisecond, which a thread takes a tenth of to begin."""
+"""As many numbers take a millisecond; to begin a thread takes a tenth of that."""
 
 
 def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
@@ -75,7 +75,7 @@ def permutation(seed: int, purpose: str, count: int, *index: int) -> np.ndarray:
 
 
 def torch_seed(seed: int, purpose: str, *index: int) -> int:
-    """A seed for torch's own generator, where a library draws from it (weights, dropout)."""
+    """A seed for dropout, or for torch's generator where a library draws from it (weights)."""
     return int(generator(seed, purpose, *index).integers(2**63))
 
 

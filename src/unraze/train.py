@@ -33,7 +33,15 @@ from unraze import (
 )
 from unraze.batches import samples_of
 from unraze.clusters import Clusters
-from unraze.config import WRITTEN, Config, LeanConfig, from_dict, preset, preset_names, updated
+from unraze.config import (
+    Config,
+    LeanConfig,
+    from_dict,
+    preset,
+    preset_names,
+    require_given,
+    updated,
+)
 from unraze.data import Images, absent_classes, load as load_images_of, record, to_uint8
 from unraze.data.reading import IN_MEMORY
 from unraze.errors import CheckpointError, DivergedError, InputError, UnrazeError
@@ -533,7 +541,8 @@ def fit(
     All of the images are trained on. They may be a tensor (N, C, H, W) in [-1, 1], C 1 or 3, which
     is rounded to bytes; then the run records that they cannot be loaded again, else how they were.
     `config` is a configuration or a preset's name; `minutes` or `steps` replaces its budget;
-    `report` is shown every `Report`. Raises what `prepare`, `run.create` and `train` raise.
+    `report` is shown every `Report`. Raises what `prepare`, `run.create` and `train` raise, and
+    `InputError` for the configuration of a run that began with the weights of another.
     """
     if isinstance(images, Tensor):
         images = Images.from_arrays(to_uint8(_in_range(images)), source="tensor")
@@ -547,12 +556,7 @@ def fit(
         config = updated(config, {"train.minutes": minutes})
     if steps is not None:
         config = updated(config, {"train.steps": steps})
-    for key, made_by in WRITTEN.items():
-        if (origin := getattr(config, key)) is not None:
-            raise InputError(
-                f"config: is of a run that began with the weights of another, as its {key} says; "
-                f"make one anew by {made_by.format(origin.run)}"
-            )
+    require_given(config.model_dump(), "config")
     run = runs.create(prepare(config, images), out=Path(out), command=sys.argv)
     for moment in train(run, images):
         report(moment)

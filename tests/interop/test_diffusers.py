@@ -532,6 +532,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "lean": {"kind": "lean", "fold": 2, "widths": (8, 16), "groups": 2, "heads": 2},
+    "lean, finished": {"kind": "lean", "fold": 4, "widths": (8, 8), "groups": 2, "finish": 8},
     "linear attention": {"kind": "unet", "dim": 8, "multipliers": (1, 2), "blocks": 1},
     "convnext": {"kind": "unet", "dim": 8, "multipliers": (1, 2), "blocks": 1, "block": "convnext"},
 }

@@ -1,5 +1,6 @@
 """What every network owes its callers, and the counts that its authors published."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -7,11 +8,13 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from unraze import optim
-from unraze.config import LeanConfig, TrainConfig, UNetConfig
+from unraze.config import LeanConfig, TrainConfig, UNetConfig, preset, to_toml, updated
+from unraze.data import Images
 from unraze.errors import InputError
 from unraze.nn import build, parameters_in
 from unraze.nn.layers import LinearAttention
 from unraze.nn.lean import FINEST, LeanUNet, fitted
+from unraze.train import prepare
 
 Network = LeanConfig | UNetConfig
 
@@ -85,8 +88,9 @@ def test_a_learned_variance_doubles_the_output_and_nothing_else(config: Network)
     shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in (plain, learned)]
     other = [k for k in shapes[0] if shapes[0][k] != shapes[1][k]]
     assert shapes[0].keys() == shapes[1].keys()
-    seen = ["finish.inner.weight"] if "finish.inner.weight" in other else []
-    emitted = ["finish.outer.weight", "finish.outer.bias"] if seen else []
+    is_finished = isinstance(config, LeanConfig) and config.finish
+    seen = ["finish.0.inner.weight"] if is_finished else []
+    emitted = ["finish.0.outer.weight", "finish.0.outer.bias"] if is_finished else []
     assert other == ["out.weight", "out.bias", *seen, *emitted]
     for k in ("out.weight", "out.bias", *emitted):
         assert shapes[1][k][0] == 2 * shapes[0][k][0]
@@ -434,8 +438,12 @@ def test_what_is_given_is_not_fitted() -> None:
 
 
 def test_a_run_of_before_there_was_a_finish_has_none() -> None:
-    of_then = build(LeanConfig(fold=4, widths=(8,), groups=4), channels=3, size=(64, 64))
-    assert not any(name.startswith("finish.") for name in of_then.state_dict())
+    changes = {"network.fold": 4, "network.widths": (8,), "train.steps": 1, "train.clusters": 0}
+    images = Images.from_arrays(np.zeros((2, 3, 64, 64), dtype=np.uint8), source="black")
+    of_then = prepare(updated(preset("fast"), changes | {"sample.guidance": 1.0}), images)
+    assert "finish" not in to_toml(of_then)
+    network = build(of_then.network, channels=3, size=(64, 64))
+    assert not any(name.startswith("finish.") for name in network.state_dict())
 
 
 @pytest.mark.parametrize("fold", [1, 2, 3, 4])
@@ -445,8 +453,7 @@ def test_the_finish_sees_each_pixel_of_the_picture(fold: int) -> None:
     config = LeanConfig(fold=fold, widths=(4,), heads=1, groups=1, finish=16)
     network = build(config, channels=1, size=(12, 12))
     assert isinstance(network, LeanUNet)
-    assert network.finish is not None
-    nn.init.normal_(network.finish.outer.weight)
+    nn.init.normal_(network.get_parameter("finish.0.outer.weight"))
     x, t = torch.randn(1, 1, 12, 12), torch.rand(1)
     jacobian = torch.autograd.functional.jacobian(lambda x: network(x, t).flatten(), x)
     itself = jacobian.reshape(144, 144).diagonal()

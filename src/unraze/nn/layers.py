@@ -226,8 +226,9 @@ class Dropout(nn.Module):
     """x m/(1-p), in training alone: m is 0 with probability p, else 1, for each value of x.
 
     `seeds` holds one for each image of the batch, which its draws are a function of: so they do not
-    depend on what it is computed with, and are the same each time. Without them torch's own
-    generator draws. Source: Srivastava et al. 2014.
+    depend on the images that it is computed with, and are the same each time, on one kind of
+    device: on a GPU of CUDA they are `split_mix`'s, else those of torch's generators, which are
+    faster there. Without seeds torch's own generator draws. Source: Srivastava et al. 2014.
     """
 
     def __init__(self, p: float) -> None:
@@ -247,7 +248,8 @@ class Dropout(nn.Module):
 
 def draw_outside_of_graphs(network: nn.Module) -> None:
     """Has a network's dropout drawn outside of what torch.compile makes of it, which has no
-    generators; asked for only where it is compiled, for it takes a second to import."""
+    generators, and would be made anew for other seeds; asked for only where it is compiled, for it
+    takes a second to import."""
     for module in network.modules():
         if isinstance(module, Dropout):
             module.draw = torch.compiler.disable(module.draw)  # type: ignore[no-untyped-call]
@@ -255,10 +257,10 @@ def draw_outside_of_graphs(network: nn.Module) -> None:
 
 def _drawn(x: Tensor, seeds: Sequence[int]) -> Tensor:
     """Uniform float32 numbers of x's shape, each row's of its seed."""
-    if x.device.type != "cpu":
+    if x.device.type == "cuda":
         return split_mix(torch.tensor(seeds).to(x.device), x[0].numel()).view(x.shape)
-    drawn = torch.empty(x.shape, dtype=torch.float32)
-    generator = torch.Generator()
+    drawn = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    generator = torch.Generator(x.device)
     for row, seed in zip(drawn, seeds, strict=True):
         row.uniform_(generator=generator.manual_seed(seed))
     return drawn
@@ -275,13 +277,18 @@ def split_mix(seeds: Tensor, count: int) -> Tensor:
     golden, first, second = (
         value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
     )
+
+    def shifted(z: Tensor, places: int) -> Tensor:
+        return (z >> places).bitwise_and_(2 ** (64 - places) - 1)  # as of numbers without a sign
+
     k = torch.arange(1, count + 1, device=seeds.device)
     z = seeds[:, None] + golden * k  # modulo 2⁶⁴, as all that follows
-    for shift, factor in ((30, first), (27, second)):
-        z ^= (z >> shift) & (2 ** (64 - shift) - 1)  # the shift of numbers without a sign
-        z *= factor
-    z ^= (z >> 31) & (2**33 - 1)
-    return ((z >> 40) & (2**24 - 1)).to(torch.float32) * 2.0**-24
+    z ^= shifted(z, 30)
+    z *= first
+    z ^= shifted(z, 27)
+    z *= second
+    z ^= shifted(z, 31)
+    return shifted(z, 40).to(torch.float32).mul_(2.0**-24)
 
 
 class ResNetBlock(nn.Module):

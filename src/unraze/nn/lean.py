@@ -42,14 +42,17 @@ FINEST = 24
 
 
 def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
-    """The configuration with `fold`, `widths` and `finish` as suits the longer side, where they are
-    absent; as it is where both fold and widths are given.
+    """The configuration with `fold`, `widths` and `finish`, where they are absent, as suits the
+    longer side.
 
         side       1 … 24      … 48        … 96         … 192        more
         fold          1          2           4            8             8
         widths     64, 128    64, 128    128, 192     128, 192     a level of 192 more
                                                                    for each doubling
-        finish        0          0          48           48            48
+        finish     48 where the fold is more than 2, else none
+
+    Where both fold and widths are given it is left as it is, for so are those of runs from before
+    there was a finish.
 
     Up to 192 pixels the finest level has at most 24 x 24 places, so that a step on larger images
     costs a few times one of 28 x 28, not hundreds of times. Wider where more pixels are folded:
@@ -82,7 +85,8 @@ def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
 
 
 class Finish(nn.Module):
-    """out + conv(SiLU((1 + s) conv([out, x]) + b)), (s, b) = linear(emb), in squares of `fold`.
+    """out + conv(SiLU((1 + s) conv([out, x]) + b)), (s, b) = linear(emb), in squares of `fold`:
+    half those of the network, single pixels where these are odd.
 
     What is told through few channels of large squares cannot follow each pixel of the noise, and
     leaves a grain; here the picture x (B, C, H, W) itself is seen once more, beside what is said of
@@ -177,17 +181,11 @@ class LeanUNet(nn.Module):
         self.norm = group_norm(config.groups, first)
         outputs = channels * (2 if learned_variance else 1)
         self.out = zero_conv(first, outputs * self.fold**2)
-        self.finish = (
-            None
-            if not config.finish
-            else Finish(
-                config.finish,
-                fold=self.fold // 2 if self.fold % 2 == 0 else 1,
-                channels=channels,
-                outputs=outputs,
-                emb_width=emb_width,
-            )
-        )
+        self.finish = nn.ModuleList()  # of one, or none
+        if config.finish:
+            fold = self.fold // 2 if self.fold % 2 == 0 else 1
+            sides = {"channels": channels, "outputs": outputs, "emb_width": emb_width}
+            self.finish.append(Finish(config.finish, fold=fold, **sides))
         channels_last(self)
 
     def forward(
@@ -220,4 +218,6 @@ class LeanUNet(nn.Module):
                 h = self.ups[level](h)
         h = self.out(F.silu(self.norm(h)))
         out = F.pixel_shuffle(h, self.fold)
-        return out if self.finish is None else self.finish(out, x, emb)
+        for finish in self.finish.children():
+            out = finish(out, x, emb)
+        return out
