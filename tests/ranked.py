@@ -22,7 +22,7 @@ from unraze.ranks import Ranks, joined
 from unraze.sharded import whole
 from unraze.train import prepare
 
-LEAN: dict[str, Any] = {"kind": "lean", "fold": 1, "widths": [8, 8], "blocks": 1, "groups": 4}
+LEAN: dict[str, Any] = {"kind": "lean", "fold": 1, "widths": [8, 8], "groups": 4, "finish": 8}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"network": LEAN},
     "classes, flips, parts": {

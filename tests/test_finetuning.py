@@ -64,9 +64,7 @@ def test_fit_takes_no_configuration_of_a_run_that_began_with_others_weights(
     old: Model, tmp_path: Path
 ) -> None:
     config = generate.read_config(begun(old, tmp_path / "new"))
-    with pytest.raises(
-        InputError, match="make one anew by `unraze train --from"
-    ):
+    with pytest.raises(InputError, match="make one anew by `unraze train --from"):
         fit(others(), config, out=tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
