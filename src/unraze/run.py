@@ -55,6 +55,7 @@ __all__ = [
     "identity",
     "identity_of",
     "is_busy",
+    "is_run",
     "last_row",
     "locked",
     "log",
@@ -217,7 +218,7 @@ def of_launch(
             said, launch = said.partition("\n")[0], launch.partition("\n")[0]
         if said != launch:
             continue
-        if (path / "config.toml").is_file():
+        if is_run(path):
             return run if _text(path / "command.txt") in ("", shlex.join(command)) else None
         if all(file.name == run.launch.name or not _counts(file) for file in path.iterdir()):
             shutil.rmtree(path)
@@ -276,11 +277,11 @@ def make_numbered(runs: Path, source: str) -> Path:
 def require_free(out: Path) -> None:
     """Raises `InputError` where `out` exists and is not an empty folder."""
     if os.path.exists(out) and (not out.is_dir() or any(map(_counts, out.iterdir()))):
-        is_run = (out / "config.toml").is_file()
-        remedy = f"continue it with `unraze resume {shlex.quote(str(out))}`, or " if is_run else ""
+        if not is_run(out):
+            raise InputError(f"--out {out}: exists and is not a run; give another")
         raise InputError(
-            f"--out {out}: exists and {'is a run already' if is_run else 'is not a run'}; "
-            f"{remedy}give another"
+            f"--out {out}: exists and is a run already; continue it with "
+            f"`unraze resume {shlex.quote(str(out))}`, or give another"
         )
 
 
@@ -289,11 +290,16 @@ def _counts(path: Path) -> bool:
     return left_by(path) is None
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run; what `unraze export` writes is none."""
+    return (folder / "config.toml").is_file()
+
+
 def find(path: Path) -> Run:
     """The run at `path`; raises `CheckpointError` where there is none."""
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: there is no such run; `unraze runs` lists what there is")
-    if not (path / "config.toml").is_file():
+    if not is_run(path):
         raise CheckpointError(
             f"{path}: is not a run, it has no config.toml; give the folder of one, as "
             "`unraze runs` lists them"

@@ -155,6 +155,7 @@ def evaluate(
     Writes a report page, whose path is the last line printed. Stopped, the same command goes on
     where it was.
     """
+    from unraze import run as runs
     from unraze.cli.drawing import MOST_PICTURES, set_threads
     from unraze.cli.train import spoken_for
     from unraze.evaluate.evaluation import PARTS
@@ -164,7 +165,7 @@ def evaluate(
             raise InputError(f"{name} {value}: give at least {least}")
     if n is not None and n > MOST_PICTURES:
         raise InputError(f"-n {n}: give at most {MOST_PICTURES:,}")
-    of_run = (target / "config.toml").is_file()
+    of_run = runs.is_run(target)
     only_images = {
         "--size": size,
         "--channels": channels,
@@ -473,7 +474,9 @@ def _newest(place: Path) -> tuple[Path, int]:
         return place, 1
     files = [*(place / "eval").glob("step-*.json"), *place.glob("images-*.json")]
     if not files:
-        if (place / "config.toml").is_file():
+        from unraze import run as runs
+
+        if runs.is_run(place):
             raise InputError(f"{place}: was not evaluated yet; `unraze eval {place}` does it")
         raise InputError(f"{place}: is neither an evaluated run nor an evaluation's .json file")
     from unraze.evaluate.kept import newest_first

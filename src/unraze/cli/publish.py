@@ -54,10 +54,11 @@ def publish(
     Of a run goes what drawing needs, with its card, RUN/README.md, or a new one: weights without
     the optimiser's state, and no path of this machine. Of another folder goes all but hidden files.
     """
+    from unraze import run as runs
     from unraze.interop import publish as publishing
     from unraze.interop.card import is_card
 
-    if publishing.is_run(folder):
+    if runs.is_run(folder):
         from unraze import generate
 
         model = generate.load(folder, step=checkpoint)

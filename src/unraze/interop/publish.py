@@ -24,7 +24,7 @@ from unraze.generate import Model, keep_tuning, load
 from unraze.interop.card import CARD, PICTURE, require_card_of, source_name, write_card
 from unraze.run import Run
 
-__all__ = ["OF_A_RUN", "Published", "is_run", "packed", "publish", "require_hub", "write_shared"]
+__all__ = ["OF_A_RUN", "Published", "packed", "publish", "require_hub", "write_shared"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 OF_A_RUN = ("checkpoints/*", "clusters.safetensors")
@@ -39,11 +39,6 @@ class Published:
 
     address: str
     files: tuple[str, ...]
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run; what `unraze export` writes is none."""
-    return (folder / "config.toml").is_file()
 
 
 def require_hub(name: str) -> None:

@@ -174,7 +174,7 @@ class Trainings:
         status = process.wait()
         said = _last_words(output)
         output.close()
-        if (folder / "config.toml").is_file():
+        if runs.is_run(folder):
             if status not in ON_PURPOSE:
                 self._library.failures[name] = said
             try:
