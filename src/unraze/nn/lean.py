@@ -85,30 +85,23 @@ def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
 
 
 class Finish(nn.Module):
-    """out + conv(SiLU((1 + s) conv([out, x]) + b)), (s, b) = linear(emb), in squares of `fold`:
-    half those of the network, single pixels where these are odd.
+    """h + conv(SiLU((1 + s) conv([h, x]) + b)), (s, b) = linear(emb).
 
     What is told through few channels of large squares cannot follow each pixel of the noise, and
-    leaves a grain; here the picture x (B, C, H, W) itself is seen once more, beside what is said of
-    it, out (B, C or 2C, H, W). The last filter starts at zero.
+    leaves a grain; here the picture x (B, inputs, H, W) itself is seen once more, beside what is
+    said of it, h (B, outputs, H, W), both in smaller squares. The last filter starts at zero.
     """
 
-    def __init__(
-        self, width: int, *, fold: int, channels: int, outputs: int, emb_width: int
-    ) -> None:
+    def __init__(self, width: int, *, inputs: int, outputs: int, emb_width: int) -> None:
         super().__init__()
-        self.fold = fold
-        folded = fold**2
-        self.inner = nn.Conv2d(folded * (outputs + channels), width, 3, padding=1)
+        self.inner = nn.Conv2d(outputs + inputs, width, 3, padding=1)
         self.time = nn.Linear(emb_width, 2 * width)
-        self.outer = zero_conv(width, folded * outputs)
+        self.outer = zero_conv(width, outputs)
 
-    def forward(self, out: Tensor, x: Tensor, emb: Tensor) -> Tensor:
-        h = F.pixel_unshuffle(torch.cat((out, x.to(out.dtype)), dim=1), self.fold)
-        h = self.inner(h.to(memory_format=torch.channels_last))
+    def forward(self, h: Tensor, x: Tensor, emb: Tensor) -> Tensor:
+        both = torch.cat((h, x.to(h.dtype)), dim=1).to(memory_format=torch.channels_last)
         scale, shift = self.time(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.outer(F.silu(torch.addcmul(shift, h, 1 + scale)))
-        return out + F.pixel_shuffle(h, self.fold)
+        return h + self.outer(F.silu(torch.addcmul(shift, self.inner(both), 1 + scale)))
 
 
 class LeanUNet(nn.Module):
@@ -181,11 +174,12 @@ class LeanUNet(nn.Module):
         self.norm = group_norm(config.groups, first)
         outputs = channels * (2 if learned_variance else 1)
         self.out = zero_conv(first, outputs * self.fold**2)
-        self.finish = nn.ModuleList()  # of one, or none
+        self.finish = nn.ModuleList()  # of one, in half the squares; or none
+        self.squares = 1
         if config.finish:
-            fold = self.fold // 2 if self.fold % 2 == 0 else 1
-            sides = {"channels": channels, "outputs": outputs, "emb_width": emb_width}
-            self.finish.append(Finish(config.finish, fold=fold, **sides))
+            self.squares = self.fold // 2 if self.fold % 2 == 0 else 1
+            sides = {"inputs": channels * self.squares**2, "outputs": outputs * self.squares**2}
+            self.finish.append(Finish(config.finish, **sides, emb_width=emb_width))
         channels_last(self)
 
     def forward(
@@ -216,8 +210,7 @@ class LeanUNet(nn.Module):
                 h = stage(merge(torch.cat((h, skips.pop()), dim=1)), emb)
             if level < len(self.ups):
                 h = self.ups[level](h)
-        h = self.out(F.silu(self.norm(h)))
-        out = F.pixel_shuffle(h, self.fold)
+        h = F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.fold // self.squares)
         for finish in self.finish.children():
-            out = finish(out, x, emb)
-        return out
+            h = finish(h, F.pixel_unshuffle(x, self.squares), emb)
+        return F.pixel_shuffle(h, self.squares) if self.squares > 1 else h
