@@ -101,7 +101,8 @@ class Finish(nn.Module):
     def forward(self, h: Tensor, x: Tensor, emb: Tensor) -> Tensor:
         both = torch.cat((h, x.to(h.dtype)), dim=1).to(memory_format=torch.channels_last)
         scale, shift = self.time(emb)[:, :, None, None].chunk(2, dim=1)
-        return h + self.outer(F.silu(torch.addcmul(shift, self.inner(both), 1 + scale)))
+        out: Tensor = h + self.outer(F.silu(torch.addcmul(shift, self.inner(both), 1 + scale)))
+        return out
 
 
 class LeanUNet(nn.Module):
