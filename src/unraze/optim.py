@@ -59,7 +59,7 @@ def hidden_weights(network: nn.Module) -> list[str]:
     """Names of the matrices and filters between features and features: what Muon is for.
 
     Neither the first and the last filter, which picture values go through, nor what makes the
-    vector of time and class.
+    vector of time and class. Those of `nn.lean.Finish` are among them, as they learn faster by it.
     """
     outside = (
         *("stem.", "out.", "conditioning."),
