@@ -14,6 +14,7 @@ azula      `UNet` of (32, 64, 128) channels, two blocks each, as `KarrasDenoiser
            `VPSchedule`, times uniform, with its own loss
 """
 
+import importlib.util
 import math
 import statistics
 import time
@@ -31,11 +32,14 @@ from torch import Tensor, nn
 from unraze import ema
 from unraze.data import to_float, to_uint8
 
-__all__ = ["PEERS", "Peer", "train"]
+__all__ = ["INSTALLED_BY", "PEERS", "Peer", "is_installed", "train"]
 
 Array = np.ndarray[Any, Any]
 Draw = Callable[[int, int, int], Array]
 """(number, calls, seed) -> uint8 (number, C, H, W)."""
+
+INSTALLED_BY = "pip install --no-deps azula==0.11.1 denoising-diffusion-pytorch==2.3.4 einops"
+"""Those that are no development tools; without what they depend on, as they ask for torchvision."""
 
 WARMUP, DECAY, CLIP = 100, 0.995, 1.0
 DRAWN_AT_ONCE = 250
@@ -149,6 +153,12 @@ PEERS: dict[str, Callable[[tuple[int, int, int]], Peer]] = {
     "lucidrains": lucidrains,
     "azula": azula,
 }
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package of a peer is there."""
+    package = "denoising_diffusion_pytorch" if name == "lucidrains" else name
+    return importlib.util.find_spec(package) is not None
 
 
 def train(

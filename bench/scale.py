@@ -431,14 +431,15 @@ def main() -> None:
         return
 
     def cells(part: str, cases: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        found = {}
         for name, measure in cases.items():
             file = options.out / "cells" / f"{part}-{kept.slug(name)}-{kept.here(part)}.json"
             if not file.is_file():
                 print(f"{part}: {name}", flush=True)
-            found[name] = kept.cell(file, lambda measure=measure: (measure(), None))
-        return found
+            made = kept.cell(file, lambda measure=measure: (measure(), None))
+            found.setdefault(part, {})[name] = made
+        return {name: found[part][name] for name in cases}
 
+    found: dict[str, dict[str, Any]] = {}
     said: dict[str, list[str]] = {}
     parts = options.parts.split(",")
     if "images" in parts:
@@ -471,9 +472,12 @@ def main() -> None:
     if "model" in parts:
         speeds = (options.per_gpu, options.network_speed, options.inside_speed)
         said["model"] = modelled(Assumed(*speeds))
-    lines = [line for part, text in said.items() for line in (f"{part}:", *text, "")]
-    print("\n".join(lines))
-    kept.summary(options.out, "scale", seeds=[0], options=options, told=lines, cells=[])
+    for part, text in said.items():
+        print("\n".join((f"{part}:", *text, "")))
+        cells_of = [{"name": name} | cell for name, cell in found.get(part, {}).items()]
+        kept.summary(
+            options.out, f"scale-{part}", seeds=[0], options=options, told=text, cells=cells_of
+        )
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ training images, by which also the best of its own samplers is chosen, each time
 Ours is the preset's. Then all draw the same number of samples in the same number of network calls,
 which are held against the 10,000 test images in both feature spaces. Every training is kept as a
 file below --out as soon as it is scored; the same command goes on where it was, and counts what is
-there, whichever machine it was measured on. With --out NEW all of it is measured anew. A training
-that is killed begins again.
+there, whichever machine it was measured on, if by as many threads. With --out NEW all of it is
+measured anew. A training that is killed begins again.
 
 What is said at the end, for each time: the Fréchet distance of each contender, over its seeds; the
 floor, which two halves of real images have; and the ratio of what is above the floor, ours to the
@@ -25,8 +25,8 @@ Other images than Fashion-MNIST are held out by a fifth, half of which rates are
 is measured on; where these are too few for a Fréchet distance, KID is what is compared, its ratio
 with the interval that the figures' own errors give.
 
-azula and denoising-diffusion-pytorch (lucidrains) ask for torchvision, which is not used here:
-`pip install --no-deps azula==0.11.1 denoising-diffusion-pytorch==2.3.4 einops`.
+azula and denoising-diffusion-pytorch (lucidrains) ask for torchvision, which is not used here, so
+they are installed without what they depend on; the command is said where they are missing.
 """
 
 import argparse
@@ -181,6 +181,9 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
     """A cell's result, from its file or made now."""
 
     def make() -> kept.Made:
+        options.threads = options.threads or torch.get_num_threads()
+        if lacking := [name for name in options.peers if not peers.is_installed(name)]:
+            sys.exit(f"{', '.join(lacking)}: not installed; {peers.INSTALLED_BY}")
         print(f"{of.name}{cell.slug}: training", flush=True)
         drawn, about = trained(cell, of, options)
         result = {
@@ -202,6 +205,7 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
     if file.is_file():
         print(f"{of.name}{cell.slug}: kept", flush=True)
     result = kept.cell(file, make)
+    options.threads = options.threads or result["threads"]  # of the first is of all
     for what in ("threads", "batch"):
         if result[what] != getattr(options, what):
             sys.exit(
@@ -367,7 +371,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--calls", type=int, default=25, help="network calls a sample")
     parser.add_argument("--batch", type=int, default=64, help="of the peers")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, help="absent: those of what is kept, or torch's")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.minutes = [float(text) for text in options.minutes.split(",")]

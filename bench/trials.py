@@ -28,7 +28,6 @@ from typing import Any
 
 import kept
 import numpy as np
-import tomllib
 import torch
 from material import FASHION, Material, figures, material
 
@@ -36,6 +35,11 @@ from unraze import train as training
 from unraze.config import Config, from_dict, preset, updated
 from unraze.data import to_uint8
 from unraze.generate import Model, calls_of, changed, load, sample, within
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Array = np.ndarray[Any, Any]
 

@@ -140,6 +140,25 @@ def test_a_peer_has_the_rates_that_are_its_own_or_anyones() -> None:
     assert time_to_quality.best_rate("diffusers", nothing, options) == 1e-3
 
 
+def test_what_is_kept_says_how_many_threads_and_what_is_not_needs_its_packages(
+    tmp_path: Path,
+) -> None:
+    options = Namespace(out=tmp_path, samples=1, calls=1, batch=64, threads=None)
+    cell, of = time_to_quality.Cell("azula", 5.0, 1e-3, 0), Namespace(name="")
+    file = time_to_quality.place(cell, of.name, options)
+    file.parent.mkdir()
+    file.write_text(json.dumps({"threads": 2, "batch": 64}))
+    images: Any = of
+    assert time_to_quality.measured(cell, images, options)["threads"] == options.threads == 2
+    options.threads = 1
+    with pytest.raises(SystemExit, match="--threads 2, not 1"):
+        time_to_quality.measured(cell, images, options)
+    file.unlink()
+    options.peers = ["diffusers", "a peer that nobody has"]
+    with pytest.raises(SystemExit, match="a peer that nobody has: not installed; pip install"):
+        time_to_quality.measured(cell, images, options)
+
+
 def test_guided_away_from_itself_a_network_draws_as_alone(tmp_path: Path) -> None:
     """x̂ + w (x̂ - x̂) = x̂; of another network it is another picture."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)

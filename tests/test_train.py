@@ -711,6 +711,23 @@ def test_a_run_of_seconds_says_that_it_is_too_short(
     assert any(" GiB of memory" in text for text in said)
 
 
+def test_time_and_memory_are_told_first_where_nothing_is_left_open(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    assert tiny_config.train.checkpoint_every is not None
+    said: list[str] = []
+
+    def report(one: Report) -> None:
+        if one.step == 1:
+            raise KeyboardInterrupt  # of 300 steps the first is enough
+        said.append(one.message or "")
+
+    config = updated(tiny_config, {"train.steps": FEWEST_STEPS, "train.dtype": "float32"})
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_images, config, out=tmp_path / "run", report=report)
+    assert any(re.search(r"300 steps of .* about \d+:\d+, .* GiB of memory", t) for t in said), said
+
+
 @pytest.mark.parametrize(
     "network",
     [{"kind": "lean", "dropout": 0.3}, {"kind": "lean", "finish": 32}, {"kind": "unet", "dim": 8}],

@@ -50,7 +50,7 @@ from unraze.evaluate.figures import Figure
 from unraze.evaluate.stage import finish
 from unraze.generate import Model, Stopped, load
 from unraze.hardware import memory, peak_memory, require_device, resident
-from unraze.measure import Pace, measured, told, too_short
+from unraze.measure import FEWEST_STEPS, Pace, measured, told, too_short
 from unraze.nn.lean import fitted
 from unraze.preview import (
     averaged_model,
@@ -361,10 +361,12 @@ def train(
             words = f"{len(sizes)} clusters of alike images, of {sizes.min()} to {sizes.max()}"
             yield _said(run, ranks, f"told apart: {words}; samples will be of each as often")
 
-        # a new run fixes its steps, its dtype and how often it saves
-        fixed = None not in (config.train.steps, config.train.checkpoint_every)
+        # a new run fixes its steps, its dtype and how often it saves, and is told what it takes;
+        # a few steps, of which nothing is left open, are sooner done than measured
+        few = config.train.steps is not None and config.train.steps < FEWEST_STEPS
+        fixed = config.train.checkpoint_every is not None and config.train.dtype != "auto"
         minutes, seconds = config.train.minutes, None
-        if saved is None and not (fixed and config.train.dtype != "auto"):
+        if saved is None and not (few and fixed):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
             fixed_now = measured(config, images, run, ranks, stop)
             if fixed_now is None:
