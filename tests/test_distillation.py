@@ -317,7 +317,8 @@ class TestRefused:
         model = load(teacher)
         other = updated(model.config, {"loss.parametrisation": parametrisation})
         object.__setattr__(model, "config", other)
-        with pytest.raises(InputError, match=f"says {parametrisation}, .* v or edm"):
+        why = "from near 0" if parametrisation == "x0" else "divides by ᾱ_T"
+        with pytest.raises(InputError, match=f"says {parametrisation}, .*{why}.* v or edm"):
             configuration(model)
 
     def test_one_that_is_distilled_already(self, whole: Run) -> None:
@@ -342,6 +343,9 @@ class TestRefused:
             (2, {"loss.weighting": "v"}, "leave out weighting"),
             (2, {"sample.sampler": "ddim"}, 'take "consistency"'),
             (2, {"loss.objective": "weighted", "loss.borders": None}, "it needs the run"),
+            (2, {"loss.times": "uniform"}, "loss.times: a network is distilled at the steps of"),
+            (2, {"preset": "quality"}, "preset is that of"),
+            (2, {"loss.teacher_interval": (0.8, 0.2)}, r"teacher_interval = 0\.8, 0\.2: .* first"),
         ],
     )
     def test_what_will_not_do(
@@ -443,6 +447,8 @@ def test_a_learning_rate_is_that_of_all_weights(teacher: Path) -> None:
 def test_borders_of_ones_own_are_calls_of_ones_own(teacher: Path) -> None:
     config = configuration(load(teacher), changes={"loss.borders": (0.0, 10.0, 30.0, 50.0)})
     assert config.sample.steps == 3
+    assert config.about == "distilled to 3 calls"
+    assert config.loss.teacher_steps == 4
 
 
 def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> None:

@@ -122,6 +122,12 @@ def test_bfloat16_is_to_earn_what_it_leaves_out() -> None:
     assert measure.fastest({"float32": 1.0, "bfloat16": 0.9}) == "bfloat16"
 
 
+def test_fit_takes_one_budget(tiny_config: Config, tiny_images: Images, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="minutes and steps"):
+        fit(tiny_images, tiny_config, out=tmp_path / "run", minutes=1.0, steps=3)
+    assert not (tmp_path / "run").exists()
+
+
 def test_epochs_become_steps(tiny_config: Config, tiny_images: Images) -> None:
     config = prepare(updated(tiny_config, {"train.epochs": 3}), tiny_images)
     assert config.train.steps == 3 * 40 // 8
@@ -327,6 +333,15 @@ class TestBlowUp:
         ({"train.batch": 10**12}, "train.batch = 1000000000000: give at most 1000000000"),
         ({"network.widths": [2**16]}, r"network: its [0-9,]+ weights need [0-9,]+ GiB"),
         ({"network.widths": [2**40]}, r"network.widths.0 = 1099511627776: give at most 65536"),
+        ({"sample.sampler": "restart"}, "sample: steps = [0-9]+: too few calls for restart"),
+        (
+            {"sample.spacing": (0.0, 2.5, 9.0), "sample.steps": 2, "loss.continuous": False},
+            "sample: spacing: this network was trained at whole times alone",
+        ),
+        (
+            {"sample.spacing": (0.0, 1.0, 2.0), "sample.steps": 2},
+            "sample: the schedule leaves ᾱ_T = 0.9",
+        ),
     ],
 )
 def test_what_would_fail_later_is_refused_first(
@@ -369,6 +384,9 @@ def test_a_step_that_memory_does_not_bear_is_refused(
     prepare(config, tiny_images)
     monkeypatch.setattr(training, "memory", lambda device: 2**20)
     with pytest.raises(InputError, match=r"a step of train.batch = 64 images of 8 x 8 needs"):
+        prepare(config, tiny_images)
+    monkeypatch.setattr(training, "memory", lambda device: 2**27)  # less than the program has
+    with pytest.raises(InputError, match=r"with 0\.0 of images, and 0\.1 may be had here"):
         prepare(config, tiny_images)
 
 

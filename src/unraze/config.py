@@ -403,16 +403,21 @@ class LossConfig(_Section):
     @model_validator(mode="after")
     def _consistency_is_a_jump(self) -> LossConfig:
         if self.objective != "consistency":
-            if self.borders is not None:
-                raise ValueError(
-                    f'borders: objective = "{self.objective}" has none; leave them out, '
-                    "`unraze distill` sets them"
-                )
+            fields = type(self).model_fields
+            for key in ("borders", "teacher_steps", "teacher_guidance", "teacher_interval"):
+                if getattr(self, key) != fields[key].default:
+                    raise ValueError(
+                        f'{key}: objective = "{self.objective}" has none; leave it out, '
+                        "`unraze distill` sets it"
+                    )
             return self
+        low, high = self.teacher_interval
+        if low > high:
+            raise ValueError(f"teacher_interval = {low:g}, {high:g}: give the lower end first")
         if self.parametrisation not in ("v", "edm"):
             raise ValueError(
-                'objective = "consistency" needs parametrisation = "v" or "edm", by which a jump '
-                f'of no length goes nowhere (it is "{self.parametrisation}")'
+                'objective = "consistency" needs parametrisation = "v" or "edm", whose jumps are '
+                f'as sure from T as near 0 (it is "{self.parametrisation}")'
             )
         if self.borders is None or self.borders[:1] != (0.0,) or not _rises(self.borders):
             raise ValueError('borders: objective = "consistency" needs times that rise from 0 to T')
@@ -599,6 +604,11 @@ class SampleConfig(_Section):
             raise ValueError(
                 f'{key} = {value}: sampler = "{self.sampler}" has none; leave it out, or take '
                 f"{' or '.join(samplers)}"
+            )
+        if self.final_noise and self.sampler != "random":
+            raise ValueError(
+                f'final_noise = true: sampler = "{self.sampler}" has none; leave it out, or take '
+                "random"
             )
         most = ORDERS.get(self.sampler, 1)
         if self.order is not None and self.order > most:

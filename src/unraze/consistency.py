@@ -17,19 +17,16 @@ import torch
 from torch import Tensor
 
 from unraze.config import LossConfig
-from unraze.denoiser import Prediction, from_x0
-from unraze.process import like
+from unraze.denoiser import Prediction
+from unraze.process import destroy_at, like
 from unraze.schedule import Schedule
 
-__all__ = ["below", "bounded", "consistency", "drawn", "jump", "ladder"]
+__all__ = ["below", "consistency", "drawn", "jump", "ladder"]
 
 
 def jump(schedule: Schedule, prediction: Prediction, s: Tensor) -> Tensor:
     """J = ᾱ_s x̂_0 + β̄_s ε̂, from where the prediction was made to the training times s (B,)."""
-    signal, spread = schedule.at(s)
-    return (
-        like(signal, prediction.x0) * prediction.x0 + like(spread, prediction.x0) * prediction.eps
-    )
+    return destroy_at(*schedule.at(s), prediction.x0, prediction.eps)
 
 
 def ladder(schedule: Schedule, config: LossConfig) -> Tensor:
@@ -67,11 +64,6 @@ def below(schedule: Schedule, t: Tensor, config: LossConfig) -> tuple[Tensor, Te
 def _next(times: Tensor, t: Tensor) -> Tensor:
     """The highest of the rising times that is lower than t."""
     return times[torch.searchsorted(times, t.contiguous()) - 1]
-
-
-def bounded(schedule: Schedule, x_t: Tensor, t: Tensor, prediction: Prediction) -> Prediction:
-    """The prediction with x̂_0 clipped to [-1, 1], as samplers have it; t > 0."""
-    return from_x0(schedule, x_t, t, prediction.x0.clamp(-1.0, 1.0))
 
 
 def consistency(

@@ -37,7 +37,13 @@ network."""
 BORDERS = {1: (0.0, 1.0), 2: (0.0, 0.6, 1.0)}
 """By calls, the angles between which one call jumps, as shares of θ_T: 0.6 because there both jumps
 lose as much, measured on Fashion-MNIST."""
+UNSURE = {
+    "x0": "whose error is a short jump's too: from near 0 it does not stay there",
+    "eps": "whose error a jump from T divides by ᾱ_T",
+}
+"""Why jumps are not learned by what some networks say."""
 OF_THE_TEACHER = (
+    "preset",
     "network",
     "schedule",
     "distilled",
@@ -79,8 +85,9 @@ def configuration(
         )
     if loss.parametrisation not in ("v", "edm"):
         raise InputError(
-            f"{model.run}: its network says {loss.parametrisation}, by which a jump of no length "
-            "does not stay where it is; distil a run of loss.parametrisation = v or edm"
+            f"{model.run}: its network says {loss.parametrisation}, "
+            f"{UNSURE['x0' if loss.parametrisation == 'x0' else 'eps']}; distil a run of "
+            "loss.parametrisation = v or edm"
         )
     if calls not in BORDERS:
         raise InputError(f"calls = {calls}: give {' or '.join(map(str, BORDERS))}")
@@ -105,13 +112,13 @@ def configuration(
         model.config,
         {f"train.{key}": value for key, value in of_the_old.items() if f"train.{key}" not in given}
         | {
-            "about": f"distilled to {calls} call{'s' if calls > 1 else ''}",
+            "about": f"distilled to {jumps} call{'s' if jumps > 1 else ''}",
             "loss.objective": "consistency",
             "loss.weighting": None,
             "loss.target": None,
             "loss.distance": "l2",
             "loss.borders": tuple(borders.tolist()),
-            "loss.teacher_steps": TEACHER_STEPS // calls,
+            "loss.teacher_steps": max(1, TEACHER_STEPS // jumps),
             "loss.teacher_guidance": own.guidance if can_be_guided(model) else 1.0,
             "loss.teacher_interval": own.guidance_interval,
             "sample.sampler": "consistency",
@@ -146,8 +153,14 @@ def configuration(
 
 
 def _require_of_this_run(model: Model, given: Mapping[str, Any], where: str) -> None:
-    """Raises `InputError` for a change by which the teacher's weights would mean something else."""
+    """Raises `InputError` for a change by which the teacher's weights would mean something else,
+    and for one that does nothing here."""
     for key, value in given.items():
+        if key.startswith("loss.times"):
+            raise InputError(
+                f"{where}: {key}: a network is distilled at the steps of its teacher "
+                "(loss.teacher_steps), times of its own it has none; leave it out"
+            )
         taken = key in OF_THE_TEACHER or key.split(".")[0] in OF_THE_TEACHER
         # a network of whole steps alone was never asked between them
         taken |= key == "loss.continuous" and bool(value) and not model.config.loss.continuous
@@ -205,17 +218,23 @@ def distill(
     *,
     out: Path | str,
     calls: int = 2,
+    guidance: float | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     report: Callable[[Report], None] = lambda _: None,
 ) -> Model:
     """Distils a trained model into the run folder `out` and returns the new model, in one call.
 
-    `images` are those that it was trained on; `calls` are those of the new model an image. Raises
-    what `configuration`, `create` and `unraze.train.train` raise.
+    `images` are those that it was trained on; `calls` are those of the new model an image;
+    `guidance` is learned with it, the run's own if absent. Raises what `configuration`, `create`
+    and `unraze.train.train` raise.
     """
     model = model if isinstance(model, Model) else load(model)
-    given = {"train.minutes": minutes, "train.steps": steps}
+    given = {
+        "loss.teacher_guidance": guidance,
+        "train.minutes": minutes,
+        "train.steps": steps,
+    }
     changes = {key: value for key, value in given.items() if value is not None}
     config = configuration(model, calls=calls, changes=changes)
     run = create(model, config, images, out=Path(out), command=sys.argv)

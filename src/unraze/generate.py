@@ -69,6 +69,7 @@ __all__ = [
     "sample",
     "settings_of",
     "start",
+    "tuned_for",
     "within",
 ]
 
@@ -77,6 +78,8 @@ TUNING = "sampling.json"
 
 WAY = {"sampler", "spacing", "sigma", "final_noise", *OF_A_SAMPLER}
 """The keys of `sample` that say how to go from noise to picture."""
+GUIDING = {"guidance", "guidance_interval"}
+"""Those that say how it is guided, which decides how many calls a step takes."""
 
 Classes = int | tuple[int, ...] | Literal["all", "none"] | None
 """One class; classes in turn, again and again; all of them in turn (image k is of class k mod K);
@@ -160,12 +163,14 @@ def load(
     raw: bool = False,
     step: int | Literal["best"] | None = None,
     device: str = "cpu",
+    tuned: bool = True,
 ) -> Model:
     """The model of a run, from its newest whole checkpoint, from that of `step`, or from the best:
     that which the evaluations in training (`--eval-every`) liked best.
 
-    `raw` takes the weights as trained in place of their average. Raises `CheckpointError` where
-    there is no run, no such checkpoint, or one that is damaged or of another network.
+    `raw` takes the weights as trained in place of their average; without `tuned`, what `unraze
+    tune` found for them is not read. Raises `CheckpointError` where there is no run, no such
+    checkpoint, or one that is damaged or of another network.
     """
     require_device(device)
     run = find(Path(path))
@@ -217,7 +222,7 @@ def load(
         step=saved.step,
         data=saved.state["data"],
         folder=saved.path,
-        tuning=None if raw else _tuning(saved),
+        tuning=_tuning(saved) if tuned and not raw else None,
         clusters=None if told is None else clustering.read(run.clusters, told),
     )
 
@@ -280,23 +285,36 @@ def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
 
 def asked(model: Model, changes: Mapping[str, Any], *, classes: Classes = None) -> SampleConfig:
     """How a model is sampled with these changes: as tuned (`settings_of`), unless one of them says
-    which way to go, which the run's own settings are then changed by.
+    which way to go or how it is guided, which the run's own settings are then changed by.
 
     Images without a label are guided only where the changes say so, for there is nothing to guide
     towards: it would be a second, equal call. Raises `InputError`.
     """
-    unguided = {"guidance": 1.0} if classes == "none" else {}
-    if WAY & changes.keys():
-        return changed(model.config.sample, {**unguided, **changes})
-    rest = {key: value for key, value in changes.items() if key != "steps"}
-    return changed(settings_of(model, changes.get("steps")), {**unguided, **rest})
+    changes = {**({"guidance": 1.0} if classes == "none" else {}), **changes}
+    found = tuned_for(model, changes)
+    if found is None:
+        return changed(model.config.sample, changes)
+    return changed(found, {key: value for key, value in changes.items() if key != "steps"})
+
+
+def tuned_for(model: Model, changes: Mapping[str, Any]) -> SampleConfig | None:
+    """What `unraze tune` found for the number of calls that the changes ask for, or its default;
+    None where it found nothing for them, or they ask for another way or guidance than that."""
+    if model.tuning is None or WAY & changes.keys():
+        return None
+    found = model.tuning.settings.get(changes.get("steps", model.tuning.default))
+    guiding = changes.keys() & GUIDING
+    if found is None or any(changes[key] != getattr(found, key) for key in guiding):
+        return None
+    return found
 
 
 def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
     """Settings with some of them changed, checked; raises `InputError` naming field and value.
 
-    With another sampler the keys that are its own are absent, unless they are among the changes;
-    with another number of steps than a list of times has, the steps are even in time.
+    With another sampler the keys that are its own are absent, unless they are among the changes,
+    and only `random` keeps its noise in the last step; with another number of steps than a list of
+    times has, the steps are even in time.
     """
     own: dict[str, Any] = {}
     if changes.get("steps", settings.steps) != settings.steps and isinstance(
@@ -304,7 +322,7 @@ def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
     ):
         own["spacing"] = "time"
     if changes.get("sampler", settings.sampler) != settings.sampler:
-        own |= dict.fromkeys(OF_A_SAMPLER)
+        own |= {**dict.fromkeys(OF_A_SAMPLER), "final_noise": False}
     try:
         return SampleConfig.model_validate(settings.model_dump() | own | dict(changes))
     except ValidationError as error:

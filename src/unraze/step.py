@@ -29,9 +29,9 @@ from unraze.batches import (
 from unraze.bound import bits, unit_step
 from unraze.clusters import Clusters, labelled
 from unraze.config import Config, TrainConfig
-from unraze.consistency import below, bounded, consistency, jump
+from unraze.consistency import below, consistency, jump
 from unraze.data import Images, batch as assemble
-from unraze.denoiser import Denoiser, denoiser, guided, predict, raw_output
+from unraze.denoiser import Denoiser, clipped, denoiser, guided, predict, raw_output
 from unraze.hardware import moment, seconds_between
 from unraze.loss import four_variable, reduced, weighted
 from unraze.nn.layers import blocks_of, draw_outside_of_graphs, place, recompute
@@ -424,8 +424,8 @@ def _jumps(
     r, e = below(schedule, t, config.loss)
     x_t = destroy_at(*schedule.at(t), x0, eps)
     with torch.no_grad(), _autocast(config):
-        x_r = jump(schedule, bounded(schedule, x_t, t, teacher(x_t, t)), r)
-        target = jump(schedule, bounded(schedule, x_r, r, student(x_r, r)), e)
+        x_r = jump(schedule, clipped(teacher, schedule)(x_t, t), r)
+        target = jump(schedule, clipped(student, schedule)(x_r, r), e)
         target = torch.where(like(r, x_r) == like(e, x_r), x_r, target)
     with _autocast(config):
         prediction = student(x_t, t)

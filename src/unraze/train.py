@@ -61,6 +61,7 @@ from unraze.preview import (
 )
 from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
+from unraze.schedule import Schedule
 from unraze.sharded import divided_as
 from unraze.step import (
     Trainee,
@@ -72,6 +73,7 @@ from unraze.step import (
     network_of,
     reproducible,
 )
+from unraze.walk import plan
 from unraze.watch import LONG, Watch
 
 __all__ = ["Report", "begun_with", "fit", "prepare", "require_memory", "train"]
@@ -94,7 +96,8 @@ class Report:
 
     `phase` says what just happened; `message` is something to be said out loud. While "preparing"
     an evaluation, `step` and `steps` count what makes it ready, no training. `memory` is the
-    process's peak resident set in bytes; rates and times are of the last steps.
+    most in bytes that the process had, on a GPU that its tensors had there; rates and times are of
+    the last steps.
     """
 
     phase: Literal["measuring", "preparing", "training", "evaluated", "saved", "stopped", "done"]
@@ -173,6 +176,7 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
             f"sample.steps = {config.sample.steps}: the schedule has T = {schedule.steps}; "
             f"give --set sample.steps={schedule.steps} or fewer"
         )
+    _require_a_way(config, schedule)
     changes: dict[str, Any] = {
         **_origin_of(images),
         "data.size": (height, width),
@@ -204,6 +208,17 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
     if train.eval_every is not None:
         during.require_worth(config, load_images_of(config.data, split="held-out"))
     return config
+
+
+def _require_a_way(config: Config, schedule: Schedule) -> None:
+    """Raises `InputError` where the run could not be drawn from as it says."""
+    whole = not config.loss.continuous
+    try:
+        way = plan(schedule, config.sample, whole=whole, borders=config.loss.borders)
+        if not config.schedule.allow_signal:
+            schedules.check_terminal_signal(way.chain)
+    except InputError as error:
+        raise InputError(f"sample: {error}") from error
 
 
 def _require_own_guidance(config: Config) -> None:
@@ -267,10 +282,10 @@ def require_memory(
 
 def _weighing(weights: int, config: Config, ranks: Ranks) -> int:
     """Bytes that so many weights cost a rank, in float32: weights, their gradient, two moments,
-    their average. Where they are divided a rank has its part of that, and all weights once: as a
-    run begins, and to draw with."""
+    their average, and their teacher's where there is one. Where they are divided a rank has its
+    part of that, and all weights once: as a run begins, and to draw with."""
     if not divides(config, ranks):
-        return 20 * weights
+        return (20 if config.distilled is None else 24) * weights
     return 4 * weights + -(-20 * weights // ranks.count)
 
 
@@ -307,7 +322,7 @@ def _require_memory_for_all(
         size = 0 if isinstance(images.pixels, np.memmap) else images.pixels.nbytes
         raise InputError(
             f"memory: {needed / 2**30:,.1f} GiB are needed, {working / 2**30:,.1f} to train and to "
-            f"draw, {program / 2**30:,.1f} for this program with {size / 2**30:,.1f} of images, "
+            f"draw, {program / 2**30:,.1f} for this program with {size / 2**30:,.1f} of images"
             f"{_among(ranks)}, and {here / 2**30:,.1f} may be had here; give a smaller --batch, "
             "--size or network, or more memory"
         )
@@ -327,8 +342,9 @@ def train(
     where `accept_changed_data`. `stop` is asked after every step, and within evaluations and
     previews: when it says yes, the run is saved, "stopped" is reported, and that is all. Several
     `ranks` train it together, all of which call this; the first one reads and writes the folder.
-    Raises `DivergedError` where training cannot be rescued, `CheckpointError` where the run cannot
-    be continued, `UnrazeError` where the disk is full.
+    Raises `InputError` where this machine lacks the memory or the device, `DivergedError` where
+    training cannot be rescued, `CheckpointError` where the run cannot be continued, `UnrazeError`
+    where the disk is full.
     """
     config = ranks.first(runs.read_config, run)
     require_device(config.train.device)
@@ -554,10 +570,8 @@ def fit(
             "arrays Images.from_arrays(pixels)"
         )
     config = preset(config) if isinstance(config, str) else config
-    if minutes is not None:
-        config = updated(config, {"train.minutes": minutes})
-    if steps is not None:
-        config = updated(config, {"train.steps": steps})
+    budget = {"train.minutes": minutes, "train.steps": steps}
+    config = updated(config, {key: value for key, value in budget.items() if value is not None})
     require_given(config.model_dump(), "config")
     run = runs.create(prepare(config, images), out=Path(out), command=sys.argv)
     for moment in train(run, images):

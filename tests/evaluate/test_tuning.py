@@ -13,9 +13,9 @@ import torch
 from processes import Forker, wait_for
 
 from evaluated import Small, files_below
-from unraze import generate
+from unraze import generate, run as runs
 from unraze.cli import main
-from unraze.config import SampleConfig
+from unraze.config import SampleConfig, updated
 from unraze.data import to_uint8
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.evaluate import tuning
@@ -181,8 +181,17 @@ def test_what_was_found_is_taken_where_no_other_way_is_asked_for(here: Path) -> 
     assert generate.asked(model, {"clip": "none"}).spacing == (0.0, 20.0, 50.0)
     own = model.config.sample
     assert generate.asked(model, {"steps": 4}) == generate.changed(own, {"steps": 4})
-    for way in ({"sampler": "ddim"}, {"spacing": "angle"}, {"sampler": "ddim", "eta": 1.0}):
+    for way in (
+        {"sampler": "ddim"},
+        {"spacing": "angle"},
+        {"sampler": "ddim", "eta": 1.0},
+        {"guidance": 2.0},  # with which its steps would be more calls than were asked for
+        {"steps": 3, "guidance": 2.0},
+    ):
         assert generate.asked(model, way) == generate.changed(own, way)
+        assert generate.tuned_for(model, way) is None
+    as_found = {"steps": 3, "guidance": tuned[3].guidance}
+    assert generate.asked(model, as_found) == generate.tuned_for(model, as_found) == tuned[3]
     assert torch.equal(generate.sample(model, 2), generate.sample(model, 2, settings=tuned[2]))
     assert load(here, raw=True).tuning is None
 
@@ -198,8 +207,10 @@ def test_tuning_of_other_weights_or_a_damaged_one_is_refused(here: Path) -> None
         _tuning(model).model_dump_json().replace('"default":2', '"default":4'),
     ):
         file.write_text(text)
-        with pytest.raises(CheckpointError, match=r"sampling\.json: is damaged"):
+        with pytest.raises(CheckpointError, match=r"is damaged .* make it anew with `unraze tune`"):
             load(here)
+    assert main(["tune", "run", "--calls", "2", "-n", "60"]) == 0
+    assert set(load(here).tuning.settings) == {2}  # type: ignore[union-attr]
     file.unlink()
     assert load(here).tuning is None
     with pytest.raises(UnrazeError, match="no checkpoint"):
@@ -216,9 +227,50 @@ def test_the_command_keeps_what_it_finds(here: Path, capfd: pytest.CaptureFixtur
     assert main(["sample", "run", "-n", "2", "--out", "a"]) == 0
     assert "as `unraze tune` found" in capfd.readouterr().out
     assert main(["sample", "--like", "a/00001.png"]) == 0
-    assert main(["sample", "run", "-n", "2", "--out", "b", "--sampler", "ddim"]) == 0
-    assert "tune" not in capfd.readouterr().out
-    assert Path("a/00000.png").read_bytes() != Path("b/00000.png").read_bytes()
+    for way in ("--sampler", "ddim"), ("--spacing", "angle"):
+        assert main(["sample", "run", "-n", "2", "--out", f"{way[1]}", *way]) == 0
+        assert "tune" not in capfd.readouterr().out
+    assert Path("a/00000.png").read_bytes() != Path("ddim/00000.png").read_bytes()
+
+
+def test_all_of_the_noise_is_tried_whatever_share_the_run_has(
+    search: tuning.Search, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = {"sample.sampler": "dpmpp_2m_sde", "sample.eta": 0.5, "sample.order": None}
+    own = replace(model, config=updated(model.config, half))
+    tried = []
+
+    def score(
+        of: tuning.Search, settings: SampleConfig, name: str
+    ) -> Generator[Stage, None, float]:
+        tried.append((settings.sampler, settings.eta))
+        yield Stage("", 0, 1)
+        return float(len(tried))
+
+    monkeypatch.setattr(tuning, "_score", score)
+    monkeypatch.setattr(tuning, "_figure", lambda *_: iter(()))
+    stages = tuning._searched(replace(search, model=own), 3, np.zeros((3, 3)))
+    finish(stages)
+    assert {("dpmpp_2m_sde", 0.5), ("dpmpp_2m_sde", 1.0), ("dpmpp_3m_sde", 1.0)} <= set(tried)
+
+
+def test_a_short_schedule_is_searched_for_the_calls_it_holds(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "CALLS", (2, 3, 60))
+    assert main(["tune", "run", "-n", "60"]) == 0
+    assert set(load(here).tuning.settings) == {2, 3}  # type: ignore[union-attr]
+    monkeypatch.setattr(tuning, "CALLS", (60,))
+    assert main(["tune", "run", "-n", "60"]) == 2
+    assert "its schedule has 50 steps; say how many calls, --calls" in capfd.readouterr().err
+
+
+def test_a_run_that_is_being_trained_is_not_searched(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with runs.locked(runs.Run(here)):
+        assert main(["tune", "run", "-n", "60"]) == 2
+    assert "run: is being trained" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -94,7 +94,8 @@ Steps = Annotated[
     int | None,
     Parameter(
         group=SAMPLING,
-        help="Network calls, 1 to T, of which guided ones are double; the run's own if absent.",
+        help="Network calls, 1 to T; guided ones are double, but where `unraze tune` searched for "
+        "so many; the run's own if absent.",
     ),
 ]
 Sampler = Annotated[

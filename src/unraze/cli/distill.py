@@ -23,7 +23,14 @@ from unraze.cli.app import (
     option_of,
     told_as_options,
 )
-from unraze.cli.train import follow, read_images, refuse_early, settings_given
+from unraze.cli.train import (
+    Track,
+    follow,
+    read_images,
+    refuse_early,
+    require_trackers,
+    settings_given,
+)
 from unraze.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -59,7 +66,8 @@ def distill(
         float | None,
         Parameter(
             group=SAMPLING,
-            help="How far towards the class or cluster, learned once and for all; RUN's if absent.",
+            help="How far towards the class or cluster, learned once and for all; if absent RUN's "
+            "as it was trained, not as `unraze tune` found it.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -107,6 +115,7 @@ def distill(
         Path | None,
         Parameter(group=OUTPUT, help="The new run's folder; RUN-distilled if absent."),
     ] = None,
+    track: Track = None,
 ) -> int:
     """Make of a run one that draws a picture in a call or two, in no more time than RUN took.
 
@@ -115,6 +124,7 @@ def distill(
     """
     if minutes is not None and steps is not None:
         raise InputError("--minutes and --steps: give one of them")
+    require_trackers(track)
     changes = {
         "loss.teacher_guidance": guidance,
         "train.minutes": minutes,
@@ -160,7 +170,7 @@ def distill(
             out=_free_beside(run) if out is None else out,
             command=["unraze", *sys.argv[1:]],
         )
-    return follow(made, images, ranks=ALONE)
+    return follow(made, images, track=track, ranks=ALONE)
 
 
 def _images(run: Path, config: Config) -> Images:

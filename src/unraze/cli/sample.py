@@ -89,22 +89,24 @@ def sample(
         float | None,
         Parameter(
             group=SAMPLING,
-            help="Share of σ_t that random sampling adds, 0 (greedy) to 1; all of it if absent.",
+            help="Share of σ_t that random sampling adds, 0 (greedy) to 1; if absent the run's "
+            "own, or all of it.",
         ),
     ] = None,
     eta: Annotated[
         float | None,
         Parameter(
             group=SAMPLING,
-            help="Share of new noise, 0 to 1, of ddim (0 if absent) and the sde samplers (1).",
+            help="Share of new noise, 0 to 1, of ddim and the sde samplers; if absent the run's "
+            "own, or 0 of ddim, 1 of the others.",
         ),
     ] = None,
     order: Annotated[
         int | None,
         Parameter(
             group=SAMPLING,
-            help="Of unipc, adams (1 to 3), ipndm, deis (1 to 4), restart (1, 2); the highest if "
-            "absent.",
+            help="Of unipc, adams (1 to 3), ipndm, deis (1 to 4), restart (1, 2); if absent the "
+            "run's own, or of another sampler than the run's the highest.",
         ),
     ] = None,
     restart_interval: Annotated[
@@ -112,11 +114,13 @@ def sample(
         Parameter(
             group=SAMPLING,
             negative="",
-            help="Restart: the part of t/T that it goes through again; 0.05 0.2 if absent.",
+            help="Restart: the part of t/T that it goes through again; if absent the run's own, or "
+            "0.05 0.2.",
         ),
     ] = None,
     restart_repeats: Annotated[
-        int | None, Parameter(group=SAMPLING, help="Restart: how often; 2 if absent.")
+        int | None,
+        Parameter(group=SAMPLING, help="Restart: how often; if absent the run's own, or 2."),
     ] = None,
     final_noise: Annotated[
         bool,
@@ -339,7 +343,7 @@ def sample(
             folder = out or ranks.first(fresh_folder, run)
             ranks.first(require_ours, folder, PICTURES, whole.count)
             ranks.first(require_place, folder, f"--out {folder}")
-        if model.tuning is not None and settings.spacing != model.config.sample.spacing:
+        if generate.tuned_for(model, given) is not None and classes != "none":
             calls = generate.calls_of(model, settings)
             print(f"{settings.sampler} in {calls} network calls, as `unraze tune` found")
         wanted = share_of(whole, ranks)

@@ -50,9 +50,11 @@ if TYPE_CHECKING:
     from unraze.train import Report
 
 __all__ = [
+    "Track",
     "follow",
     "read_images",
     "refuse_early",
+    "require_trackers",
     "resume",
     "settings_given",
     "spoken_for",
@@ -251,7 +253,7 @@ def train(
         raise InputError(
             f"--classes and --clusters {clusters}: a network is told one of them; give one"
         )
-    _require_trackers(track)
+    require_trackers(track)
     changes = {
         "data.source": _source(data),
         "data.size": parse_size(size),
@@ -344,7 +346,7 @@ def _go_on(
     from unraze.data.reading import IMPORTED
 
     config = ranks.first(runs.read_config, found)
-    _require_trackers(track, found)
+    require_trackers(track, found)
     try:
         images = read_images(config, ranks)
     except DataError as error:
@@ -396,7 +398,7 @@ def spoken_for(device: str) -> Iterator[Ranks]:
         yield ranks
 
 
-def _require_trackers(track: Name | None, run: Run | None = None) -> None:
+def require_trackers(track: Name | None, run: Run | None = None) -> None:
     """Raises `InputError` where a track is asked for, or a run has one, that cannot be written."""
     if track is None and run is None:
         return  # nor is torch loaded for nothing

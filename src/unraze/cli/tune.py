@@ -80,24 +80,33 @@ def tune(
     from unraze.evaluate.features import first_space
     from unraze.evaluate.forecast import call_time
     from unraze.evaluate.reference import of_run
+    from unraze.run import find, is_busy
     from unraze.untrusted import require_no_links
 
-    wanted = sorted(set(calls or tuning.CALLS))
-    for number in wanted:
+    for number in calls:
         if not FEWEST_CALLS <= number <= MOST_CALLS:
             raise InputError(f"--calls {number}: give {FEWEST_CALLS} to {MOST_CALLS}")
     if not 1 <= n <= MOST_PICTURES:
         raise InputError(f"-n {n}: give 1 to {MOST_PICTURES:,}")
     with told_as_options({"train.threads": "--threads", "device": "--device"}):
         set_threads(threads)
-        model = generate.load(run, step=checkpoint, device=device or "cpu")
+        model = generate.load(run, step=checkpoint, device=device or "cpu", tuned=False)
     if model.config.distilled is not None:
         raise InputError(
             f"{run}: is distilled and jumps as far as it was taught to, so there is nothing to "
             f"search; tune the run that it was distilled from: {model.config.distilled.run}"
         )
-    if wanted[-1] > model.schedule.steps:
-        raise InputError(f"--calls {wanted[-1]}: the run's schedule has {model.schedule.steps}")
+    most = model.schedule.steps
+    if calls and max(calls) > most:
+        raise InputError(f"--calls {max(calls)}: the run's schedule has {most}")
+    wanted = sorted(set(calls or (n for n in tuning.CALLS if n <= most)))
+    if not wanted:
+        raise InputError(f"{run}: its schedule has {most} steps; say how many calls, --calls")
+    if checkpoint is None and is_busy(find(run)):
+        raise InputError(
+            f"{run}: is being trained, and what is found is kept with its newest checkpoint, which "
+            "will be gone; wait for its end, or give --checkpoint best"
+        )
     require_no_links(run)
     require_place(run / "tune", str(run))
     reference = of_run(model)
@@ -114,7 +123,7 @@ def tune(
         again = shlex.join(["unraze", *sys.argv[1:]])
         print(f"unraze: interrupted; what is done is kept, go on with: {again}", file=sys.stderr)
         return INTERRUPTED
-    print(f"{own.name} against held-out images, with noise that nothing was chosen by")
+    print(f"{own.name} against held-out images, with noise that only the default was chosen by")
     of_own = generate.calls_of(model, model.config.sample)
     print(_line(of_own, model.config.sample, own) + "   the run's own")
     for number, one in winners.items():

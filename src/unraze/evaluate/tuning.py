@@ -2,8 +2,8 @@
 
 For each number of calls, candidates draw the same noise, and are held against training images in
 the first feature space. Held-out images are kept for what is said of the winner: it draws new noise
-there, beside the run's own settings. Every score is kept as a file, so that a search that was
-stopped goes on.
+there, beside the run's own settings. Only which number of calls is the default is chosen by that.
+Every score is kept as a file, so that a search that was stopped goes on.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -67,9 +67,9 @@ SOLVERS: tuple[dict[str, Any], ...] = (
     {"sampler": "adams", "order": 3},
     {"sampler": "dpmpp_2m"},
     {"sampler": "unipc", "order": 2},
-    {"sampler": "dpmpp_2m_sde"},
+    {"sampler": "dpmpp_2m_sde", "eta": 1.0},
     {"sampler": "dpmpp_2m_sde", "eta": 0.5},
-    {"sampler": "dpmpp_3m_sde"},
+    {"sampler": "dpmpp_3m_sde", "eta": 1.0},
 )
 GUIDANCE: tuple[tuple[float, tuple[float, float]], ...] = (
     (1.0, (0.0, 1.0)),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from unraze.denoiser import Denoiser
-from unraze.process import like
+from unraze.process import destroy_at, like
 from unraze.samplers.step import Noise, Step
 from unraze.schedule import Schedule
 
@@ -36,7 +36,7 @@ def consistency(
             raise ValueError(f"borders: the schedule passes over {e:g}; keep that time too")
         prediction = denoise(x, schedule.times[t])
         signal, spread = schedule.at(schedule.times.new_tensor(e))
-        x = like(signal, x) * prediction.x0 + like(spread, x) * prediction.eps
+        x = destroy_at(signal, spread, prediction.x0, prediction.eps)
         if times[t - 1] > e:
             left = schedule.alpha_bar[t - 1] / signal
             x = like(left, x) * x + like(((1 - left) * (1 + left)).sqrt(), x) * noise(t)

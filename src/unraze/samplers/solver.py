@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unraze.denoiser import Prediction
-from unraze.process import like
+from unraze.process import destroy_at
 from unraze.samplers.step import Noise
 from unraze.schedule import Schedule
 
@@ -64,7 +64,7 @@ def half_log_snr(schedule: Schedule, t: int) -> float:
 def first_order(schedule: Schedule, t: int, prediction: Prediction) -> Tensor:
     """x_s = ᾱ_s x̂_0 + β̄_s ε̂, the flow where the prediction stays as it is: DDIM's step."""
     a, b = schedule.alpha_bar[t - 1], schedule.beta_bar[t - 1]
-    return like(a, prediction.x0) * prediction.x0 + like(b, prediction.eps) * prediction.eps
+    return destroy_at(a, b, prediction.x0, prediction.eps)
 
 
 def combined(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
