@@ -273,6 +273,14 @@ class TestCommand:
         assert "* " not in said  # what trackio says itself
         assert InTrackio(run).scalars("loss") == InTensorBoard(run).scalars("loss")
 
+    def test_what_is_distilled_is_tracked_too(self, capsys: Any) -> None:
+        v = ["--set", "loss.parametrisation=v"]
+        assert main(["train", "digits", "--steps", "2", *TINY, *v, "--out", "run"]) == 0
+        track = ["--track", "tensorboard"]
+        assert main(["distill", "run", "--steps", "3", *track, "--out", "two"]) == 0
+        assert "tensorboard --logdir two/tensorboard" in capsys.readouterr().out
+        assert len(InTensorBoard(Run(Path("two"))).scalars("loss")) == 3
+
     def test_a_track_that_would_leave_this_machine_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:

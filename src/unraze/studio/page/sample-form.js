@@ -7,7 +7,7 @@ import { inline, sharing, sym } from "./math.js";
 
 const SETTINGS = ["sampler", "steps", "spacing", "sigma", "eta", "sigma_share", "order", "clip", "guidance", "guidance_interval", "final_noise"];
 /** Keys that only some samplers have: with another sampler they are that one's own again. */
-const OF_ONE = ["eta", "sigma_share", "order", "restart_interval", "restart_repeats"];
+const OF_ONE = ["eta", "sigma_share", "order", "restart_interval", "restart_repeats", "final_noise"];
 const NAMES = { beta: "\u03b2, the step's own", beta_tilde: "\u03b2\u0303, the posterior's", learned: "learned by the network" };
 const SPACINGS = { time: "even in t", angle: "even in angle", log_snr: "even in log signal to noise", karras: "as Karras et al." };
 const CLIPS = { none: "none", clip: "to the range of images", "x0-only": "x\u0302\u2080 only", dynamic: "dynamic" };
