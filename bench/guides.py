@@ -1,7 +1,7 @@
 """What samples are guided away from: the network without its label, or a weaker network.
 
-    python bench/trials.py base "young: train.steps=300"
-    cd bench/results/trials/runs && python ../../../guides.py base-1200-seed0 young-300-seed0
+    python bench/trials.py base "young: train.steps=300" --out NEW
+    python bench/guides.py NEW/runs/base-1200-seed0 NEW/runs/young-300-seed0
 
 x̂_0 = x̂_w + w (x̂ - x̂_w): of classifier-free guidance x̂_w is the network's own estimate without
 the label, of autoguidance (Karras et al. 2024, arXiv:2406.02507) that of a weaker network, with the

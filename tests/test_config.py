@@ -332,7 +332,6 @@ def test_every_choice_of_the_configuration_can_be_chosen() -> None:
         ({"order": 4, "sampler": "unipc"}, r'order = 4: "unipc" has order 1 to 3'),
         ({"order": 5, "sampler": "deis"}, r"sample\.order = 5: give at most 4"),
         ({"eta": 0.5, "sampler": "heun"}, r'eta = 0\.5: sampler = "heun" has none'),
-        ({"final_noise": True}, r'final_noise = true: sampler = "ddim" has none'),
         ({"restart_repeats": 2}, "restart_repeats = 2: .* or take restart"),
         ({"restart_interval": (0.5, 0.5), "sampler": "restart"}, r"0\.5, 0\.5: must rise"),
         ({"sampler": "restart", "steps": 2}, "restart needs 3"),

@@ -340,8 +340,13 @@ class TestBlowUp:
         ),
         (
             {"sample.spacing": (0.0, 1.0, 2.0), "sample.steps": 2},
-            "sample: the schedule leaves ᾱ_T = 0.9",
+            r"sample: spacing = … 2: ᾱ = 0\.9.* let the last time be T = ",
         ),
+        (
+            {"sample.final_noise": True},
+            'sample.final_noise = true: sampler = "[a-z0-9_]+" has none',
+        ),
+        ({"loss.teacher_guidance": 2.0}, "loss.teacher_guidance = 2.0: .* has no teacher"),
     ],
 )
 def test_what_would_fail_later_is_refused_first(

@@ -403,13 +403,11 @@ class LossConfig(_Section):
     @model_validator(mode="after")
     def _consistency_is_a_jump(self) -> LossConfig:
         if self.objective != "consistency":
-            fields = type(self).model_fields
-            for key in ("borders", "teacher_steps", "teacher_guidance", "teacher_interval"):
-                if getattr(self, key) != fields[key].default:
-                    raise ValueError(
-                        f'{key}: objective = "{self.objective}" has none; leave it out, '
-                        "`unraze distill` sets it"
-                    )
+            if self.borders is not None:
+                raise ValueError(
+                    f'borders: objective = "{self.objective}" has none; leave them out, '
+                    "`unraze distill` sets them"
+                )
             return self
         low, high = self.teacher_interval
         if low > high:
@@ -604,11 +602,6 @@ class SampleConfig(_Section):
             raise ValueError(
                 f'{key} = {value}: sampler = "{self.sampler}" has none; leave it out, or take '
                 f"{' or '.join(samplers)}"
-            )
-        if self.final_noise and self.sampler != "random":
-            raise ValueError(
-                f'final_noise = true: sampler = "{self.sampler}" has none; leave it out, or take '
-                "random"
             )
         most = ORDERS.get(self.sampler, 1)
         if self.order is not None and self.order > most:

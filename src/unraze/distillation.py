@@ -154,7 +154,7 @@ def configuration(
 
 def _require_of_this_run(model: Model, given: Mapping[str, Any], where: str) -> None:
     """Raises `InputError` for a change by which the teacher's weights would mean something else,
-    and for one that does nothing here."""
+    and for times of training, which are the teacher's steps."""
     for key, value in given.items():
         if key.startswith("loss.times"):
             raise InputError(

@@ -40,7 +40,7 @@ from unraze.ranks import ALONE, Ranks
 from unraze.run import Run, find, identity_of, read_config
 from unraze.samplers import Noise
 from unraze.schedule import Schedule
-from unraze.walk import Plan, plan, walk
+from unraze.walk import Plan, check_start, plan, walk
 
 __all__ = [
     "Classes",
@@ -78,8 +78,6 @@ TUNING = "sampling.json"
 
 WAY = {"sampler", "spacing", "sigma", "final_noise", *OF_A_SAMPLER}
 """The keys of `sample` that say how to go from noise to picture."""
-GUIDING = {"guidance", "guidance_interval"}
-"""Those that say how it is guided, which decides how many calls a step takes."""
 
 Classes = int | tuple[int, ...] | Literal["all", "none"] | None
 """One class; classes in turn, again and again; all of them in turn (image k is of class k mod K);
@@ -285,7 +283,7 @@ def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
 
 def asked(model: Model, changes: Mapping[str, Any], *, classes: Classes = None) -> SampleConfig:
     """How a model is sampled with these changes: as tuned (`settings_of`), unless one of them says
-    which way to go or how it is guided, which the run's own settings are then changed by.
+    which way to go, which the run's own settings are then changed by.
 
     Images without a label are guided only where the changes say so, for there is nothing to guide
     towards: it would be a second, equal call. Raises `InputError`.
@@ -299,14 +297,10 @@ def asked(model: Model, changes: Mapping[str, Any], *, classes: Classes = None) 
 
 def tuned_for(model: Model, changes: Mapping[str, Any]) -> SampleConfig | None:
     """What `unraze tune` found for the number of calls that the changes ask for, or its default;
-    None where it found nothing for them, or they ask for another way or guidance than that."""
+    None where it found nothing for them, or they say which way to go."""
     if model.tuning is None or WAY & changes.keys():
         return None
-    found = model.tuning.settings.get(changes.get("steps", model.tuning.default))
-    guiding = changes.keys() & GUIDING
-    if found is None or any(changes[key] != getattr(found, key) for key in guiding):
-        return None
-    return found
+    return model.tuning.settings.get(changes.get("steps", model.tuning.default))
 
 
 def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
@@ -608,7 +602,7 @@ def check(model: Model, settings: SampleConfig) -> None:
         )
     _require_its_sampler(model, settings)
     if not model.config.schedule.allow_signal:
-        schedules.check_terminal_signal(plan_of(model, settings).chain)
+        check_start(model.schedule, plan_of(model, settings).chain)
 
 
 def _require_its_sampler(model: Model, settings: SampleConfig) -> None:

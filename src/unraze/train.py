@@ -36,6 +36,7 @@ from unraze.clusters import Clusters
 from unraze.config import (
     Config,
     LeanConfig,
+    LossConfig,
     from_dict,
     preset,
     preset_names,
@@ -73,7 +74,7 @@ from unraze.step import (
     network_of,
     reproducible,
 )
-from unraze.walk import plan
+from unraze.walk import check_start, plan
 from unraze.watch import LONG, Watch
 
 __all__ = ["Report", "begun_with", "fit", "prepare", "require_memory", "train"]
@@ -177,6 +178,7 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
             f"give --set sample.steps={schedule.steps} or fewer"
         )
     _require_a_way(config, schedule)
+    _require_a_teacher_s(config)
     changes: dict[str, Any] = {
         **_origin_of(images),
         "data.size": (height, width),
@@ -211,14 +213,33 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
 
 
 def _require_a_way(config: Config, schedule: Schedule) -> None:
-    """Raises `InputError` where the run could not be drawn from as it says."""
+    """Raises `InputError` where the run could not be drawn from as it says, or says what does
+    nothing there."""
+    if config.sample.final_noise and config.sample.sampler != "random":
+        raise InputError(
+            f'sample.final_noise = true: sampler = "{config.sample.sampler}" has none; leave it '
+            "out, or take random"
+        )
     whole = not config.loss.continuous
     try:
         way = plan(schedule, config.sample, whole=whole, borders=config.loss.borders)
         if not config.schedule.allow_signal:
-            schedules.check_terminal_signal(way.chain)
+            check_start(schedule, way.chain)
     except InputError as error:
         raise InputError(f"sample: {error}") from error
+
+
+def _require_a_teacher_s(config: Config) -> None:
+    """Raises `InputError` for what is said of a teacher where there is none."""
+    if config.loss.objective == "consistency":
+        return
+    for key in ("teacher_steps", "teacher_guidance", "teacher_interval"):
+        value = getattr(config.loss, key)
+        if value != LossConfig.model_fields[key].default:
+            raise InputError(
+                f'loss.{key} = {value}: objective = "{config.loss.objective}" has no teacher; '
+                "leave it out, `unraze distill` sets it"
+            )
 
 
 def _require_own_guidance(config: Config) -> None:

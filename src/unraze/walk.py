@@ -40,9 +40,9 @@ from unraze.samplers import (
     unipc,
 )
 from unraze.samplers.restart import INTERVAL, REPEATS
-from unraze.schedule import Schedule
+from unraze.schedule import MAX_TERMINAL_SIGNAL, Schedule, check_terminal_signal
 
-__all__ = ["Plan", "order_of", "plan", "walk"]
+__all__ = ["Plan", "check_start", "order_of", "plan", "walk"]
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,18 @@ def _given(schedule: Schedule, spacing: Sequence[float], whole: bool) -> Schedul
             "give whole numbers"
         )
     return schedule.keep(times)
+
+
+def check_start(schedule: Schedule, chain: Schedule) -> None:
+    """Raises `InputError` where a chain of the schedule begins with some of the picture left."""
+    first, last = float(chain.times[-1]), float(schedule.times[-1])
+    left = float(chain.alpha_bar[-1])
+    if first < last and left > MAX_TERMINAL_SIGNAL:
+        raise InputError(
+            f"spacing = … {first:g}: ᾱ = {left:.3g} of the picture is left there, while sampling "
+            f"begins with noise alone; let the last time be T = {last:g}"
+        )
+    check_terminal_signal(chain)
 
 
 def _between(

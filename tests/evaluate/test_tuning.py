@@ -185,13 +185,14 @@ def test_what_was_found_is_taken_where_no_other_way_is_asked_for(here: Path) -> 
         {"sampler": "ddim"},
         {"spacing": "angle"},
         {"sampler": "ddim", "eta": 1.0},
-        {"guidance": 2.0},  # with which its steps would be more calls than were asked for
-        {"steps": 3, "guidance": 2.0},
     ):
         assert generate.asked(model, way) == generate.changed(own, way)
         assert generate.tuned_for(model, way) is None
-    as_found = {"steps": 3, "guidance": tuned[3].guidance}
-    assert generate.asked(model, as_found) == generate.tuned_for(model, as_found) == tuned[3]
+    guided = generate.changed(tuned[3], {"guidance": 2.0})
+    assert generate.asked(model, {"steps": 3, "guidance": 2.0}) == guided
+    both = Tuning(checkpoint=model.checkpoint, default=3, settings={3: guided})
+    unlabelled = generate.asked(replace(model, tuning=both), {}, classes="none")
+    assert unlabelled == tuned[3]
     assert torch.equal(generate.sample(model, 2), generate.sample(model, 2, settings=tuned[2]))
     assert load(here, raw=True).tuning is None
 

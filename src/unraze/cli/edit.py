@@ -165,8 +165,8 @@ def vary(
         int | None,
         Parameter(
             group=SAMPLING,
-            help="Network calls, 1 to T, of which guided ones are double; the run's own if absent, "
-            "50 with --of.",
+            help="Network calls, 1 to T; guided ones are double, but where `unraze tune` searched "
+            "for so many; the run's own if absent, 50 with --of.",
         ),
     ] = None,
     batch: Batch = 64,

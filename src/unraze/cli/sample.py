@@ -90,7 +90,7 @@ def sample(
         Parameter(
             group=SAMPLING,
             help="Share of σ_t that random sampling adds, 0 (greedy) to 1; if absent the run's "
-            "own, or all of it.",
+            "own, or, of another sampler than the run's, all of it.",
         ),
     ] = None,
     eta: Annotated[
@@ -98,7 +98,7 @@ def sample(
         Parameter(
             group=SAMPLING,
             help="Share of new noise, 0 to 1, of ddim and the sde samplers; if absent the run's "
-            "own, or 0 of ddim, 1 of the others.",
+            "own, or, of another sampler than the run's, 0 of ddim, 1 of the sde samplers.",
         ),
     ] = None,
     order: Annotated[
@@ -114,13 +114,12 @@ def sample(
         Parameter(
             group=SAMPLING,
             negative="",
-            help="Restart: the part of t/T that it goes through again; if absent the run's own, or "
-            "0.05 0.2.",
+            help="Restart: the part of t/T that it goes through again; 0.05 0.2 if none is given.",
         ),
     ] = None,
     restart_repeats: Annotated[
         int | None,
-        Parameter(group=SAMPLING, help="Restart: how often; if absent the run's own, or 2."),
+        Parameter(group=SAMPLING, help="Restart: how often; 2 if the run says nothing."),
     ] = None,
     final_noise: Annotated[
         bool,
@@ -343,7 +342,7 @@ def sample(
             folder = out or ranks.first(fresh_folder, run)
             ranks.first(require_ours, folder, PICTURES, whole.count)
             ranks.first(require_place, folder, f"--out {folder}")
-        if generate.tuned_for(model, given) is not None and classes != "none":
+        if generate.tuned_for(model, given) is not None:
             calls = generate.calls_of(model, settings)
             print(f"{settings.sampler} in {calls} network calls, as `unraze tune` found")
         wanted = share_of(whole, ranks)

@@ -69,7 +69,8 @@ def tune(
     Each candidate draws the same noise and is judged by its Fréchet distance to training images
     (KID where there are few); the winners are then held against held-out images, with new noise.
     What is found is kept beside the checkpoint, and `unraze sample` and `unraze eval` take it from
-    then on, unless a sampler is asked for. Stopped, the same command goes on where it was.
+    then on, unless another way is asked for: a sampler, a spacing, their options. Stopped, the same
+    command goes on where it was.
     """
     from rich.console import Console
 
@@ -102,10 +103,10 @@ def tune(
     wanted = sorted(set(calls or (n for n in tuning.CALLS if n <= most)))
     if not wanted:
         raise InputError(f"{run}: its schedule has {most} steps; say how many calls, --calls")
-    if checkpoint is None and is_busy(find(run)):
+    if is_busy(find(run)):
         raise InputError(
-            f"{run}: is being trained, and what is found is kept with its newest checkpoint, which "
-            "will be gone; wait for its end, or give --checkpoint best"
+            f"{run}: is being trained, and what is found is kept with its checkpoint, which goes "
+            "when newer ones come; wait for its end"
         )
     require_no_links(run)
     require_place(run / "tune", str(run))
