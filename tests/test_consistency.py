@@ -11,8 +11,8 @@ from torch import Tensor
 from few import COVARIANCE, MEAN, drawn as noise_of
 from oracle import assert_moments, flow, gaussian, normals
 from unraze.config import LossConfig
-from unraze.consistency import below, bounded, consistency, drawn, jump, ladder
-from unraze.denoiser import Denoiser, Prediction, predict
+from unraze.consistency import below, consistency, drawn, jump, ladder
+from unraze.denoiser import Denoiser, Prediction, clipped, predict
 from unraze.process import destroy_at
 from unraze.samplers import consistency as sampler, ddim, even_angles, even_times, last
 from unraze.schedule import Schedule, angle, cosine, linear
@@ -176,11 +176,12 @@ def test_the_loss_is_that_of_the_velocity() -> None:
     torch.testing.assert_close(loss, (raw - v).square().mean(1), rtol=1e-8, atol=1e-10)
 
 
-def test_bounded_is_within_and_still_of_the_same_state() -> None:
+def test_what_is_clipped_is_still_of_the_same_state() -> None:
     schedule = angle()
     t = torch.tensor([10.0, 500.0, 1000.0], dtype=torch.float64)
     x = normals(1, 3, 8)
-    said = bounded(schedule, x, t, predict("v", 5 * normals(2, 3, 8), x, schedule, t))
+    raw = predict("v", 5 * normals(2, 3, 8), x, schedule, t)
+    said = clipped(lambda x_t, t, *, previous=None: raw, schedule)(x, t)
     assert float(said.x0.abs().max()) == 1
     torch.testing.assert_close(jump(schedule, said, t), x)
 

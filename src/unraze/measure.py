@@ -67,9 +67,8 @@ def fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config, 
         changes["train.steps"] = max(1, round(usable / seconds[best]))
     speed = ", ".join(f"{config.train.batch / s:.0f} images/s in {d}" for d, s in seconds.items())
     asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""
-    config, before = updated(config, changes), config
-    if config != before:  # it is the same where a run begins again that was killed early
-        runs.write_config(run, config, note=f"measured: {speed}{asked}: {config.train.steps} steps")
+    config = updated(config, changes)
+    runs.write_config(run, config, note=f"measured: {speed}{asked}: {config.train.steps} steps")
     return config, seconds[best]
 
 

@@ -399,11 +399,12 @@ def train(
             yield _said(run, ranks, f"told apart: {words}; samples will be of each as often")
 
         # a new run fixes its steps, its dtype and how often it saves, and is told what it takes;
-        # a few steps, of which nothing is left open, are sooner done than measured
-        few = config.train.steps is not None and config.train.steps < FEWEST_STEPS
-        fixed = config.train.checkpoint_every is not None and config.train.dtype != "auto"
+        # where nothing is left open, it was told so before, or a few steps are sooner done
+        steps, every = config.train.steps, config.train.checkpoint_every
+        fixed = None not in (steps, every) and config.train.dtype != "auto"
+        few = steps is not None and steps < FEWEST_STEPS
         minutes, seconds = config.train.minutes, None
-        if saved is None and not (few and fixed):
+        if saved is None and not (fixed and (few or ranks.first(run.stats.is_file))):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
             fixed_now = measured(config, images, run, ranks, stop)
             if fixed_now is None:
