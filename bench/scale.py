@@ -430,6 +430,8 @@ def main() -> None:
         as_rank(options.rank, shard=options.shard)
         return
 
+    found: dict[str, dict[str, Any]] = {}
+
     def cells(part: str, cases: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, measure in cases.items():
             file = options.out / "cells" / f"{part}-{kept.slug(name)}-{kept.here(part)}.json"
@@ -439,7 +441,6 @@ def main() -> None:
             found.setdefault(part, {})[name] = made
         return {name: found[part][name] for name in cases}
 
-    found: dict[str, dict[str, Any]] = {}
     said: dict[str, list[str]] = {}
     parts = options.parts.split(",")
     if "images" in parts:

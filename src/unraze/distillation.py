@@ -40,8 +40,9 @@ lose as much, measured on Fashion-MNIST."""
 UNSURE = {
     "x0": "whose error is a short jump's too: from near 0 it does not stay there",
     "eps": "whose error a jump from T divides by ᾱ_T",
+    "eps_step": "whose error a jump from T divides by ᾱ_T",
 }
-"""Why jumps are not learned by what some networks say."""
+"""Why jumps are not learned by what some networks say; v and edm are as sure everywhere."""
 OF_THE_TEACHER = (
     "preset",
     "network",
@@ -83,10 +84,9 @@ def configuration(
             f"{model.run}: is distilled already; distil the run that it was distilled from: "
             f"{model.config.distilled.run}"
         )
-    if loss.parametrisation not in ("v", "edm"):
+    if why := UNSURE.get(loss.parametrisation):
         raise InputError(
-            f"{model.run}: its network says {loss.parametrisation}, "
-            f"{UNSURE['x0' if loss.parametrisation == 'x0' else 'eps']}; distil a run of "
+            f"{model.run}: its network says {loss.parametrisation}, {why}; distil a run of "
             "loss.parametrisation = v or edm"
         )
     if calls not in BORDERS:

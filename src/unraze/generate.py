@@ -255,10 +255,7 @@ def settings_of(model: Model, steps: int | None = None) -> SampleConfig:
 
     With `steps`, in so many network calls: as tuned for them, else the run's own sampler.
     """
-    tuned = model.tuning
-    if tuned is not None and (steps is None or steps in tuned.settings):
-        return tuned.settings[tuned.default if steps is None else steps]
-    return model.config.sample if steps is None else changed(model.config.sample, {"steps": steps})
+    return asked(model, {} if steps is None else {"steps": steps})
 
 
 def _folder_of(run: Run, step: int | Literal["best"]) -> Path:

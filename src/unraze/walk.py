@@ -87,6 +87,18 @@ def plan(
             return Plan(chain, settings.steps, settings.steps)
 
 
+def check_start(schedule: Schedule, chain: Schedule) -> None:
+    """Raises `InputError` where a chain of the schedule begins with some of the picture left."""
+    first, last = float(chain.times[-1]), float(schedule.times[-1])
+    left = float(chain.alpha_bar[-1])
+    if first < last and left > MAX_TERMINAL_SIGNAL:
+        raise InputError(
+            f"spacing = … {first:g}: ᾱ = {left:.3g} of the picture is left there, while sampling "
+            f"begins with noise alone; let the last time be T = {last:g}"
+        )
+    check_terminal_signal(chain)
+
+
 def walk(
     denoise: Denoiser,
     x: Tensor,
@@ -169,18 +181,6 @@ def _given(schedule: Schedule, spacing: Sequence[float], whole: bool) -> Schedul
             "give whole numbers"
         )
     return schedule.keep(times)
-
-
-def check_start(schedule: Schedule, chain: Schedule) -> None:
-    """Raises `InputError` where a chain of the schedule begins with some of the picture left."""
-    first, last = float(chain.times[-1]), float(schedule.times[-1])
-    left = float(chain.alpha_bar[-1])
-    if first < last and left > MAX_TERMINAL_SIGNAL:
-        raise InputError(
-            f"spacing = … {first:g}: ᾱ = {left:.3g} of the picture is left there, while sampling "
-            f"begins with noise alone; let the last time be T = {last:g}"
-        )
-    check_terminal_signal(chain)
 
 
 def _between(
