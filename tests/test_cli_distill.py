@@ -66,13 +66,15 @@ def test_a_run_is_distilled_sampled_and_continued(
     assert re.search(r"a-distilled\W+done", capfd.readouterr().out)
 
     # the next one has a name of its own, and the options what they say
-    options = ["--calls", "1", "--guidance", "2", "--steps", "2", "--lr", "0.01", "--batch", "4"]
-    assert main(["distill", str(run), *options, "--set", "loss.teacher_steps=3"]) == 0
+    options = ["--calls", "1", "--guidance", "2", "--guidance-interval", "0.1", "0.7"]
+    options += ["--steps", "2", "--lr", "0.01", "--batch", "4", "--set", "loss.teacher_steps=3"]
+    assert main(["distill", str(run), *options]) == 0
     other = Path(last_line(capfd))
     assert other.name == "a-distilled-2"
     config = read_config(find(other))
     assert config.loss.borders == (0.0, 20.0)
     assert (config.loss.teacher_guidance, config.loss.teacher_steps) == (2.0, 3)
+    assert config.loss.teacher_interval == (0.1, 0.7)
     assert (config.train.steps, config.train.batch, config.train.lr) == (2, 4, 0.01)
 
 
@@ -140,6 +142,14 @@ def test_the_parts_that_ask_for_a_mean_are_left_out_of_an_evaluation(
         (["--checkpoint", "99"], ["no checkpoint of step 99"]),
         (["--out", "runs/a"], ["--out runs/a", "is a run already"]),
         (["--batch", "0"], ["error: --batch = 0: give at least 1"]),
+        (
+            ["--guidance", "2", "--guidance-interval", "0.8", "0.2"],
+            ["error: --guidance-interval = 0.8, 0.2", "lower end first"],
+        ),
+        (
+            ["--guidance", "1", "--guidance-interval", "0.1", "0.8"],
+            ["--guidance-interval", "nothing is guided"],
+        ),
         (["--set", "train.batch=abc"], ["error: --set: train.batch = 'abc': give a whole"]),
         (["--set", "loss.borders=5"], ["error: --set: loss.borders = 5: give a list"]),
         (["--set", "loss.teacher_guidance=abc"], ["teacher_guidance = 'abc': give a number"]),

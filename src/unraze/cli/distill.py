@@ -70,6 +70,15 @@ def distill(
             "as it was trained, not as `unraze tune` found it.",
         ),
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        Parameter(
+            group=SAMPLING,
+            negative="",
+            help="Part of the time t/T in which it acts, as 0.1 0.8; RUN's as it was trained if "
+            "absent.",
+        ),
+    ] = None,
     checkpoint: Annotated[
         int | Literal["best"] | None,
         Parameter(group=SAMPLING, help="Of RUN: a training step, or best; the newest if absent."),
@@ -127,6 +136,7 @@ def distill(
     require_trackers(track)
     changes = {
         "loss.teacher_guidance": guidance,
+        "loss.teacher_interval": guidance_interval,
         "train.minutes": minutes,
         "train.steps": steps,
         "train.batch": batch,
@@ -141,6 +151,8 @@ def distill(
     names = {key: option_of(key) for key in given} | {"calls": "--calls"}
     if guidance is not None:
         names |= dict.fromkeys(("loss.teacher_guidance", "guidance"), "--guidance")
+    if guidance_interval is not None:
+        names["loss.teacher_interval"] = "--guidance-interval"
     if out is not None:
         from unraze import run as runs
         from unraze.cli.drawing import require_place
@@ -156,6 +168,8 @@ def distill(
         config = distillation.configuration(
             model, calls=calls, changes=pairs | given, where="--set"
         )
+        if guidance_interval is not None and config.loss.teacher_guidance == 1:
+            raise InputError("--guidance-interval: nothing is guided; give --guidance too")
         if config.train.shard:
             raise InputError(
                 "train.shard = true: runs are distilled by one process, which divides nothing; "
