@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from unraze import batches, rng, step as step_of_training
-from unraze.augment import DRAWS, VALUES, augmented, drawn
+from unraze.augment import DRAWS, VALUES, augmented, chance_for, drawn
 from unraze.config import Config, TrainConfig, preset, updated
 from unraze.data import Images, batch as assemble
 from unraze.denoiser import predict, raw_output
@@ -239,6 +240,21 @@ class TestTraining:
         ]
         assert not any(torch.equal(first, other) for other in others)
 
+    @pytest.mark.parametrize(
+        ("asked", "images", "p"),
+        [("auto", 9_999, 0.12), ("auto", 10_000, 0.0), (0.3, 10**6, 0.3), (0.0, 40, 0.0)],
+    )
+    def test_auto_goes_by_the_number_of_images(
+        self, asked: float | Literal["auto"], images: int, p: float
+    ) -> None:
+        assert chance_for(asked, images) == p
+
+    def test_auto_is_settled_before_training(
+        self, tiny_config: Config, tiny_images: Images
+    ) -> None:
+        asked = updated(tiny_config, {"data.augment": "auto"})
+        assert prepare(asked, tiny_images).data.augment == 0.12
+
     @pytest.mark.parametrize("accumulate", [1, 4])
     def test_the_loss_is_that_of_the_changed_images_with_their_labels(
         self, tiny_config: Config, tiny_images: Images, accumulate: int
@@ -335,7 +351,7 @@ class TestTraining:
             list(train(run, tiny_images))
 
     def test_bad_chances_are_named(self) -> None:
-        for value, says in ((1.5, "give at most 1"), (-0.1, "give at least 0"), ("x", "a number")):
+        for value, says in ((1.5, "at most 1"), (-0.1, "at least 0"), ("x", "a number")):
             with pytest.raises(InputError, match=rf"data\.augment = .*{says}"):
                 updated(preset("fast"), {"data.augment": value})
 

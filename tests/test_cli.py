@@ -267,7 +267,10 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["train", "digits", "--set", "train.lr=1", "--lr", "1"], ["train.lr", "give one"]),
         (["train", "digits", "--set", "train.lr=1", "--set", "train.lr=2"], ["train.lr", "twice"]),
         (["train", "digits", "--lr", "-1"], ["error: --lr = -1.0: give more than 0"]),
-        (["train", "digits", "--augment", "1.2"], ["error: --augment = 1.2: give at most 1"]),
+        (
+            ["train", "digits", "--augment", "1.2"],
+            ["error: --augment = 1.2: give 'auto' or at most 1"],
+        ),
         (["train", "digits", "--steps", "-3"], ["error: --steps = -3: give at least 1"]),
         (["train", "digits", "--batch", "0"], ["error: --batch = 0: give at least 1"]),
         (["train", "digits", "--set", "train.lr=-1"], ["error: --set: train.lr = -1"]),

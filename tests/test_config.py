@@ -155,6 +155,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(values: dict[str, Any], say
         ({"data": {"flip": 1}}, "data.flip"),
         ({"data": {"augment": 1.5}}, "data.augment"),
         ({"data": {"augment": True}}, "data.augment"),
+        ({"data": {"augment": "often"}}, "data.augment = 'often': give 'auto' or a number"),
         ({"data": {"size": 28}}, "data.size"),
         ({"data": {"size": [28, 0]}}, "data.size"),
         ({"data": {"channels": 2}}, "data.channels"),

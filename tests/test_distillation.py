@@ -355,14 +355,22 @@ class TestRefused:
             configuration(load(teacher), calls=calls, changes=changes)
 
     def test_augmentation_is_not_begun_or_ended(self, teacher: Path) -> None:
-        with pytest.raises(InputError, match=r"data\.augment = 0\.1: .* trained without it"):
-            configuration(load(teacher), changes={"data.augment": 0.1})
+        for asked in (0.1, "auto"):
+            words = rf"data\.augment = {asked}: .* trained without it"
+            with pytest.raises(InputError, match=words):
+                configuration(load(teacher), changes={"data.augment": asked})
 
     def test_guidance_where_there_is_nothing_to_guide_towards(self, teacher: Path) -> None:
         model = load(teacher)
         object.__setattr__(model, "num_classes", 0)
         with pytest.raises(InputError, match="guidance = 2: this run does not know"):
             configuration(model, changes={"loss.teacher_guidance": 2.0})
+
+    def test_a_part_of_the_time_where_nothing_is_guided(self, teacher: Path) -> None:
+        changes = {"loss.teacher_interval": (0.2, 0.8)}
+        with pytest.raises(InputError, match=r"teacher_interval = 0\.2, 0\.8: nothing is guided"):
+            configuration(load(teacher), changes=changes | {"loss.teacher_guidance": 1.0})
+        configuration(load(teacher), changes=changes | {"loss.teacher_guidance": 2.0})
 
     def test_its_sampler_without_it_and_others_with_it(self, teacher: Path, whole: Run) -> None:
         before, after = load(teacher), load(whole.path)

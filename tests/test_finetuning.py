@@ -19,7 +19,7 @@ from unraze.data import Images
 from unraze.errors import CheckpointError, InputError
 from unraze.generate import Model
 from unraze.run import Run
-from unraze.step import begin
+from unraze.step import AUGMENTATION, begin
 from unraze.train import begun_with, fit, train
 
 QUICK = {
@@ -151,6 +151,18 @@ def test_what_is_asked_for_holds(tiny_config: Config, tiny_images: Images, tmp_p
         assert config.data.augment == asked["data.augment"]
         assert config.sample.guidance == asked["sample.guidance"]
         assert generate.sample(generate.load(run.path), 1).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("augment", "kept"), [("auto", True), (0.1, True), (0.0, False)])
+def test_what_is_known_of_changed_images_goes_with_it(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path, augment: float | str, kept: bool
+) -> None:
+    old = fit(tiny_images, updated(tiny_config, {"data.augment": 0.5}), out=tmp_path / "old")
+    run = begun(old, tmp_path / "new", tiny_images, data__augment=augment)
+    saved = checkpoint.newest(run.start)[0]
+    assert saved is not None
+    assert (AUGMENTATION in saved.ema) == kept
+    assert bool(generate.read_config(run).data.augment) == kept
 
 
 def test_a_guided_run_goes_on_untold(tiny_config: Config, tmp_path: Path) -> None:

@@ -147,10 +147,11 @@ class DataConfig(_Section):
         False,
         description="mirror half of the images, and so of the samples: for mirror-symmetric data",
     )
-    augment: Unit = Field(
+    augment: Literal["auto"] | Unit = Field(
         0.0,
         description="chance of each of six changes of a training image (mirrored, upside down, "
-        "scaled, turned, stretched, shifted); the network is told, so samples show none; 0: none",
+        "scaled, turned, stretched, shifted); the network is told, so samples show none; 0: none; "
+        "auto: 0.12 where there are fewer than 10,000 images, else 0",
     )
     skip_bad: bool = Field(False, description="leave unreadable files out instead of stopping")
     # 0, not the presets' 0.1: what was trained before there was this key was trained on all images
@@ -865,14 +866,9 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
 def explained(error: ValidationError) -> str:
     """The first thing wrong, in one sentence: the key, its value, what would do."""
     kinds = " or ".join(map(repr, NETWORKS))
-    # the branches of a union appear in pydantic's path, but not in the file
     errors = error.errors()
     first = next(e for e in errors if not _is_of_a_word(e) or e is errors[-1])
-    path = [
-        str(p)
-        for p in first["loc"]
-        if not re.match(rf"({'|'.join(NETWORKS)})$|(literal|tuple)\[", str(p))
-    ]
+    path = _path(first)
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = (
@@ -887,7 +883,9 @@ def explained(error: ValidationError) -> str:
         return f"{place}.kind = {_as_written(first['input'].get('kind'))}: give {kinds}"
     if first["type"] == "missing":  # one of the numbers of a list, whose place ends the path
         place = ".".join(path[:-1])
-    what = remedy(first)
+    # a value that may be one thing or another is wrong as each of them
+    remedies = [remedy(e).removeprefix("give ") for e in errors if _path(e) == path]
+    what = remedy(first) if len(remedies) == 1 else f"give {' or '.join(remedies)}"
     if isinstance(first["input"], dict):
         return f"{place}: {what}" if place else what
     return f"{place} = {_as_written(first['input'])}: {what}"
@@ -896,6 +894,12 @@ def explained(error: ValidationError) -> str:
 def _is_of_a_word(error: ErrorDetails) -> bool:
     """Whether a list was held against the words that may stand in its place."""
     return error["type"] == "literal_error" and isinstance(error["input"], tuple | list)
+
+
+def _path(error: ErrorDetails) -> list[str]:
+    """Where it is in the file: the branches of a union appear in pydantic's path, but not there."""
+    branch = re.compile(rf"({'|'.join(NETWORKS)})$|(literal|tuple)\[|constrained-")
+    return [str(p) for p in error["loc"] if not branch.match(str(p))]
 
 
 def remedy(error: ErrorDetails) -> str:

@@ -93,7 +93,7 @@ def configuration(
         raise InputError(f"calls = {calls}: give {' or '.join(map(str, BORDERS))}")
     _require_of_this_run(model, given, where)
     augment = given.get("data.augment", model.config.data.augment)
-    if isinstance(augment, int | float) and bool(augment) != bool(model.config.data.augment):
+    if bool(augment) != bool(model.config.data.augment) or augment == "auto":
         had = "with" if model.config.data.augment else "without"
         raise InputError(
             f"data.augment = {augment}: the network of {model.run} was trained {had} it, and one "
@@ -142,6 +142,12 @@ def configuration(
         raise InputError(
             f"guidance = {guidance:g}: this run does not know both images with a class and without "
             "one, there is nothing to guide towards"
+        )
+    if guidance == 1 and "loss.teacher_interval" in given:
+        low, high = config.loss.teacher_interval
+        raise InputError(
+            f"loss.teacher_interval = {low:g}, {high:g}: nothing is guided; give a guidance other "
+            "than 1 too"
         )
     if given.keys() & {"train.minutes", "train.steps", "train.epochs"}:
         return config

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unraze import checkpoint, run as runs
+from unraze import augment, checkpoint, run as runs
 from unraze.config import BegunConfig, Config, UNet2DConfig
 from unraze.data import Images
 from unraze.errors import InputError
@@ -95,7 +95,8 @@ def create(
             "no place for images without a class; leave it at 0"
         )
     left = set() if same else set(TABLES)
-    if not config.data.augment:  # of images that nothing is done to it says nothing
+    if not augment.chance_for(config.data.augment, len(images.pixels)):
+        # of images that nothing is done to it says nothing
         left.add(AUGMENTATION)
     weights = {k: v for k, v in model.network.state_dict().items() if k not in left}
     begun = BegunConfig(

@@ -232,9 +232,10 @@ def gradients(
     if trainee.num_classes and images.labels is not None:
         labels = labels_of(config.train, images.labels[indices], trainee.num_classes, step)
     changes = None
-    if config.data.augment:
+    if p := config.data.augment:
+        assert p != "auto"
         assert config.data.size is not None
-        changes = augmentation_of(config.train, config.data.augment, config.data.size, step)
+        changes = augmentation_of(config.train, p, config.data.size, step)
     trainee.network.train()
     trainee.optimizer.zero_grad(set_to_none=True)
     total = 0.0

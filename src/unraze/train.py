@@ -23,6 +23,7 @@ from torch.distributed import ProcessGroup
 
 from unraze import (
     __version__,
+    augment,
     checkpoint,
     clusters as clustering,
     ema,
@@ -183,6 +184,7 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
         **_origin_of(images),
         "data.size": (height, width),
         "data.channels": channels,
+        "data.augment": augment.chance_for(config.data.augment, count),
         "loss.sigma_data": config.loss.sigma_data or _root_mean_square(images),
         "train.threads": train.threads or torch.get_num_threads(),
         "train.clusters": clustering.clusters_for(train.clusters, count),

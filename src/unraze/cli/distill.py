@@ -168,8 +168,6 @@ def distill(
         config = distillation.configuration(
             model, calls=calls, changes=pairs | given, where="--set"
         )
-        if guidance_interval is not None and config.loss.teacher_guidance == 1:
-            raise InputError("--guidance-interval: nothing is guided; give --guidance too")
         if config.train.shard:
             raise InputError(
                 "train.shard = true: runs are distilled by one process, which divides nothing; "

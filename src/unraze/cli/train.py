@@ -137,11 +137,12 @@ def train(
         ),
     ] = None,
     augment: Annotated[
-        float | None,
+        Literal["auto"] | float | None,
         Parameter(
             group=DATA,
             help="Chance from 0 to 1 of each of six changes of an image (mirrored, turned, scaled "
-            "…), which samples do not show; for few images or long runs, 0.12 say; 0 if absent.",
+            "…), which samples do not show; for many passes over few images, 0.12 say; auto: that, "
+            "where there are fewer than 10,000. Absent: none, with quality auto.",
         ),
     ] = None,
     skip_bad: Annotated[
