@@ -1,12 +1,14 @@
 """Quality by network calls: every sampler, ours and diffusers', on one trained network.
 
-    python bench/few_steps.py RUN [--calls 4,6,8,10,15,20] [--samples 2000] [--distilled RUN …]
+    python bench/few_steps.py [RUN] [--calls 5,10,20] [--samples 2000] [--distilled RUN …]
 
-RUN is a run of `unraze train fashion-mnist`. Each draws the same number of samples, from the same
-starting noise where it can, with the same clipped denoiser; they are held against the 10,000 test
-images in both feature spaces. The reference is the text's random sampler (σ = β) in all T steps.
-All of these without guidance; beside them stands what `unraze tune` found for RUN, where it was
-tuned, guidance included in the calls, and the runs that were distilled from it, in theirs.
+RUN is a run of `unraze train fashion-mnist`; where none is named one is trained for ten minutes,
+tuned for these calls and distilled to two and to one (`prepared.py`). Each draws the same number of
+samples, from the same starting noise where it can, with the same clipped denoiser; they are held
+against the 10,000 test images in both feature spaces. The reference is the text's random sampler
+(σ = β) in all T steps. All of these without guidance; beside them stands what `unraze tune` found
+for RUN, where it was tuned, guidance included in the calls, and the runs that were distilled from
+it, in theirs.
 A scheduler of diffusers is given the same ᾱ, with 2^-12 for the 0 at the end, as its own
 rescaling to zero terminal signal has it. Every cell is kept as a file below --out, and of a cell
 that is not whole what was drawn so far; the same command goes on where it was.
@@ -26,6 +28,7 @@ from typing import Any
 import kept
 import matplotlib
 import numpy as np
+import prepared
 import torch
 from material import test_images
 from matplotlib.figure import Figure
@@ -330,23 +333,33 @@ def _side(cell: dict[str, Any]) -> str:
 def main() -> None:
     """Parses, draws what is not there, prints, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="of `unraze train fashion-mnist`")
-    parser.add_argument("--calls", default="4,6,8,10,15,20")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        help="of `unraze train fashion-mnist`; absent: one is trained, tuned and distilled",
+    )
+    parser.add_argument("--calls", default="5,10,20")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="labels that hold this text")
-    parser.add_argument("--distilled", type=Path, nargs="*", default=[], help="runs, from RUN")
+    parser.add_argument("--distilled", type=Path, nargs="*", help="runs, from RUN")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
     matplotlib.use("Agg")
 
+    all_calls = [int(text) for text in options.calls.split(",")]
+    if options.run is None:
+        options.run = prepared.ten(all_calls)
+        if options.distilled is None:
+            options.distilled = prepared.distilled(options.run)
     model = load_run(options.run)
     of = test_images()
     cells = []
-    for calls in map(int, options.calls.split(",")):
+    for calls in all_calls:
         for label, changes in OURS.items():
             if options.only not in label:
                 continue
@@ -361,7 +374,7 @@ def main() -> None:
         if model.tuning is not None and calls in model.tuning.settings:
             found = model.tuning.settings[calls]
             cells.append(measured("tuned", calls, as_set(found), model, of, options, found))
-    for path in options.distilled:
+    for path in options.distilled or []:
         student = load_run(path)
         own = student.config.sample
         calls = calls_of(student, own)

@@ -15,12 +15,14 @@ azula      `UNet` of (32, 64, 128) channels, two blocks each, as `KarrasDenoiser
 """
 
 import importlib.util
+import io
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 
 from unraze import ema
 from unraze.data import to_float, to_uint8
+from unraze.files import write_whole
 
 __all__ = ["INSTALLED_BY", "PEERS", "Peer", "is_installed", "train"]
 
@@ -42,6 +45,8 @@ INSTALLED_BY = "pip install --no-deps azula==0.11.1 denoising-diffusion-pytorch=
 """Those that are no development tools; without what they depend on, as they ask for torchvision."""
 
 WARMUP, DECAY, CLIP = 100, 0.995, 1.0
+EVERY = 60.0
+"""Seconds between two savings of a training."""
 DRAWN_AT_ONCE = 250
 
 
@@ -162,21 +167,62 @@ def is_installed(name: str) -> bool:
 
 
 def train(
-    name: str, pixels: Array, *, seconds: float, lr: float, batch: int, seed: int
-) -> tuple[dict[str, Draw], int, str]:
-    """Trains a peer for so long on uint8 (N, C, H, W); ways to draw, its steps and its dtype."""
+    name: str,
+    pixels: Array,
+    *,
+    seconds: float,
+    lr: float,
+    batch: int,
+    seed: int,
+    file: Path,
+    every: float = EVERY,
+) -> tuple[dict[str, Draw], int, float, str]:
+    """Trains a peer for so long on uint8 (N, C, H, W); ways to draw, its steps, the seconds that it
+    trained for, and its dtype.
+
+    What is there of it is written to `file` every so many seconds, which do not count, and gone on
+    with from there. Which images are of which step is as if it had never stopped.
+    """
     torch.manual_seed(seed)
     peer = PEERS[name](pixels.shape[1:])
     network = peer.network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=True)
     average = ema.start(network)
-    dtype = _faster(peer, to_float(pixels[:batch]))
     random = np.random.default_rng(seed)
-    began, step, order = time.perf_counter(), 0, np.empty(0, dtype=np.int64)
-    while (past := (time.perf_counter() - began) / seconds) < 1:
+    step, spent, order = 0, 0.0, np.empty(0, dtype=np.int64)
+    if file.is_file():
+        there = torch.load(file, weights_only=True)
+        network.load_state_dict(there["network"])
+        optimizer.load_state_dict(there["optimizer"])
+        average, dtype, step, spent = (there[k] for k in ("average", "dtype", "step", "spent"))
+        order, random.bit_generator.state = there["order"].numpy(), there["random"]
+        torch.set_rng_state(there["torch"])
+        print(f"{file.stem}: going on after {spent / 60:.1f} minutes", flush=True)
+    else:
+        dtype = _faster(peer, to_float(pixels[:batch]))
+    began, saved = time.perf_counter() - spent, spent
+    while (spent := time.perf_counter() - began) < seconds:
+        if spent - saved >= every:
+            there = {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "dtype": dtype,
+                "step": step,
+                "spent": spent,
+                "order": torch.from_numpy(order),
+                "random": random.bit_generator.state,
+                "torch": torch.get_rng_state(),
+            }
+            buffer = io.BytesIO()
+            torch.save(there, buffer)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, buffer.getvalue())
+            saved, began = spent, time.perf_counter() - spent
         if len(order) < batch:
             order = random.permutation(len(pixels))
         chosen, order = order[:batch], order[batch:]
+        past = spent / seconds
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = peer.loss(to_float(pixels[chosen]))
         optimizer.zero_grad()
@@ -190,7 +236,7 @@ def train(
     network.load_state_dict(average)
     network.eval()
     draws = {name: partial(_draw, way, pixels.shape[1:]) for name, way in peer.samplers.items()}
-    return draws, step, dtype
+    return draws, step, spent, dtype
 
 
 def _faster(peer: Peer, x0: Tensor) -> str:

@@ -1,15 +1,19 @@
 """Images a second for equal quality: our samplers beside diffusers' pipelines, on one network.
 
-    python bench/sample_speed.py RUN [--samples 2000] [--reference-samples 2000] [--rounds 5]
+    python bench/sample_speed.py [RUN] [--samples 2000] [--reference-samples 2000] [--rounds 5]
+                                 [--distilled RUN …]
 
-RUN is a run of `unraze train fashion-mnist`, of v. Three kinds of ways are timed:
+RUN is a run of `unraze train fashion-mnist`, of v; where none is named it is that of
+`few_steps.py`, which is made where it is not there, with what is distilled from it. Three kinds of
+ways are timed:
 
 ours        `unraze.generate.sample` in 5 and 10 calls, as `unraze tune` found where it did, else by
-            Adams of order 2 with Karras' steps; and in 25 calls of the run's own sampler
-pipelines   the same network in diffusers' own pipelines: `DDPMPipeline` in all T calls and
-            `DDIMPipeline` in 50, as they come, DPM-Solver++ 2M in 25, and in few calls what is best
-            there of theirs, its SDE in 10 and 5; each with the same ᾱ, 2^-12 for the 0 at its end,
-            even steps down from T, and x̂_0 clipped by the scheduler
+            Adams of order 2 with Karras' steps; and in 25 calls of the run's own sampler; and the
+            runs that were distilled from it, with --distilled, in theirs
+pipelines   the same network, in the same dtype, in diffusers' own pipelines: `DDPMPipeline` in all
+            T calls and `DDIMPipeline` in 50, as they come, DPM-Solver++ 2M in 25, and in few calls
+            what is best there of theirs, its SDE in 10 and 5; each with the same ᾱ, 2^-12 for the 0
+            at its end, even steps down from T, and x̂_0 clipped by the scheduler
 their own   diffusers' UNet2DModel, untrained, in `DDPMPipeline` and `DDIMPipeline`: its cost alone
 
 A time is that of one batch of pictures, of the batch from 16 to 256 that gives most of them a
@@ -39,6 +43,7 @@ from typing import Any
 
 import kept
 import numpy as np
+import prepared
 import torch
 from few_steps import AT_ONCE, betas, drawn
 from material import test_images
@@ -50,7 +55,15 @@ from unraze.denoiser import raw_output
 from unraze.evaluate.features import FeatureSpace
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.metrics import difference, frechet
-from unraze.generate import Model, calls_of, changed, class_of, load as load_run, within
+from unraze.generate import (
+    Model,
+    calls_of,
+    changed,
+    class_of,
+    dtype_of,
+    load as load_run,
+    within,
+)
 
 Array = np.ndarray[Any, Any]
 Draw = Callable[[range, int, int], Array]
@@ -70,7 +83,7 @@ class Way:
 
     `draw` gives images uint8 (N, C, H, W) of these numbers and this seed, in so many calls: in
     `calls`, or where it is timed in `timed`. `samples` of them are judged, where 0 none. `settings`
-    are ours, where it is ours.
+    are ours, where it is ours; `computing` is what of the network its results go by besides.
     """
 
     label: str
@@ -80,6 +93,7 @@ class Way:
     samples: int
     draw: Draw
     settings: SampleConfig | None = None
+    computing: str = ""
 
     @property
     def name(self) -> str:
@@ -90,7 +104,7 @@ class Way:
     def about(self) -> list[Any]:
         """What a result of it depends on, beside the network and what it is drawn with."""
         settings = None if self.settings is None else self.settings.model_dump(mode="json")
-        return [self.name, self.calls, self.timed, settings]
+        return [self.name, self.calls, self.timed, settings, self.computing]
 
 
 class ForDiffusers(nn.Module):
@@ -99,6 +113,7 @@ class ForDiffusers(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.network, self.schedule, self.model = model.network, model.schedule, model
+        self.computing = dtype_of(model, model.config.sample)
         self.classes: Tensor | None = None
         channels, height, width = model.shape
         self.config = SimpleNamespace(sample_size=(height, width), in_channels=channels)
@@ -112,8 +127,9 @@ class ForDiffusers(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> SimpleNamespace:
         """Their t is ours less 1."""
         ours = (t + 1).double().expand(len(x))
-        v = raw_output(self.network, self.schedule, "v", x, ours, classes=self.classes)
-        return SimpleNamespace(sample=v)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.computing == "bfloat16"):
+            v = raw_output(self.network, self.schedule, "v", x, ours, classes=self.classes)
+        return SimpleNamespace(sample=v.float())
 
 
 def scheduler_of(model: Model, kind: str, **options: Any) -> Any:
@@ -169,15 +185,22 @@ def few_calls(model: Model, calls: int) -> SampleConfig:
     return within(model, calls, lambda k: changed(model.config.sample, {**adams, "steps": k}))
 
 
-def ways(model: Model, options: argparse.Namespace) -> list[Way]:
+def ours(model: Model, settings: SampleConfig, samples: int) -> Way:
+    """A way of Unraze."""
+    calls, draw = calls_of(model, settings), by_ours(model, settings)
+    label = f"{settings.sampler}, {calls}"
+    computing = f"{dtype_of(model, settings)}, {model.checkpoint[:12]}"
+    return Way(label, "unraze", calls, calls, samples, draw, settings, computing)
+
+
+def ways(model: Model, students: Sequence[Model], options: argparse.Namespace) -> list[Way]:
     """All of them, the long one first among the pipelines."""
-    out = []
     own = within(model, 25, lambda k: changed(model.config.sample, {"steps": k}))
-    for settings in (few_calls(model, 5), few_calls(model, 10), own):
-        calls = calls_of(model, settings)
-        label = f"{settings.sampler}, {calls}"
-        draw = by_ours(model, settings)
-        out.append(Way(label, "unraze", calls, calls, options.samples, draw, settings))
+    out = [
+        ours(model, settings, options.samples)
+        for settings in (few_calls(model, 5), few_calls(model, 10), own)
+    ]
+    out += [ours(student, student.config.sample, options.samples) for student in students]
     steps, network = model.schedule.steps, ForDiffusers(model)
     clipped = {"thresholding": True, "sample_max_value": 1.0}  # a bound of 1 is clipping
     noisy = {"algorithm_type": "sde-dpmsolver++"}
@@ -191,7 +214,8 @@ def ways(model: Model, options: argparse.Namespace) -> list[Way]:
         count = options.reference_samples if calls == steps else options.samples
         draw = piped(kind, network, scheduler_of(model, scheduler, **more))
         timed = min(calls, MOST_TIMED)
-        out.append(Way(f"{label}, {calls}", "diffusers", calls, timed, count, draw))
+        name, computing = f"{label}, {calls}", network.computing
+        out.append(Way(name, "diffusers", calls, timed, count, draw, computing=computing))
     out += [
         Way(f"{kind}, {calls}", "UNet2DModel", calls, MOST_TIMED, 0, draw)
         for kind, calls, draw in _of_their_own(model)
@@ -344,7 +368,12 @@ def _reference(all_ways: Sequence[Way]) -> Way:
 def main() -> None:
     """Parses, draws and times what is not there, prints, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="of `unraze train fashion-mnist`")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        help="of `unraze train fashion-mnist`; absent: one is trained, tuned and distilled",
+    )
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument(
         "--reference-samples", type=int, help="of the pipeline in all T calls; --samples if absent"
@@ -353,6 +382,7 @@ def main() -> None:
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--distilled", type=Path, nargs="*", help="runs, from RUN")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.batches = [int(text) for text in options.batches.split(",")]
@@ -362,13 +392,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
+    if options.run is None:
+        options.run = prepared.ten([5, 10])
+        if options.distilled is None:
+            options.distilled = prepared.distilled(options.run)
     model = load_run(options.run)
     if model.config.train.classes or model.config.loss.parametrisation != "v":
         parser.error(f"{options.run}: give a run of v, without classes")
     real, of = test_images()
     if model.shape != real.shape[1:]:
         parser.error(f"{options.run}: give a run of fashion-mnist")
-    all_ways = ways(model, options)
+    all_ways = ways(model, [load_run(path) for path in options.distilled or []], options)
     speed = timed(all_ways, model, options)
     judgements = {
         way.name: judged(way, model, real, of, options) for way in all_ways if way.samples

@@ -13,7 +13,8 @@ Ours is the preset's. Then all draw the same number of samples in the same numbe
 which are held against the 10,000 test images in both feature spaces. Every training is kept as a
 file below --out as soon as it is scored; the same command goes on where it was, and counts what is
 there, whichever machine it was measured on, if by as many threads. With --out NEW all of it is
-measured anew. A training that is killed begins again.
+measured anew. A peer's training that is killed goes on from what it had saved a minute before at
+most, ours begins again.
 
 What is said at the end, for each time: the Fréchet distance of each contender, over its seeds; the
 floor, which two halves of real images have; and the ratio of what is above the floor, ours to the
@@ -102,8 +103,8 @@ def _key(text: str) -> str:
 def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Array, dict[str, Any]]:
     """The samples uint8 (N, C, H, W) of a contender after its training, and what that was."""
     torch.set_num_threads(options.threads)
-    began = time.perf_counter()
     if cell.name == OURS:
+        began = time.perf_counter()
         config = updated(
             preset("fast"),
             {
@@ -123,15 +124,16 @@ def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Arra
         drawn = to_uint8(sample(model, options.samples, seed=cell.seed, settings=settings))
         how, dtype, scores = settings.sampler, model.config.train.dtype, {}
     else:
-        draws, steps, dtype = peers.train(
+        draws, steps, seconds, dtype = peers.train(
             cell.name,
             of.training.pixels,
             seconds=60 * cell.minutes,
             lr=cell.lr,
             batch=options.batch,
             seed=cell.seed,
+            file=begun(cell, of.name, options),
         )
-        seconds, images = time.perf_counter() - began, steps * options.batch
+        images = steps * options.batch
         few = min(CHOSEN_BY, options.samples)
         scores = {
             name: _by_validation(draw(few, options.calls, cell.seed), of)
@@ -177,6 +179,12 @@ def place(cell: Cell, name: str, options: argparse.Namespace) -> Path:
     return Path(options.out) / "cells" / f"{name}{cell.slug}-{drawing}.json"
 
 
+def begun(cell: Cell, name: str, options: argparse.Namespace) -> Path:
+    """The file of a peer's training that is not whole yet."""
+    how = f"{options.batch}x{options.threads}threads"
+    return Path(options.out) / "runs" / f"{name}{cell.slug}-{how}.pt"
+
+
 def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str, Any]:
     """A cell's result, from its file or made now."""
 
@@ -206,6 +214,7 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
         print(f"{of.name}{cell.slug}: kept", flush=True)
     result = kept.cell(file, make)
     options.threads = options.threads or result["threads"]  # of the first is of all
+    begun(cell, of.name, options).unlink(missing_ok=True)
     for what in ("threads", "batch"):
         if result[what] != getattr(options, what):
             sys.exit(

@@ -1,6 +1,7 @@
 """What the benchmarks keep is there whole or not at all, and is found again; nothing is timed."""
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,8 @@ import few_steps
 import guides
 import kept
 import numpy as np
+import peers
+import prepared
 import pytest
 import sample_speed
 import time_to_quality
@@ -159,6 +162,46 @@ def test_what_is_kept_says_how_many_threads_and_what_is_not_needs_its_packages(
         time_to_quality.measured(cell, images, options)
 
 
+def test_a_peer_s_training_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its tenth step and begun again, with the same images, noise and rate, it ends with
+    the weights of one that was not; by a clock that ticks a second a step."""
+
+    clock, kill = [0.0], [math.inf]
+
+    def peer(shape: tuple[int, int, int]) -> peers.Peer:
+        network = torch.nn.Conv2d(shape[0], shape[0], 3, padding=1)
+
+        def loss(x0: torch.Tensor) -> torch.Tensor:
+            clock[0] += 1.0
+            if clock[0] == kill[0]:
+                raise Killed
+            return (network(x0 + torch.randn_like(x0)) - x0).square().mean()
+
+        return peers.Peer(network, loss, {"as it is": lambda x, calls: network(x)})
+
+    def ended(file: Path) -> tuple[kept.Array, int, float]:
+        clock[0] = 0.0
+        draws, steps, spent, _ = peers.train(
+            "one", pixels, seconds=20.0, lr=1e-2, batch=16, seed=3, file=file, every=3.0
+        )
+        return draws["as it is"](3, 1, 0), steps, spent
+
+    monkeypatch.setitem(peers.PEERS, "one", peer)
+    monkeypatch.setattr(peers, "_faster", lambda *_: "float32")
+    monkeypatch.setattr(peers, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    whole, *of_it = ended(tmp_path / "whole.pt")
+    kill[0] = 10.0
+    with pytest.raises(Killed):
+        ended(tmp_path / "killed.pt")
+    kill[0] = math.inf
+    drawn, *of_this = ended(tmp_path / "killed.pt")
+    assert of_it == of_this == [20, 20.0]
+    assert np.array_equal(whole, drawn)
+
+
 def test_guided_away_from_itself_a_network_draws_as_alone(tmp_path: Path) -> None:
     """x̂ + w (x̂ - x̂) = x̂; of another network it is another picture."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
@@ -289,6 +332,41 @@ def test_few_steps_draws_what_sample_does(model: Model) -> None:
     parts = [few_steps.drawn(model, numbers, 3, wanted) for numbers in (range(4), range(4, 7))]
     whole = sample(model, 7, seed=3, settings=wanted, batch=4)
     assert np.array_equal(np.concatenate(parts), few_steps.to_uint8(whole))
+
+
+def test_the_run_of_few_steps_is_made_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the commands of a user, of which each goes on where it was."""
+    asked, tuned = list[tuple[str, ...]](), dict[int, Any]()
+
+    def unraze(*command: str) -> None:
+        asked.append(command)
+        if "--out" in command:
+            folder = Path(command[command.index("--out") + 1])
+            folder.mkdir()
+            (folder / "config.toml").touch()
+        if command[0] == "tune":
+            tuned.update(dict.fromkeys(map(int, command[3::2])))
+
+    monkeypatch.setattr(prepared, "_unraze", unraze)
+    monkeypatch.setattr(
+        prepared, "load", lambda _: SimpleNamespace(tuning=Namespace(settings=tuned))
+    )
+    run = prepared.ten([5, 10], tmp_path)
+    made = prepared.distilled(run)
+    ten, two, one = (str(tmp_path / name) for name in ("ten", "ten-distilled", "ten-one"))
+    assert [str(path) for path in (run, *made)] == [ten, two, one]
+    assert asked == [
+        ("train", "fashion-mnist", "--minutes", "10", "--out", ten),
+        ("tune", ten, "--calls", "5", "--calls", "10"),
+        ("distill", ten, "--calls", "2", "--out", two),
+        ("distill", ten, "--calls", "1", "--out", one),
+    ]
+    asked.clear()
+    prepared.distilled(prepared.ten([5, 20], tmp_path))
+    again = [("resume", ten), ("tune", ten, "--calls", "20"), ("resume", two), ("resume", one)]
+    assert asked == again
 
 
 def test_the_picture_of_few_steps_has_every_point() -> None:

@@ -1,0 +1,54 @@
+"""The run that samplers are measured on, where none is named: trained, tuned and distilled.
+
+    RUNS/ten              unraze train fashion-mnist --minutes 10
+                          unraze tune RUNS/ten --calls …
+    RUNS/ten-distilled    unraze distill RUNS/ten, of two calls
+    RUNS/ten-one          unraze distill RUNS/ten --calls 1
+
+Each of these commands goes on where it was, and so do all of them together.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unraze.generate import load
+from unraze.run import is_run
+
+__all__ = ["RUNS", "distilled", "ten"]
+
+RUNS = Path(__file__).parent / "results" / "few-steps" / "runs"
+MINUTES = 10
+CALLS_OF = {"ten-distilled": 2, "ten-one": 1}
+
+
+def ten(calls: Sequence[int], runs: Path = RUNS) -> Path:
+    """A run of ten minutes, tuned for so many calls."""
+    run = runs / "ten"
+    _made(run, ["train", "fashion-mnist", "--minutes", str(MINUTES)])
+    tuning = load(run).tuning
+    missing = [n for n in calls if tuning is None or n not in tuning.settings]
+    if missing:
+        _unraze("tune", str(run), *(word for n in missing for word in ("--calls", str(n))))
+    return run
+
+
+def distilled(run: Path) -> list[Path]:
+    """What `unraze distill` makes of it, of two calls and of one."""
+    made = []
+    for name, calls in CALLS_OF.items():
+        made.append(run.with_name(name))
+        _made(made[-1], ["distill", str(run), "--calls", str(calls)])
+    return made
+
+
+def _made(run: Path, command: Sequence[str]) -> None:
+    """Makes the run by that command, or goes on with it."""
+    _unraze(*(("resume", str(run)) if is_run(run) else (*command, "--out", str(run))))
+
+
+def _unraze(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "unraze", *command])
+    if done.returncode:
+        sys.exit(done.returncode)
