@@ -518,7 +518,8 @@ def test_a_training_is_estimated_before_it_starts(
     assert (result["images"], result["steps"], result["shape"]) == (1500, 100, [1, 8, 8])
     assert result["memory_bytes"] < result["memory_there"]
     assert result["seconds"] == pytest.approx(100 * 8 / result["images_per_second"])
-    wrong = ended(job(browser, "estimate", source=source, steps=100, size="7x5"))
+    annotated = {"preset": "annotated", "size": "7x5"}
+    wrong = ended(job(browser, "estimate", source=source, steps=100, **annotated))
     assert wrong["state"] == "failed"
     assert "does not suit the network" in wrong["error"]
     refused = browser.post(

@@ -67,7 +67,6 @@ def build(
     match config:
         case LeanConfig():
             config = lean.fitted(config, size)
-            lean.require_size(config, size)
             return lean.LeanUNet(
                 config,
                 channels=channels,

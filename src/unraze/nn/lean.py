@@ -14,6 +14,9 @@ between resolutions that cost little, and channels-last memory throughout, which
 a CPU want: they are most of a training step there. A skip is merged by a 1x1 convolution of both to
 the width of one, so that no 3x3 convolution has two to read, and groups are of 16 channels, as a
 vector of bfloat16 is: those of 8 cost ten times as much there.
+
+A picture may have any size: to the right and below it is filled up with zeros to the next one that
+squares and halvings divide, and what is said of these is left out.
 """
 
 import torch
@@ -30,12 +33,11 @@ from unraze.nn.layers import (
     channels_last,
     group_norm,
     head_width,
-    require_divisible,
     with_previous,
     zero_conv,
 )
 
-__all__ = ["FINEST", "LeanUNet", "fitted", "require_size"]
+__all__ = ["FINEST", "LeanUNet", "fitted"]
 
 FINEST = 24
 """How long the folded side of a picture may be without folding more, or another level."""
@@ -75,15 +77,6 @@ def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
     return config.model_copy(update={"fold": fold, "widths": widths, "finish": finish})
 
 
-def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
-    """Raises `InputError`, naming the nearest, unless fold 2^(levels-1) divides both sides."""
-    assert config.fold is not None
-    assert config.widths is not None
-    halvings = len(config.widths) - 1
-    because = f"it folds {config.fold}x{config.fold} pixels then halves the sides ({halvings} x)"
-    require_divisible(size, config.fold * 2**halvings, because=because)
-
-
 class Finish(nn.Module):
     """h + conv(SiLU((1 + s) conv([h, x]) + b)), (s, b) = linear(emb).
 
@@ -114,8 +107,7 @@ class LeanUNet(nn.Module):
     `num_classes` for "no class" (None: all of them); `previous` (B, C, H, W) the last x̂_0 of a
     self-conditioned network (None: zeros); `augmentation` (B, augment_values) how the pictures were
     changed (None: zeros, not at all). Raises `ValueError` for any of them where the network was
-    built without it, and `InputError` where fold 2^(levels-1) does not divide H and W, or where
-    groups or heads do not divide a width.
+    built without it, and `InputError` where groups or heads do not divide a width.
     """
 
     def __init__(
@@ -192,9 +184,13 @@ class LeanUNet(nn.Module):
         previous: Tensor | None = None,
         augmentation: Tensor | None = None,
     ) -> Tensor:
-        require_size(self.config, (x.shape[2], x.shape[3]))
+        height, width = x.shape[2:]
+        multiple = self.fold * 2 ** len(self.downs)
+        below, right = -height % multiple, -width % multiple
         emb = self.conditioning(t, classes, augmentation)
         seen = with_previous(x, previous, self_conditioning=self.self_conditioning)
+        if below or right:
+            x, seen = (F.pad(each, (0, right, 0, below)) for each in (x, seen))
         seen = F.pixel_unshuffle(seen, self.fold)
         h = self.stem(seen.to(memory_format=torch.channels_last))
         skips = []
@@ -214,4 +210,5 @@ class LeanUNet(nn.Module):
         h = F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.fold // self.squares)
         for finish in self.finish.children():
             h = finish(h, F.pixel_unshuffle(x, self.squares), emb)
-        return F.pixel_shuffle(h, self.squares) if self.squares > 1 else h
+        h = F.pixel_shuffle(h, self.squares) if self.squares > 1 else h
+        return h[:, :, :height, :width] if below or right else h
