@@ -353,9 +353,10 @@ def main() -> None:
 
     all_calls = [int(text) for text in options.calls.split(",")]
     if options.run is None:
+        if options.distilled is not None:
+            parser.error("--distilled: give the run that they were distilled from, before it")
         options.run = prepared.ten(all_calls)
-        if options.distilled is None:
-            options.distilled = prepared.distilled(options.run)
+        options.distilled = prepared.distilled(options.run)
     model = load_run(options.run)
     of = test_images()
     cells = []

@@ -177,12 +177,13 @@ def train(
     file: Path,
     every: float = EVERY,
 ) -> tuple[dict[str, Draw], int, float, str]:
-    """Trains a peer for so long on uint8 (N, C, H, W); ways to draw, its steps, the seconds that it
-    trained for, and its dtype.
+    """Trains a peer for so long on uint8 (N, C, H, W); ways to draw, its steps, the seconds that
+    it took with all that came before its first step, and its dtype.
 
     What is there of it is written to `file` every so many seconds, which do not count, and gone on
     with from there. Which images are of which step is as if it had never stopped.
     """
+    called = time.perf_counter()
     torch.manual_seed(seed)
     peer = PEERS[name](pixels.shape[1:])
     network = peer.network.train()
@@ -200,6 +201,7 @@ def train(
         print(f"{file.stem}: going on after {spent / 60:.1f} minutes", flush=True)
     else:
         dtype = _faster(peer, to_float(pixels[:batch]))
+    before = time.perf_counter() - called
     began, saved = time.perf_counter() - spent, spent
     while (spent := time.perf_counter() - began) < seconds:
         if spent - saved >= every:
@@ -236,7 +238,7 @@ def train(
     network.load_state_dict(average)
     network.eval()
     draws = {name: partial(_draw, way, pixels.shape[1:]) for name, way in peer.samplers.items()}
-    return draws, step, spent, dtype
+    return draws, step, before + spent, dtype
 
 
 def _faster(peer: Peer, x0: Tensor) -> str:

@@ -8,6 +8,7 @@
 Each of these commands goes on where it was, and so do all of them together.
 """
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,13 +25,14 @@ CALLS_OF = {"ten-distilled": 2, "ten-one": 1}
 
 
 def ten(calls: Sequence[int], runs: Path = RUNS) -> Path:
-    """A run of ten minutes, tuned for so many calls."""
+    """A run of ten minutes, tuned for each of these numbers of calls."""
     run = runs / "ten"
     _made(run, ["train", "fashion-mnist", "--minutes", str(MINUTES)])
     tuning = load(run).tuning
-    missing = [n for n in calls if tuning is None or n not in tuning.settings]
-    if missing:
-        _unraze("tune", str(run), *(word for n in missing for word in ("--calls", str(n))))
+    tuned = set() if tuning is None else set(tuning.settings)
+    if not tuned.issuperset(calls):  # all of them anew, as a tuning takes the place of the last
+        words = (("--calls", str(n)) for n in sorted(tuned.union(calls)))
+        _unraze("tune", str(run), *itertools.chain(*words))
     return run
 
 
@@ -49,6 +51,10 @@ def _made(run: Path, command: Sequence[str]) -> None:
 
 
 def _unraze(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "unraze", *command])
-    if done.returncode:
-        sys.exit(done.returncode)
+    with subprocess.Popen([sys.executable, "-m", "unraze", *command]) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:  # which the command has had too: it saves
+            code = child.wait()
+    if code:
+        sys.exit(code)

@@ -14,7 +14,8 @@ pipelines   the same network, in the same dtype, in diffusers' own pipelines: `D
             T calls and `DDIMPipeline` in 50, as they come, DPM-Solver++ 2M in 25, and in few calls
             what is best there of theirs, its SDE in 10 and 5; each with the same ᾱ, 2^-12 for the 0
             at its end, even steps down from T, and x̂_0 clipped by the scheduler
-their own   diffusers' UNet2DModel, untrained, in `DDPMPipeline` and `DDIMPipeline`: its cost alone
+their own   diffusers' UNet2DModel, untrained, in `DDPMPipeline` and `DDIMPipeline`: its cost
+            alone, in float32
 
 A time is that of one batch of pictures, of the batch from 16 to 256 that gives most of them a
 second, in rounds of all ways in turn: the median over the rounds, with its range. Of pipelines of
@@ -188,8 +189,8 @@ def few_calls(model: Model, calls: int) -> SampleConfig:
 def ours(model: Model, settings: SampleConfig, samples: int) -> Way:
     """A way of Unraze."""
     calls, draw = calls_of(model, settings), by_ours(model, settings)
-    label = f"{settings.sampler}, {calls}"
-    computing = f"{dtype_of(model, settings)}, {model.checkpoint[:12]}"
+    name = settings.sampler if model.config.distilled is None else Path(model.run).name
+    label, computing = f"{name}, {calls}", f"{dtype_of(model, settings)}, {model.checkpoint[:12]}"
     return Way(label, "unraze", calls, calls, samples, draw, settings, computing)
 
 
@@ -393,9 +394,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
     if options.run is None:
+        if options.distilled is not None:
+            parser.error("--distilled: give the run that they were distilled from, before it")
         options.run = prepared.ten([5, 10])
-        if options.distilled is None:
-            options.distilled = prepared.distilled(options.run)
+        options.distilled = prepared.distilled(options.run)
     model = load_run(options.run)
     if model.config.train.classes or model.config.loss.parametrisation != "v":
         parser.error(f"{options.run}: give a run of v, without classes")

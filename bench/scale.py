@@ -264,8 +264,8 @@ class Assumed:
         inside_speed: the same within a machine of eight.
         latency: seconds of a message from one to the next.
         least: seconds that a step takes at least for each tensor of weights, for a GPU is given its
-            work kernel by kernel; found on an H200, where `fast` has 0.41 ms and `quality` 0.50,
-            both by Muon.
+            work kernel by kernel; found on an H200, where `fast` has 0.41 ms and three blocks a
+            level 0.50, both by Muon.
         agree: seconds in which all agree on a number over TCP, times log₂ of their number.
         hidden: the share of a step's computing, its backward pass, that gradients are sent during.
     """
@@ -339,12 +339,12 @@ def cost(
 
 
 def modelled(of: Assumed) -> list[str]:
-    """The table of `model`: `fast`, `quality` and `ddpm` at 32×32, 64 images on each GPU."""
+    """The table of `model`: `fast` and `ddpm` at 32×32, 64 images on each GPU."""
     lines = [
         "network    GPUs   how   MB sent a step   step, ms   not computing   images/s",
     ]
     images = random_images(32)
-    for name in ("fast", "quality", "ddpm"):
+    for name in ("fast", "ddpm"):
         own = {"train.steps": 100, "train.batch": 64, "train.dtype": "float32", "train.clusters": 0}
         config = prepare(updated(preset(name), own), images)
         network = network_of(config, 0)

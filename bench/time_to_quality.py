@@ -47,7 +47,7 @@ import matplotlib
 import numpy as np
 import peers
 import torch
-from machine import machine
+from machine import machine, versions
 from material import FASHION, Material, figures, material
 from matplotlib.figure import Figure
 from scipy import stats
@@ -181,7 +181,7 @@ def place(cell: Cell, name: str, options: argparse.Namespace) -> Path:
 
 def begun(cell: Cell, name: str, options: argparse.Namespace) -> Path:
     """The file of a peer's training that is not whole yet."""
-    how = f"{options.batch}x{options.threads}threads"
+    how = f"{options.batch}x{options.threads}threads-{kept.key(versions())}"
     return Path(options.out) / "runs" / f"{name}{cell.slug}-{how}.pt"
 
 

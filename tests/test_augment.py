@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -241,13 +240,21 @@ class TestTraining:
         assert not any(torch.equal(first, other) for other in others)
 
     @pytest.mark.parametrize(
-        ("asked", "images", "p"),
-        [("auto", 9_999, 0.12), ("auto", 10_000, 0.0), (0.3, 10**6, 0.3), (0.0, 40, 0.0)],
+        ("asked", "images", "network", "p"),
+        [
+            ("auto", 9_999, "lean", 0.12),
+            ("auto", 10_000, "lean", 0.0),
+            ("auto", 40, "unet", 0.12),
+            ("auto", 40, "unet2d", 0.0),
+            (0.3, 10**6, "lean", 0.3),
+            (0.0, 40, "lean", 0.0),
+        ],
     )
     def test_auto_goes_by_the_number_of_images(
-        self, asked: float | Literal["auto"], images: int, p: float
+        self, asked: float | str, images: int, network: str, p: float
     ) -> None:
-        assert chance_for(asked, images) == p
+        config = updated(Config(), {"data.augment": asked, "network.kind": network})
+        assert chance_for(config, images) == p
 
     def test_auto_is_settled_before_training(
         self, tiny_config: Config, tiny_images: Images
@@ -348,6 +355,22 @@ class TestTraining:
         with pytest.raises(CheckpointError, match=says):
             load(run.path)
         with pytest.raises(CheckpointError, match=says):
+            list(train(run, tiny_images))
+
+    def test_a_run_says_how_much(
+        self, tiny_config: Config, tiny_images: Images, tmp_path: Path
+    ) -> None:
+        asked = updated(tiny_config, {"data.augment": "auto"})
+        fit(tiny_images, asked, out=tmp_path / "run")
+        run = find(tmp_path / "run")
+        assert "augmented: each of six changes of an image" in (run.path / "log.txt").read_text(
+            "utf-8"
+        )
+        file = run.path / "config.toml"
+        text = file.read_text(encoding="utf-8")
+        assert "augment = 0.12" in text
+        file.write_text(text.replace("augment = 0.12", 'augment = "auto"'), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r'says data\.augment = "auto"'):
             list(train(run, tiny_images))
 
     def test_bad_chances_are_named(self) -> None:

@@ -198,6 +198,7 @@ def test_a_peer_s_training_goes_on_where_it_was(
         ended(tmp_path / "killed.pt")
     kill[0] = math.inf
     drawn, *of_this = ended(tmp_path / "killed.pt")
+    assert clock[0] == 20 - 9  # it had been saved after nine steps
     assert of_it == of_this == [20, 20.0]
     assert np.array_equal(whole, drawn)
 
@@ -347,6 +348,7 @@ def test_the_run_of_few_steps_is_made_and_gone_on_with(
             folder.mkdir()
             (folder / "config.toml").touch()
         if command[0] == "tune":
+            tuned.clear()
             tuned.update(dict.fromkeys(map(int, command[3::2])))
 
     monkeypatch.setattr(prepared, "_unraze", unraze)
@@ -365,8 +367,8 @@ def test_the_run_of_few_steps_is_made_and_gone_on_with(
     ]
     asked.clear()
     prepared.distilled(prepared.ten([5, 20], tmp_path))
-    again = [("resume", ten), ("tune", ten, "--calls", "20"), ("resume", two), ("resume", one)]
-    assert asked == again
+    tune = ("tune", ten, "--calls", "5", "--calls", "10", "--calls", "20")
+    assert asked == [("resume", ten), tune, ("resume", two), ("resume", one)]
 
 
 def test_the_picture_of_few_steps_has_every_point() -> None:

@@ -1158,8 +1158,16 @@ def test_folders_that_hold_no_images_or_images_of_many_sizes(
 def test_a_size_that_the_network_cannot_divide(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["train", "photos", "--steps", "1", *TINY]
-    refused(capfd, [*command, "--size", "10x9"], "10x9", "10x8", "10x10")
+    annotated = ["--preset", "annotated", "--steps", "1", "--size", "10x9"]
+    refused(capfd, ["train", "photos", *annotated], "10x9", "8x8", "12x12")
+
+
+def test_a_size_that_the_network_fills_up(folder: Path) -> None:
+    command = ["train", "photos", "--steps", "1", "--size", "11x9", "--out", "run", *TINY]
+    assert main(command) == 0
+    assert main(["sample", "run", "-n", "1", "--out", "drawn"]) == 0
+    with Image.open("drawn/00000.png") as picture:
+        assert picture.size == (9, 11)
 
 
 def test_a_run_whose_images_were_moved_goes_on_once_it_is_told_where(

@@ -356,7 +356,7 @@ class TestRefused:
 
     def test_augmentation_is_not_begun_or_ended(self, teacher: Path) -> None:
         for asked in (0.1, "auto"):
-            words = rf"data\.augment = {asked}: .* trained without it"
+            words = rf"data\.augment = {asked}: .* trained without augmentation"
             with pytest.raises(InputError, match=words):
                 configuration(load(teacher), changes={"data.augment": asked})
 

@@ -24,11 +24,12 @@ one label and not two, and shifts are whole: mirrors and shifts alone resample n
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from unraze.config import Config, LeanConfig, UNetConfig
 
 __all__ = ["DRAWS", "VALUES", "augmented", "chance_for", "drawn"]
 
@@ -44,11 +45,13 @@ STEP = math.log(2) / 5
 """k: what a_3 = 1 or |e| = 1 does, as the logarithm of a length."""
 
 
-def chance_for(asked: float | Literal["auto"], images: int) -> float:
-    """The chance p for so many images: what was asked for, "auto" by their number."""
-    if asked != "auto":
-        return asked
-    return USUAL if images < FEW else 0.0
+def chance_for(config: Config, images: int) -> float:
+    """The chance p for so many images to train on: what the configuration says, or where that is
+    "auto" what their number does, and 0 for networks that cannot be told."""
+    if config.data.augment != "auto":
+        return config.data.augment
+    can_be_told = isinstance(config.network, LeanConfig | UNetConfig)
+    return USUAL if can_be_told and images < FEW else 0.0
 
 
 def drawn(u: Tensor, p: float, size: tuple[int, int]) -> Tensor:

@@ -151,7 +151,7 @@ class DataConfig(_Section):
         0.0,
         description="chance of each of six changes of a training image (mirrored, upside down, "
         "scaled, turned, stretched, shifted); the network is told, so samples show none; 0: none; "
-        "auto: 0.12 where there are fewer than 10,000 images, else 0",
+        "auto: 0.12 where fewer than 10,000 images are trained on, else 0",
     )
     skip_bad: bool = Field(False, description="leave unreadable files out instead of stopping")
     # 0, not the presets' 0.1: what was trained before there was this key was trained on all images

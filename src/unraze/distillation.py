@@ -93,11 +93,12 @@ def configuration(
         raise InputError(f"calls = {calls}: give {' or '.join(map(str, BORDERS))}")
     _require_of_this_run(model, given, where)
     augment = given.get("data.augment", model.config.data.augment)
-    if bool(augment) != bool(model.config.data.augment) or augment == "auto":
+    number = isinstance(augment, int | float)
+    if augment == "auto" or (number and bool(augment) != bool(model.config.data.augment)):
         had = "with" if model.config.data.augment else "without"
         raise InputError(
-            f"data.augment = {augment}: the network of {model.run} was trained {had} it, and one "
-            "made of it is told as much; leave it as it was"
+            f"data.augment = {augment}: the network of {model.run} was trained {had} augmentation, "
+            "and one made of it is told as much; leave it as it was"
         )
     own = model.config.sample
     schedule = model.schedule
@@ -145,10 +146,8 @@ def configuration(
         )
     if guidance == 1 and "loss.teacher_interval" in given:
         low, high = config.loss.teacher_interval
-        raise InputError(
-            f"loss.teacher_interval = {low:g}, {high:g}: nothing is guided; give a guidance other "
-            "than 1 too"
-        )
+        cure = "give a guidance other than 1" if can_be_guided(model) else "leave it out"
+        raise InputError(f"loss.teacher_interval = {low:g}, {high:g}: nothing is guided; {cure}")
     if given.keys() & {"train.minutes", "train.steps", "train.epochs"}:
         return config
     cost = COST[trained.optimizer] + (SECOND_LOOK if guidance != 1 else 0.0)

@@ -95,7 +95,7 @@ def create(
             "no place for images without a class; leave it at 0"
         )
     left = set() if same else set(TABLES)
-    if not augment.chance_for(config.data.augment, len(images.pixels)):
+    if not augment.chance_for(config, len(images.pixels)):
         # of images that nothing is done to it says nothing
         left.add(AUGMENTATION)
     weights = {k: v for k, v in model.network.state_dict().items() if k not in left}

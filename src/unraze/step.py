@@ -233,7 +233,7 @@ def gradients(
         labels = labels_of(config.train, images.labels[indices], trainee.num_classes, step)
     changes = None
     if p := config.data.augment:
-        assert p != "auto"
+        assert p != "auto"  # train() has asked
         assert config.data.size is not None
         changes = augmentation_of(config.train, p, config.data.size, step)
     trainee.network.train()

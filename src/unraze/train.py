@@ -184,7 +184,7 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
         **_origin_of(images),
         "data.size": (height, width),
         "data.channels": channels,
-        "data.augment": augment.chance_for(config.data.augment, count),
+        "data.augment": augment.chance_for(config, count),
         "loss.sigma_data": config.loss.sigma_data or _root_mean_square(images),
         "train.threads": train.threads or torch.get_num_threads(),
         "train.clusters": clustering.clusters_for(train.clusters, count),
@@ -370,6 +370,11 @@ def train(
     where the disk is full.
     """
     config = ranks.first(runs.read_config, run)
+    if config.data.augment == "auto":
+        raise CheckpointError(
+            f'{run.path}: config.toml says data.augment = "auto", while a run says how much; was '
+            "it changed since? Give the number that it had"
+        )
     require_device(config.train.device)
     told_of = len(images.class_names) if config.train.classes else config.train.clusters
     require_memory(config, num_classes=told_of or 0, ranks=ranks)
@@ -399,6 +404,12 @@ def train(
             sizes = np.bincount(clusters.labels)
             words = f"{len(sizes)} clusters of alike images, of {sizes.min()} to {sizes.max()}"
             yield _said(run, ranks, f"told apart: {words}; samples will be of each as often")
+
+        if saved is None and config.data.augment:
+            words = (
+                f"each of six changes of an image is made with a chance of {config.data.augment:g}"
+            )
+            yield _said(run, ranks, f"augmented: {words}; samples show none")
 
         # a new run fixes its steps, its dtype and how often it saves, and is told what it takes;
         # where nothing is left open, it was told so before, or a few steps are sooner done

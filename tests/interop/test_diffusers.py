@@ -532,6 +532,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "lean": {"kind": "lean", "fold": 2, "widths": (8, 16), "groups": 2, "heads": 2},
+    "lean, filled up": {"kind": "lean", "fold": 3, "widths": (8, 16), "groups": 2, "heads": 2},
     "lean, finished": {"kind": "lean", "fold": 4, "widths": (8, 8), "groups": 2, "finish": 8},
     "linear attention": {"kind": "unet", "dim": 8, "multipliers": (1, 2), "blocks": 1},
     "convnext": {"kind": "unet", "dim": 8, "multipliers": (1, 2), "blocks": 1, "block": "convnext"},
@@ -658,6 +659,7 @@ def drawn_here(model: generate.Model, x: Tensor, labels: list[int | None]) -> np
     ("name", "changes"),
     [
         ("lean", {}),
+        ("lean, filled up", {}),
         ("lean", {"loss.parametrisation": "x0"}),
         ("lean", {"loss.parametrisation": "edm"}),
         ("lean", {"loss.self_conditioning": True}),

@@ -341,16 +341,18 @@ def test_half_the_bits(trained: Path, here: Path, capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["annotated", "ddpm", "fused attention"])
+@pytest.mark.parametrize("name", ["annotated", "ddpm", "fused attention", "lean, filled up"])
 def test_the_parts_of_every_network_have_plain_operators(name: str) -> None:
-    """Linear attention, Ho et al.'s blocks, and pictures too large for the formula of attention."""
+    """Linear attention, Ho et al.'s blocks, pictures too large for the formula of attention, and
+    those that are filled up."""
     changes = {
         "annotated": {"network.dim": 16, "network.groups": 4},
         "ddpm": {"network.dim": 32},
         "fused attention": {"network.linear_attention": False, "network.attention": (0,)},
+        "lean, filled up": {"network.fold": 3, "network.widths": (16, 16)},
     }[name]
-    config = updated(preset("ddpm" if name == "ddpm" else "annotated"), changes)
-    model = model_of(config, size=32)
+    of = {"ddpm": "ddpm", "lean, filled up": "fast"}.get(name, "annotated")
+    model = model_of(updated(preset(of), changes), size=32)
     graph = graphs.network_graph(model)
     file = onnx_files.network_file(graph)
     assert {node.domain for node in file.graph.node} == {""}

@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_weights(config: Network) -> None:
 
 @every
 def test_another_size_than_the_one_built_for(config: Network) -> None:
-    """Fully convolutional: any size that divides is accepted, of the U-Net any other named."""
+    """Fully convolutional: any size that divides is accepted, any other is refused by the U-Net."""
     network = _perturbed(config)
     assert network(torch.zeros(1, 3, 16, 8), torch.zeros(1)).shape == (1, 3, 16, 8)
     other = torch.zeros(1, 3, 9, 15)
@@ -226,6 +226,17 @@ def test_what_a_size_lacks_is_zeros_that_nothing_is_said_of(
     told_whole = {"previous": whole[1]} if previous else {}
     got, want = network(x, t, **told), network(whole[0], t, **told_whole)
     assert torch.equal(got, want[:, :, :height, :width])
+
+
+def test_no_picture_is_filled_up_to_many_times_its_size() -> None:
+    """Which shapes alone would not tell: weights are few, and what is computed has no bound."""
+    for widths in ((4,) * 7, (4,) * 16):
+        config = LeanConfig(fold=2, widths=widths, heads=1, groups=1)
+        with pytest.raises(
+            InputError, match=rf"28x28 .* 2x2 pixels and {len(widths) - 1} halvings"
+        ):
+            build(config, channels=1, size=(28, 28))
+    build(LeanConfig(), channels=1, size=(1, 40))
 
 
 @settings(max_examples=30, deadline=None)
@@ -433,7 +444,8 @@ def test_every_size_has_a_network_with_few_places_at_its_finest_level(
     config = fitted(LeanConfig(), (side, side))
     assert config.fold is not None
     assert config.widths is not None
-    finest = -(-side // config.fold)
+    least = 2 ** (len(config.widths) - 1)
+    finest = -(-side // (config.fold * least)) * least  # with what the side is filled up with
     assert finest <= FINEST or side > 8 * FINEST
     assert finest // 2 ** (len(config.widths) - 1) <= FINEST / 2  # where attention is
     with torch.device("meta"):

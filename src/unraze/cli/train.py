@@ -142,7 +142,7 @@ def train(
             group=DATA,
             help="Chance from 0 to 1 of each of six changes of an image (mirrored, turned, scaled "
             "…), which samples do not show; for many passes over few images, 0.12 say; auto: that, "
-            "where there are fewer than 10,000. Absent: none, with quality auto.",
+            "where fewer than 10,000 are trained on; as the preset has it if absent.",
         ),
     ] = None,
     skip_bad: Annotated[
@@ -447,7 +447,10 @@ def refuse_early(wanted: Config, out: Path | None) -> None:
     colour(wanted.data.background)
     require_device(wanted.train.device)
     if wanted.data.size is not None:
-        training.require_memory(updated(wanted, {"data.channels": wanted.data.channels or 1}))
+        known: dict[str, Any] = {"data.channels": wanted.data.channels or 1}
+        if wanted.data.augment == "auto":  # which goes by the images, and weighs next to nothing
+            known["data.augment"] = 0.0
+        training.require_memory(updated(wanted, known))
     if out is None:
         return
     runs.require_free(out)

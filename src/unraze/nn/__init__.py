@@ -44,8 +44,9 @@ def build(
     `torch.manual_seed`, with `augment_values` or without.
 
     Raises `InputError` for a size that the network cannot divide (it names the nearest that fit),
-    for groups or heads that do not divide a width, for what this kind of network is not told, and,
-    before any weight is made, for more weights than this machine has memory for.
+    or, as the lean one takes any, would have to fill up with far more than there is; for groups or
+    heads that do not divide a width, for what this kind of network is not told, and, before any
+    weight is made, for more weights than this machine has memory for.
     """
     if torch.empty(0).device.type != "meta":
         _require_memory(
@@ -67,6 +68,7 @@ def build(
     match config:
         case LeanConfig():
             config = lean.fitted(config, size)
+            lean.require_size(config, size)
             return lean.LeanUNet(
                 config,
                 channels=channels,

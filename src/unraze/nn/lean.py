@@ -15,15 +15,18 @@ a CPU want: they are most of a training step there. A skip is merged by a 1x1 co
 the width of one, so that no 3x3 convolution has two to read, and groups are of 16 channels, as a
 vector of bfloat16 is: those of 8 cost ten times as much there.
 
-A picture may have any size: to the right and below it is filled up with zeros to the next one that
-squares and halvings divide, and what is said of these is left out.
+A picture may have any size: to the right and below it is filled up with zeros to the next multiple
+of fold 2^(levels-1), and the output is cut to the picture's size again.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unraze.config import LeanConfig
+from unraze.errors import InputError
 from unraze.nn.layers import (
     Attention,
     Conditioning,
@@ -37,10 +40,14 @@ from unraze.nn.layers import (
     zero_conv,
 )
 
-__all__ = ["FINEST", "LeanUNet", "fitted"]
+__all__ = ["FINEST", "LeanUNet", "fitted", "require_size"]
 
 FINEST = 24
 """How long the folded side of a picture may be without folding more, or another level."""
+MOST_FILLED = 8
+"""How many times its pixels a picture may have when its sides are filled up."""
+SMALL = 32
+"""Sides up to which it may have any number."""
 
 
 def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
@@ -77,6 +84,21 @@ def fitted(config: LeanConfig, size: tuple[int, int]) -> LeanConfig:
     return config.model_copy(update={"fold": fold, "widths": widths, "finish": finish})
 
 
+def require_size(config: LeanConfig, size: tuple[int, int]) -> None:
+    """Raises `InputError` where filling the sides up makes far more of a picture than it is."""
+    assert config.fold is not None
+    assert config.widths is not None
+    halvings = len(config.widths) - 1
+    multiple = config.fold * 2**halvings
+    filled = [side + -side % multiple for side in size]
+    if max(filled) > SMALL and math.prod(filled) > MOST_FILLED * math.prod(size):
+        raise InputError(
+            f"size {size[0]}x{size[1]} (height x width) does not suit the network: squares of "
+            f"{config.fold}x{config.fold} pixels and {halvings} halvings of the sides make "
+            f"{filled[0]}x{filled[1]} of it; give a smaller network.fold or fewer network.widths"
+        )
+
+
 class Finish(nn.Module):
     """h + conv(SiLU((1 + s) conv([h, x]) + b)), (s, b) = linear(emb).
 
@@ -99,7 +121,8 @@ class Finish(nn.Module):
 
 
 class LeanUNet(nn.Module):
-    """network(x (B, C, H, W), t (B,)) -> (B, C, H, W), the raw output, zero before training.
+    """network(x (B, C, H, W), t (B,)) -> (B, C, H, W), the raw output, zero before training, of any
+    H and W.
 
     With `learned_variance` that is (B, 2C, H, W), the second half for the variance.
 
