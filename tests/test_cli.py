@@ -344,7 +344,7 @@ def test_the_math_library_is_asked_for_the_same_bits() -> None:
         (["train", "digits", "--size", "big"], ["--size big", "32x48"]),
         (["train", "digits", "--preset", "fast", "--config", "a.toml"], ["give one of them"]),
         (["train", "digits", "--config", "a.toml"], ["a.toml", "cannot be read"]),
-        (["train", "digits", "--size", "30x31"], ["31"]),
+        (["train", "digits", "--preset", "annotated", "--size", "30x31"], ["31"]),
         (["train", "digits", "--size", "0x3"], ["--size 0x3", "32x48"]),
         (["train", "digits", "--size", "1000000"], ["--size 1000000", "100 million"]),
         (["train", "digits", "--size", "9" * 5000], ["--size 9", "32x48"]),
@@ -492,7 +492,8 @@ def test_an_existing_folder_that_is_no_run_is_left_alone(
     Path("empty").mkdir()
     refused(capfd, ["train", "empty", "--out", "mine"], "--out mine", "is not a run")
     refused(capfd, ["train", "empty", "--out", "/proc/x"], "--out /proc/x", "another place")
-    refused(capfd, ["train", "empty", "--size", "30x31"], "30x31", "28x28")
+    annotated = ["--preset", "annotated", "--size", "30x31"]
+    refused(capfd, ["train", "empty", *annotated], "30x31", "28x28")
 
 
 def test_a_signal_saves_says_how_to_go_on_and_resume_ends_the_run() -> None:

@@ -324,7 +324,7 @@ class TestBlowUp:
         ({"train.steps": None}, "the budget is missing"),
         ({"loss.parametrisation": "eps"}, "cannot be learned where ᾱ_T = 0"),
         ({"train.device": "nonsense"}, "device = 'nonsense'"),
-        ({"network.widths": [8, 8, 8, 8, 8]}, "8x8|8×8"),
+        ({"network.widths": [8] * 9}, "size 8x8 .* 8 halvings of the sides make 256x256 of it"),
         ({"schedule.kind": "linear", "schedule.rescaled": False}, "ᾱ_T = "),
         ({"train.steps": 10**10}, "train.steps = 10000000000: is more than 1,000,000,000 steps"),
         ({"train.epochs": 1e300}, r"train.epochs = 1e\+300: is more than 1,000,000,000 steps"),
