@@ -47,7 +47,7 @@ import matplotlib
 import numpy as np
 import peers
 import torch
-from machine import machine, versions
+from machine import machine, start, versions
 from material import FASHION, Material, figures, material
 from matplotlib.figure import Figure
 from scipy import stats
@@ -201,7 +201,7 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
             "calls": options.calls,
             "batch": options.batch,
             "threads": options.threads,
-            "machine": machine(),
+            "machine": machine() | {"start": kept.key(start())},  # which of those of one name
             "figures": scored(drawn, of),
             "copies": copies(drawn, of),
         }
