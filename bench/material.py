@@ -17,10 +17,12 @@ from unraze.data import Images, load
 from unraze.evaluate.features import FeatureSpace, spaces
 from unraze.evaluate.figures import Figure
 from unraze.evaluate.gaussian import FEWEST_PER_FEATURE, FRECHET
+from unraze.evaluate.memorisation import memorisation
 from unraze.evaluate.metrics import frechet, kid, with_floor
+from unraze.evaluate.nearest_training import Points
 from unraze.evaluate.stage import finish
 
-__all__ = ["FASHION", "Material", "figures", "material", "test_images"]
+__all__ = ["FASHION", "Material", "copies", "figures", "material", "test_images"]
 
 Array = np.ndarray[Any, Any]
 
@@ -76,6 +78,25 @@ def figures(of: Material, theirs: Array, ours: Array) -> list[Figure]:
     compared, and KID, each with its floor."""
     distances = with_floor(frechet, theirs, ours) if of.measure == FRECHET else ()
     return [*distances, *with_floor(kid, theirs, ours)]
+
+
+def copies(drawn: Array, of: Material, held_out: Array) -> dict[str, Any]:
+    """Whether samples are copies of training images, by their pixels, and where images are few in
+    each feature space as well; and how sure that is."""
+    spaces = () if of.measure == FRECHET else of.spaces
+    known = of.training.pixels
+    points = [Points(space.name, *map(space.extract, (drawn, known, held_out))) for space in spaces]
+    found = finish(memorisation(drawn, known, held_out, points, flip=False))
+    said = {
+        one.space: {
+            "d1/d2 < 1/3": {"samples": one.share, "held-out images": one.share_held_out},
+            "closer": one.closer,
+            "closer_ratio": one.closer_ratio,
+            "detectable": one.detectable,
+        }
+        for one in found.spaces
+    }
+    return {"verdict": found.verdict, "spaces": said}
 
 
 def test_images() -> tuple[Array, tuple[FeatureSpace, ...]]:

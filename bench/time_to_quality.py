@@ -1,6 +1,6 @@
 """Quality by training time: `fast` and the peers' own networks, trained for the same minutes.
 
-    python bench/time_to_quality.py [--minutes 5,10] [--peers azula,diffusers] [--seeds 3]
+    python bench/time_to_quality.py [--minutes 5,10] [--peers azula,diffusers] [--seeds 3 or 3,4,5]
     python bench/time_to_quality.py --long 60
     python bench/time_to_quality.py --data FOLDER --size 32 --minutes 10
 
@@ -48,7 +48,7 @@ import numpy as np
 import peers
 import torch
 from machine import machine, start, versions
-from material import FASHION, Material, figures, material
+from material import FASHION, Material, copies, figures, material
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -56,9 +56,7 @@ from unraze import train as training
 from unraze.config import preset, updated
 from unraze.data import to_uint8
 from unraze.evaluate.gaussian import FRECHET
-from unraze.evaluate.memorisation import memorisation
 from unraze.evaluate.metrics import frechet, kid
-from unraze.evaluate.stage import finish
 from unraze.generate import changed, sample, within
 
 Array = np.ndarray[Any, Any]
@@ -202,8 +200,9 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
             "batch": options.batch,
             "threads": options.threads,
             "machine": machine() | {"start": kept.key(start())},  # which of those of one name
+            "versions": versions(),
             "figures": scored(drawn, of),
-            "copies": copies(drawn, of),
+            "copies": copies(drawn, of, of.test),
         }
         told = f"{about}, {of.measure} {distance(result, of.spaces[0].name, 'test', of):.4g}"
         print(f"{of.name}{cell.slug}: {told}", flush=True)
@@ -222,14 +221,6 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
                 f"give that, or --out NEW to measure anew"
             )
     return result
-
-
-def copies(drawn: Array, of: Material) -> dict[str, Any]:
-    """Whether samples are copies of training images, by their pixels."""
-    found = finish(memorisation(drawn, of.training.pixels, of.test, flip=False))
-    (pixels,) = found.spaces
-    shares = {"samples": pixels.share, "test images": pixels.share_held_out}
-    return {"verdict": found.verdict, "d1/d2 < 1/3": shares}
 
 
 def distance(result: dict[str, Any], space: str, part: str, of: Material) -> float:
@@ -269,6 +260,12 @@ def parsed_rates(text: str) -> list[tuple[str, float]]:
     """Learning rates, and whose each is: "azula=2e-3,1e-3" has one more for azula."""
     pairs = [part.rpartition("=") for part in text.split(",")]
     return [(name, float(rate)) for name, _, rate in pairs]
+
+
+def parsed_seeds(text: str) -> list[int]:
+    """Seeds: "3" are 0, 1 and 2, "3,4,5" these."""
+    seeds = [int(each) for each in text.split(",")]
+    return list(range(seeds[0])) if len(seeds) == 1 else seeds
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
@@ -373,7 +370,7 @@ def main() -> None:
     parser.add_argument(
         "--rates", default=RATES, help="learning rates that a peer may have, or NAME=RATE,…"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", default="3", help="how many, 0 and up; or which: 3,4,5")
     parser.add_argument("--long", type=float, help="minutes that the peers alone are trained for")
     parser.add_argument("--data", default=FASHION, help="a folder, or another source of images")
     parser.add_argument("--size", type=int, help="that images are brought to")
@@ -385,6 +382,7 @@ def main() -> None:
     options = parser.parse_args()
     options.minutes = [float(text) for text in options.minutes.split(",")]
     options.peers = options.peers.split(",")
+    options.seeds = parsed_seeds(options.seeds)
     options.rates = parsed_rates(options.rates)
     if unknown := [name for name in options.peers if name not in peers.PEERS]:
         parser.error(f"--peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
@@ -397,12 +395,13 @@ def main() -> None:
     rates = {OURS: 0.0, **{name: best_rate(name, of, options) for name in options.peers}}
     results = [
         measured(Cell(name, minutes, rates[name], seed), of, options)
-        for seed in range(options.seeds)
+        for seed in options.seeds
         for minutes in options.minutes
         for name in (OURS, *options.peers)
     ]
     if options.long:
-        cells = [Cell(name, options.long, rates[name], 0) for name in options.peers]
+        seed = options.seeds[0]
+        cells = [Cell(name, options.long, rates[name], seed) for name in options.peers]
         results += [measured(cell, of, options) for cell in cells]
     lines = told(results, of, options)
     print("\n".join(lines))
@@ -410,7 +409,7 @@ def main() -> None:
     kept.summary(
         options.out,
         name,
-        seeds=range(options.seeds),
+        seeds=options.seeds,
         options=options,
         told=lines,
         cells=results,
@@ -421,7 +420,7 @@ def main() -> None:
         shown = [
             (
                 f"{who}, {minutes:g} minutes",
-                place(Cell(who, minutes, rates[who], 0), of.name, options),
+                place(Cell(who, minutes, rates[who], options.seeds[0]), of.name, options),
             )
             for who in (OURS, *options.peers)
         ]

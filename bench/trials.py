@@ -13,8 +13,9 @@ calls. Steps of training are equal, not minutes, so that trials may run beside o
 step costs is in `train_speed.py`. Each is kept as a file below --out as soon as it is scored, and
 the same command goes on where it was; `trials.json` is the table of all that are kept there.
 
-Beside the distance stands the grid: the power of the differences within the network's folded 2 x 2
-squares over that between the squares, 1 for pictures that know of no squares.
+Beside the distance stands the grid: the power of the differences within the network's folded
+squares over that between the squares, and the same of real images, about 1; and of few images,
+which may be learned by heart, whether samples are copies of them.
 """
 
 import argparse
@@ -29,11 +30,12 @@ from typing import Any
 import kept
 import numpy as np
 import torch
-from material import FASHION, Material, figures, material
+from material import FASHION, Material, copies, figures, material
 
 from unraze import train as training
 from unraze.config import Config, from_dict, preset, updated
 from unraze.data import to_uint8
+from unraze.evaluate.gaussian import FRECHET
 from unraze.generate import Model, calls_of, changed, load, sample, within
 
 if sys.version_info >= (3, 11):
@@ -84,11 +86,20 @@ def judged(model: Model, drawing: dict[str, Any], of: Material, seed: int) -> ke
     drawn = to_uint8(sample(model, SAMPLES, seed=seed, settings=settings, batch=250))
     space = of.spaces[0]
     found = figures(of, space.extract(of.validation), space.extract(drawn))
-    return {
+    result = {
         "figures": {figure.name: asdict(figure) for figure in found},
-        "squares": squares(drawn),
+        "squares": squares(drawn, _fold(model)),
+        "real squares": squares(of.validation, _fold(model)),
         "calls": calls_of(model, settings),
-    }, drawn
+    }
+    if of.measure != FRECHET:  # of few images, which may be learned by heart
+        result["copies"] = copies(drawn, of, of.validation)
+    return result, drawn
+
+
+def _fold(model: Model) -> int:
+    """The side of the squares to look for: those of the network, 2 where it has none."""
+    return max(2, getattr(model.config.network, "fold", None) or 2)
 
 
 def tried(
@@ -141,11 +152,12 @@ def line(result: dict[str, Any]) -> str:
     """A trial in words."""
     fd = result["figures"].get("Fréchet distance")
     told = f"FD {fd['alike']:6.2f} (floor {fd['floor']:.2f})  " if fd else ""
+    copied = f"  {result['copies']['verdict']}" if "copies" in result else ""
     return (
         f"{result['name']:<24} seed {result['seed']}  {result['steps']:>5} steps"
         f"  loss {result['loss']:.4f}  {result['calls']:>3} calls  {told}"
         f"KID {1000 * result['figures']['KID']['value']:6.1f}  squares {result['squares']:.3f}"
-        f"  {result['weights'] / 1e6:.2f} M  {result['images_per_second']:.0f}/s"
+        f"  {result['weights'] / 1e6:.2f} M  {result['images_per_second']:.0f}/s{copied}"
     )
 
 
@@ -177,7 +189,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     of = material(options.data, options.size, samples=SAMPLES)
-    print(f"real images: squares {squares(of.validation):.3f}")
+    print(f"real images: squares of 2 x 2 {squares(of.validation):.3f}")
     drawings = [("", {}), *map(changes, options.draw)]
     if others := [key for _, keys in drawings for key in keys if not key.startswith("sample.")]:
         parser.error(f"--draw: {', '.join(others)}: give keys of sample")

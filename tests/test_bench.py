@@ -234,6 +234,69 @@ def test_the_ratio_of_means_has_its_interval_where_one_may_be_negative() -> None
     assert np.isnan([low, high]).all()
 
 
+def test_the_ratio_has_its_interval_over_seeds() -> None:
+    """In 95 of 100 repetitions it holds the true ratio, of which the spread differs by side."""
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        ours, theirs = np.exp(random.normal((0.0, 1.0), (0.1, 0.3), size=(4, 2))).T
+        middle, low, high = time_to_quality.ratio(ours, theirs)
+        assert low < middle < high
+        held += low <= np.exp(-1) <= high
+    assert abs(held / 2000 - 0.95) < 0.02
+    middle, low, high = time_to_quality.ratio([0.2], [0.4])  # one seed tells no interval
+    assert middle == pytest.approx(0.5)
+    assert np.isnan([low, high]).all()
+
+
+def test_seeds_are_a_number_or_are_named() -> None:
+    assert time_to_quality.parsed_seeds("3") == [0, 1, 2]
+    assert time_to_quality.parsed_seeds("3,5") == [3, 5]
+
+
+def test_what_is_said_of_time_to_quality_is_the_best_peer_s(small: trials.Material) -> None:
+    """Above the floor, ours over the peer with the least mean; and the hour of each."""
+
+    def cell(name: str, minutes: float, value: float) -> dict[str, Any]:
+        figure = {"value": 9.0, "low": 0.9, "high": 1.1, "alike": value, "floor": 0.1}
+        figures = {"halves, test, Fréchet distance": figure}
+        return {"name": name, "minutes": minutes, "images": 1000, "figures": figures}
+
+    cells = [
+        *(cell("unraze", 5, 0.1 + v) for v in (0.1, 0.2)),
+        *(cell("slow", 5, 0.1 + v) for v in (8.0, 8.0)),
+        *(cell("good", 5, 0.1 + v) for v in (1.0, 4.0)),
+        cell("good", 60, 0.77),
+    ]
+    options = Namespace(minutes=[5], peers=["slow", "good"], long=60)
+    of = replace(small, measure="Fréchet distance")
+    told = "\n".join(time_to_quality.told(cells, of, options))
+    assert "unraze / good: 0.071 (" in told  # √(0.1 × 0.2) over √(1 × 4)
+    assert "60 min  good         0.7700" in told
+
+
+def test_the_ratio_of_few_steps_is_of_two_figures() -> None:
+    def one(value: float, width: float) -> tuple[float, float]:
+        low, high = value * np.exp(-1.96 * width), value * np.exp(1.96 * width)
+        figure = {"value": value, "low": low, "high": high}
+        return few_steps.distance({"figures": {"a, Fréchet distance": figure}}, "a")
+
+    assert one(0.4, 0.1) == (0.4, pytest.approx(0.1))
+    apart = np.exp(1.96 * 0.05)
+    words = f"0.500 ({0.5 / apart:.3f} … {0.5 * apart:.3f})"
+    assert few_steps.ratio(one(0.2, 0.03), one(0.4, 0.04)) == words
+
+
+def test_copies_are_known_in_every_space(small: trials.Material) -> None:
+    images = small.training.pixels
+    found = trials.copies(np.concatenate([images] * 3), small, small.validation)
+    assert found["verdict"] == "copies"
+    assert found["spaces"].keys() == {"pixels", "halves"}
+    assert all(one["d1/d2 < 1/3"]["samples"] == 1 for one in found["spaces"].values())
+    random = np.random.default_rng(9).integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
+    assert trials.copies(random, small, small.validation)["verdict"] != "copies"
+
+
 def test_a_trial_of_another_configuration_is_another() -> None:
     config = updated(preset("fast"), {"train.steps": 10})
     kept_config = updated(config, {"train.threads": 7}).model_dump(mode="json")
@@ -245,13 +308,22 @@ def test_a_trial_of_another_configuration_is_another() -> None:
     assert trials.differences(result, config, {}) == "ways of drawing"
 
 
+@pytest.fixture
+def small() -> trials.Material:
+    """Noise of 8×8 in three parts, and a space of half of its pixels, by which KID is compared."""
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
+    space: Any = SimpleNamespace(
+        name="halves", hash="0", extract=lambda x: x.reshape(len(x), -1)[:, ::2] / 255.0
+    )
+    training = Images.from_arrays(pixels[:40])
+    return trials.Material("", training, pixels[40:60], pixels[60:], (space,), "KID")
+
+
 def test_a_trial_is_trained_once_however_it_is_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: trials.Material
 ) -> None:
     monkeypatch.setattr(trials, "SAMPLES", 40)
-    pixels = np.random.default_rng(0).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
-    space: Any = SimpleNamespace(name="pixels", extract=lambda x: x.reshape(len(x), -1) / 255.0)
-    of = trials.Material("", Images.from_arrays(pixels[:40]), pixels[40:], pixels, (space,), "KID")
+    of = small
     small = {"network.widths": (8, 8), "network.fold": 1, "train.steps": 2, "train.batch": 4}
     config = updated(preset("fast"), small | {"train.threads": 1})
     plain = trials.tried(("one", config), ("", {}), of, tmp_path)
