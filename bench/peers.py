@@ -60,7 +60,7 @@ class Peer:
 
 
 def diffusers(shape: tuple[int, int, int]) -> Peer:
-    """diffusers' unconditional training example."""
+    """As diffusers' unconditional training example has it, with the annotated tutorial's size."""
     from diffusers import (
         DDIMScheduler,
         DDPMScheduler,

@@ -29,7 +29,7 @@ from unraze.data import Images, load, load_images, to_float
 from unraze.denoiser import denoiser
 from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
-from unraze.measure import FEWEST_STEPS, fixed, told, too_short
+from unraze.measure import fixed, told, too_short
 from unraze.process import destroy
 from unraze.ranks import ALONE, Ranks
 from unraze.step import kept_for_gradients, network_of
@@ -712,14 +712,17 @@ def test_minutes_that_hold_too_few_steps_say_how_many_would_do(
 def test_steps_that_are_too_few_are_said_unless_they_go_on_from_what_was_learned(
     tiny_config: Config,
 ) -> None:
-    few = updated(tiny_config, {"train.steps": FEWEST_STEPS - 1, "data.size": (8, 8)})
+    few = updated(tiny_config, {"train.steps": 299, "data.size": (8, 8)})
     said = too_short(few, None, None)
     assert said is not None
     assert said.startswith(
         "TOO SHORT: 299 steps, and fewer than 300 learn next to nothing of 8 x 8"
     )
     assert "give --steps 300" in said
-    assert too_short(updated(few, {"train.steps": FEWEST_STEPS}), None, None) is None
+    assert too_short(updated(few, {"train.steps": 300}), None, None) is None
+    large = too_short(updated(few, {"train.steps": 599, "data.size": (48, 64)}), None, None)
+    assert large is not None
+    assert "fewer than 600 learn next to nothing of 48 x 64 pictures: give --steps 600" in large
     begun = updated(few, {"begun": {"run": "there", "checkpoint": "0" * 64}})
     assert too_short(begun, None, None) is None
 
@@ -745,7 +748,7 @@ def test_time_and_memory_are_told_first_where_nothing_is_left_open(
             raise KeyboardInterrupt  # of 300 steps the first is enough
         said.append(one.message or "")
 
-    config = updated(tiny_config, {"train.steps": FEWEST_STEPS, "train.dtype": "float32"})
+    config = updated(tiny_config, {"train.steps": 300, "train.dtype": "float32"})
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_images, config, out=tmp_path / "run", report=report)
     assert any(re.search(r"300 steps of .* about \d+:\d+, .* GiB of memory", t) for t in said), said

@@ -24,9 +24,9 @@ from unraze.run import Run
 from unraze.step import Trainee, begin, clip, gradients
 
 __all__ = [
-    "FEWEST_STEPS",
     "Pace",
     "fastest",
+    "fewest_steps",
     "fixed",
     "measured",
     "seconds_a_step",
@@ -35,9 +35,12 @@ __all__ = [
 ]
 
 SAVE_SECONDS = 60.0
-FEWEST_STEPS = 300
-"""Fewer steps than this show blots, of whatever pictures: nothing is learned yet but grey levels
-and their places."""
+
+
+def fewest_steps(size: tuple[int, int] | None) -> int:
+    """Steps without which pictures of that size are blots: nothing is learned yet but levels of
+    grey and their places (docs/speed.md, "Too short")."""
+    return 300 if max(size or (0, 0)) <= 48 else 600
 
 
 def measured(
@@ -91,15 +94,15 @@ def too_short(config: Config, minutes: float | None, seconds: float | None) -> s
     """What to say of a budget that is too few steps to learn anything, which were asked for
     themselves, or as minutes that turned out to be so few of these `seconds`; None where they
     suffice, or begin with what others have learned."""
-    steps = config.train.steps or 0
-    if steps >= FEWEST_STEPS or config.begun is not None or config.distilled is not None:
+    steps, fewest = config.train.steps or 0, fewest_steps(config.data.size)
+    if steps >= fewest or config.begun is not None or config.distilled is not None:
         return None
     height, width = config.data.size or (0, 0)
-    few = f"fewer than {FEWEST_STEPS} learn next to nothing of {height} x {width} pictures"
+    few = f"fewer than {fewest} learn next to nothing of {height} x {width} pictures"
     count = f"{steps} step{'' if steps == 1 else 's'}"
     if minutes is None or seconds is None:
-        return f"TOO SHORT: {count}, and {few}: give --steps {FEWEST_STEPS} or more"
-    needed = math.ceil(FEWEST_STEPS * seconds / _share_of_steps(config) / 60)
+        return f"TOO SHORT: {count}, and {few}: give --steps {fewest} or more"
+    needed = math.ceil(fewest * seconds / _share_of_steps(config) / 60)
     return (
         f"TOO SHORT: {minutes:g} minutes are {count} here, and {few}: give --minutes {needed}, "
         "or a smaller --size"

@@ -52,7 +52,7 @@ from unraze.evaluate.figures import Figure
 from unraze.evaluate.stage import finish
 from unraze.generate import Model, Stopped, load
 from unraze.hardware import memory, peak_memory, require_device, resident
-from unraze.measure import FEWEST_STEPS, Pace, measured, told, too_short
+from unraze.measure import Pace, fewest_steps, measured, told, too_short
 from unraze.nn.lean import fitted
 from unraze.preview import (
     averaged_model,
@@ -415,7 +415,7 @@ def train(
         # where nothing is left open, it was told so before, or a few steps are sooner done
         steps, every = config.train.steps, config.train.checkpoint_every
         fixed = None not in (steps, every) and config.train.dtype != "auto"
-        few = steps is not None and steps < FEWEST_STEPS
+        few = steps is not None and steps < fewest_steps(config.data.size)
         minutes, seconds = config.train.minutes, None
         if saved is None and not (fixed and (few or ranks.first(run.stats.is_file))):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
