@@ -43,18 +43,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import kept
+import matplotlib
 import numpy as np
 import prepared
 import torch
 from few_steps import AT_ONCE, betas, drawn
 from material import test_images
+from matplotlib.figure import Figure
 from peer_networks import diffusers_unet
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from train_speed import roofline
 
 from unraze.config import SampleConfig
 from unraze.denoiser import raw_output
 from unraze.evaluate.features import FeatureSpace
-from unraze.evaluate.figures import Figure
+from unraze.evaluate.figures import Figure as Measured
 from unraze.evaluate.metrics import difference, frechet
 from unraze.generate import (
     Model,
@@ -74,6 +78,8 @@ RESULTS = Path(__file__).parent / "results" / "sample-speed"
 BATCHES = (16, 32, 64, 128, 256)
 FEWEST = 256
 """Samples that a Fréchet distance in these spaces asks for."""
+ROOF = ("product", "convolution")
+"""What speeds are held against: a float32 matrix product and a 3×3 convolution, in every round."""
 MOST_TIMED = 25
 """Calls of a pipeline that a round makes at most."""
 
@@ -83,8 +89,9 @@ class Way:
     """A way from noise to pictures.
 
     `draw` gives images uint8 (N, C, H, W) of these numbers and this seed, in so many calls: in
-    `calls`, or where it is timed in `timed`. `samples` of them are judged, where 0 none. `settings`
-    are ours, where it is ours; `computing` is what of the network its results go by besides.
+    `calls`, or where it is timed in `timed`. `samples` of them are judged, where 0 none. `flop` are
+    those of a call for an image. `settings` are ours, where it is ours; `computing` is what of the
+    network its results go by besides.
     """
 
     label: str
@@ -93,6 +100,7 @@ class Way:
     timed: int
     samples: int
     draw: Draw
+    flop: float
     settings: SampleConfig | None = None
     computing: str = ""
 
@@ -191,7 +199,8 @@ def ours(model: Model, settings: SampleConfig, samples: int) -> Way:
     calls, draw = calls_of(model, settings), by_ours(model, settings)
     name = settings.sampler if model.config.distilled is None else Path(model.run).name
     label, computing = f"{name}, {calls}", f"{dtype_of(model, settings)}, {model.checkpoint[:12]}"
-    return Way(label, "unraze", calls, calls, samples, draw, settings, computing)
+    flop = flop_of(ForDiffusers(model), model.shape)
+    return Way(label, "unraze", calls, calls, samples, draw, flop, settings, computing)
 
 
 def ways(model: Model, students: Sequence[Model], options: argparse.Namespace) -> list[Way]:
@@ -203,6 +212,7 @@ def ways(model: Model, students: Sequence[Model], options: argparse.Namespace) -
     ]
     out += [ours(student, student.config.sample, options.samples) for student in students]
     steps, network = model.schedule.steps, ForDiffusers(model)
+    flop = flop_of(network, model.shape)
     clipped = {"thresholding": True, "sample_max_value": 1.0}  # a bound of 1 is clipping
     noisy = {"algorithm_type": "sde-dpmsolver++"}
     for label, kind, scheduler, calls, more in (
@@ -216,22 +226,32 @@ def ways(model: Model, students: Sequence[Model], options: argparse.Namespace) -
         draw = piped(kind, network, scheduler_of(model, scheduler, **more))
         timed = min(calls, MOST_TIMED)
         name, computing = f"{label}, {calls}", network.computing
-        out.append(Way(name, "diffusers", calls, timed, count, draw, computing=computing))
-    out += [
-        Way(f"{kind}, {calls}", "UNet2DModel", calls, MOST_TIMED, 0, draw)
-        for kind, calls, draw in _of_their_own(model)
-    ]
-    return out
+        out.append(Way(name, "diffusers", calls, timed, count, draw, flop, computing=computing))
+    return out + _of_their_own(model)
 
 
-def _of_their_own(model: Model) -> list[tuple[str, int, Draw]]:
+def _of_their_own(model: Model) -> list[Way]:
     from diffusers import DDIMScheduler, DDPMScheduler
 
     network = diffusers_unet(model.shape).eval()
+    flop = flop_of(network, model.shape)
     return [
-        ("DDPMPipeline", 1000, piped("DDPMPipeline", network, DDPMScheduler(1000))),
-        ("DDIMPipeline", 50, piped("DDIMPipeline", network, DDIMScheduler(1000))),
+        Way(f"{kind}, {calls}", "UNet2DModel", calls, MOST_TIMED, 0, draw, flop)
+        for kind, calls, draw in (
+            ("DDPMPipeline", 1000, piped("DDPMPipeline", network, DDPMScheduler(1000))),
+            ("DDIMPipeline", 50, piped("DDIMPipeline", network, DDIMScheduler(1000))),
+        )
     ]
+
+
+def flop_of(network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """FLOP of a call of a network of pipelines, for one image."""
+    if isinstance(network, ForDiffusers):
+        network.told(range(1), 0)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(torch.zeros(1, *shape), torch.tensor(1))
+    return float(counter.get_total_flops())
 
 
 # ------------------------------------------------------------------------------- quality
@@ -266,7 +286,7 @@ def as_good(one: dict[str, Any], reference: dict[str, Any]) -> bool:
     """Whether it is in no space worse than the reference, or by no more than intervals explain."""
     count = str(reference["samples"])
     for space, figures in reference["figures"].items():
-        pair = (Figure(**cell[count]) for cell in (one["figures"][space], figures))
+        pair = (Measured(**cell[count]) for cell in (one["figures"][space], figures))
         apart = difference(*pair)
         if apart.real and apart.value > 0:
             return False
@@ -302,14 +322,22 @@ def timed(all_ways: Sequence[Way], model: Model, options: argparse.Namespace) ->
     best = kept.cell(cells / f"{stem}-batches.json", lambda: (batches(all_ways, options), None))
 
     def make() -> kept.Made:
-        return {
+        rates = {
             way.name: best[way.name] / seconds_of(way, best[way.name], options.seed)
             for way in all_ways
-        }, None
+        }
+        return rates | dict(zip(ROOF, roofline(), strict=True)), None
 
     made = [kept.cell(cells / f"{stem}-round{k}.json", make) for k in range(options.rounds)]
     rates = {way.name: [one[way.name] for one in made] for way in all_ways}
-    return {"batches": best, "images_per_second": rates}
+    roof = {of: statistics.median(one[of] for one in made) for of in ROOF}
+    shares = {
+        way.name: [
+            way.calls * way.flop * statistics.median(rates[way.name]) / roof[of] for of in ROOF
+        ]
+        for way in all_ways
+    }
+    return {"batches": best, "images_per_second": rates, "roofline": roof, "shares": shares}
 
 
 # ------------------------------------------------------------------------------- what is said
@@ -322,10 +350,14 @@ def told(
     rates = speed["images_per_second"]
     reference = judgements[_reference(all_ways).name]
     names = list(reference["figures"])
-    lines = [f"{'way':<36} {'batch':>5} {'images/s':>28}  FD in {' and '.join(names)}"]
+    lines = [
+        f"{'way':<36} {'batch':>5} {'images/s':>28} {'prod.':>6} {'conv.':>6}"
+        f"  FD in {' and '.join(names)}"
+    ]
     good = {}
     for way in all_ways:
         line = f"{way.name:<36} {speed['batches'][way.name]:>5} {ranged(rates[way.name]):>28}"
+        line += "".join(f" {share:>6.0%}" for share in speed["shares"][way.name])
         if way.name in judgements:
             one = judgements[way.name]
             for space in names:
@@ -349,6 +381,31 @@ def told(
         slow = _reference(all_ways).name
         lines.append(f"  to {slow}: {_ratio(rates, best['unraze'], slow)}")
     return lines
+
+
+def by_speed(
+    all_ways: Sequence[Way], judgements: dict[str, dict[str, Any]], speed: dict[str, Any]
+) -> Figure:
+    """Distance by images a second, a panel a space: ours, and the same network in pipelines."""
+    names = list(judgements[_reference(all_ways).name]["figures"])
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, space in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for whose, label in (("unraze", "unraze"), ("diffusers", "diffusers' pipelines")):
+            ways = [way for way in all_ways if way.whose == whose and way.name in judgements]
+            ours = [judgements[way.name] for way in ways]
+            rates = [statistics.median(speed["images_per_second"][way.name]) for way in ways]
+            values = [one["figures"][space][str(one["samples"])]["value"] for one in ours]
+            axes.plot(rates, values, "o", label=label)
+            for way, x, y in zip(ways, rates, values, strict=True):
+                of_calls = f"{way.calls:,}"
+                axes.annotate(of_calls, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        axes.set(title=space, xlabel="images a second", xscale="log", yscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    figure.axes[0].set_ylabel("Fréchet distance, at its network calls")
+    return figure
 
 
 def ranged(values: Sequence[float]) -> str:
@@ -392,6 +449,7 @@ def main() -> None:
         parser.error(f"--reference-samples {options.reference_samples}: give {FEWEST} or more")
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    matplotlib.use("Agg")
 
     if options.run is None:
         if options.distilled is not None:
@@ -421,6 +479,7 @@ def main() -> None:
         checkpoint=model.checkpoint,
         **speed,
     )
+    kept.figure(options.out / "sample-speed.png", by_speed(all_ways, judgements, speed))
 
 
 if __name__ == "__main__":

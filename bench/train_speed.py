@@ -39,9 +39,11 @@ from pathlib import Path
 from typing import Any
 
 import kept
+import matplotlib
 import numpy as np
 import torch
 from machine import peak
+from matplotlib.figure import Figure
 from peer_networks import diffusers_unet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -393,6 +395,37 @@ def lines(result: dict[str, Any]) -> list[str]:
     return out
 
 
+def by_size(results: Sequence[dict[str, Any]]) -> Figure:
+    """Images a second by size of the images: a panel for grey and for colour, a line for each
+    network and batch."""
+    channels = sorted({r["channels"] for r in results})
+    batches = sorted({r["batch"] for r in results})
+    figure = Figure(figsize=(1.5 + 3.5 * len(channels), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(channels), squeeze=False, sharey=True)[0]
+    for axes, count in zip(panels, channels, strict=True):
+        for colour, name in enumerate(NAMES):
+            for style, batch in zip(("o:", "o-", "o--", "o-."), batches, strict=False):
+                points = sorted(
+                    (r["size"], statistics.median(r["networks"][name]["images_per_second"]))
+                    for r in results
+                    if (r["channels"], r["batch"]) == (count, batch)
+                    and "images_per_second" in r["networks"].get(name, {})
+                )
+                if points:
+                    sizes, rates = zip(*points, strict=True)
+                    label = f"{name}, batch {batch}"
+                    axes.plot(sizes, rates, style, color=f"C{colour}", ms=4, label=label)
+        sizes = sorted({r["size"] for r in results})
+        title = "grey" if count == 1 else "colour"
+        axes.set(title=title, xlabel="pixels a side", xscale="log", yscale="log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel("images a second in training")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
+
+
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """Every size with every number of channels and every batch, small ones first."""
     for size, channels, batch in product(options.sizes, options.channels, options.batches):
@@ -436,6 +469,9 @@ def main() -> None:
     print("\n".join(text))
     name = f"{'growth' if options.growth else 'train-speed'}-{options.dtype}"
     kept.summary(options.out, name, seeds=[0], options=options, told=text, cells=results)
+    if len(options.sizes) > 1:
+        matplotlib.use("Agg")
+        kept.figure(options.out / f"{name}.png", by_size(results))
 
 
 if __name__ == "__main__":

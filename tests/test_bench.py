@@ -363,6 +363,31 @@ def test_training_speed_in_words() -> None:
     assert "fast / diffusers, images a second, pair by pair: 2.50 (2.00 … 3.00)" in told
 
 
+def test_the_picture_of_growth_has_every_point() -> None:
+    def one(size: int, channels: int, batch: int, rates: dict[str, float]) -> dict[str, Any]:
+        networks: dict[str, Any] = {n: {"images_per_second": [r] * 2} for n, r in rates.items()}
+        networks.setdefault("diffusers", {"needed": 50 * 2**30})
+        return {"size": size, "channels": channels, "batch": batch, "networks": networks}
+
+    results = [
+        one(16, 1, 8, {"fast": 100.0, "diffusers": 20.0}),
+        one(32, 1, 8, {"fast": 50.0}),
+        one(16, 3, 64, {"fast": 90.0}),
+    ]
+    grey, colour = train_speed.by_size(results).axes
+    drawn = [
+        {
+            line.get_label(): list(zip(*map(list, line.get_data()), strict=True))
+            for line in each.lines
+        }
+        for each in (grey, colour)
+    ]
+    assert drawn == [
+        {"fast, batch 8": [(16, 100.0), (32, 50.0)], "diffusers, batch 8": [(16, 20.0)]},
+        {"fast, batch 64": [(16, 90.0)]},
+    ]
+
+
 def test_training_speed_knows_networks_by_what_they_are(tiny_images: Images) -> None:
     """The network is the trainer's, and another one has another key."""
     case = train_speed.Case(size=8, channels=1, batch=4, dtype="float32", threads=1)
@@ -511,6 +536,36 @@ def judgement(low: float, value: float, high: float) -> dict[str, Any]:
     figure = {"name": "Fréchet distance", "value": value, "low": low, "high": high}
     figure |= {"floor": 0.1, "better": "lower", "generated": 500, "real": 10_000}
     return {"samples": 500, "figures": {"a space": {"500": figure, "2000": {}}}}
+
+
+def test_the_picture_of_sampling_speed_has_every_way_that_is_judged() -> None:
+    def way(label: str, whose: str, calls: int) -> sample_speed.Way:
+        return sample_speed.Way(label, whose, calls, calls, 10, lambda *_: PICTURES, 1e6)
+
+    ways = [
+        way("adams, 5", "unraze", 5),
+        way("DDPMPipeline, 1000", "diffusers", 1000),
+        way("DDPMPipeline, 9", "UNet2DModel", 9),
+    ]
+    figure = {"10": {"value": 0.5}}
+    judgements = {w.name: {"samples": 10, "figures": {"a": figure}} for w in ways[:2]}
+    speed = {"images_per_second": {w.name: [2.0, 4.0, 3.0] for w in ways}}
+    (axes,) = sample_speed.by_speed(ways, judgements, speed).axes
+    points = {line.get_label(): [list(xy) for xy in line.get_data()] for line in axes.lines}
+    assert points == {"unraze": [[3.0], [0.5]], "diffusers' pipelines": [[3.0], [0.5]]}
+    assert [text.get_text() for text in axes.texts] == ["5", "1,000"]
+
+
+def test_flop_of_a_call_are_counted_for_one_image(model: Model) -> None:
+    """By hand for a convolution: two for each weight and place."""
+    convolution = torch.nn.Conv2d(1, 4, 3, padding=1)
+
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return convolution(x)
+
+    assert sample_speed.flop_of(Network(), (1, 8, 8)) == 2 * 4 * 9 * 64
+    assert sample_speed.flop_of(sample_speed.ForDiffusers(model), model.shape) > 0
 
 
 def test_as_good_is_not_worse_than_intervals_explain() -> None:
