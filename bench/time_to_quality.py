@@ -188,7 +188,7 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
 
     def make() -> kept.Made:
         options.threads = options.threads or torch.get_num_threads()
-        if lacking := [name for name in options.peers if not peers.is_installed(name)]:
+        if lacking := [name for name in options.everyone if not peers.is_installed(name)]:
             sys.exit(f"{', '.join(lacking)}: not installed; {peers.INSTALLED_BY}")
         print(f"{of.name}{cell.slug}: training", flush=True)
         drawn, about = trained(cell, of, options)
@@ -335,12 +335,12 @@ def _verdict(result: dict[str, Any]) -> str:
     return found
 
 
-def by_minutes(results: list[dict[str, Any]], of: Material, options: argparse.Namespace) -> Figure:
+def by_minutes(results: list[dict[str, Any]], of: Material) -> Figure:
     """Distance by minutes, a panel a space: each seed, and the line of their means."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     trained_for = sorted({r["minutes"] for r in results})
     for axes, space in zip(figure.subplots(1, len(of.spaces)), of.spaces, strict=True):
-        for name in (OURS, *options.peers):
+        for name in dict.fromkeys(r["name"] for r in results):
             points = [
                 (r["minutes"], distance(r, space.name, "test", of))
                 for r in results
@@ -372,6 +372,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", default="3", help="how many, 0 and up; or which: 3,4,5")
     parser.add_argument("--long", type=float, help="minutes that the peers alone are trained for")
+    parser.add_argument("--long-peers", help="which those are; those of --peers if absent")
     parser.add_argument("--data", default=FASHION, help="a folder, or another source of images")
     parser.add_argument("--size", type=int, help="that images are brought to")
     parser.add_argument("--samples", type=int, default=2000)
@@ -382,17 +383,21 @@ def main() -> None:
     options = parser.parse_args()
     options.minutes = [float(text) for text in options.minutes.split(",")]
     options.peers = options.peers.split(",")
+    options.long_peers = (options.long_peers or ",".join(options.peers)).split(",")
     options.seeds = parsed_seeds(options.seeds)
+    options.everyone = list(dict.fromkeys([*options.peers, *options.long_peers]))
     options.rates = parsed_rates(options.rates)
-    if unknown := [name for name in options.peers if name not in peers.PEERS]:
-        parser.error(f"--peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
+    if unknown := [name for name in options.everyone if name not in peers.PEERS]:
+        parser.error(f"peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
+    if options.long_peers != options.peers and not options.long:
+        parser.error("--long-peers: give --long MINUTES too")
     rated = {name for name, _ in options.rates}
-    if without := [name for name in options.peers if not rated & {"", name}]:
+    if without := [name for name in options.everyone if not rated & {"", name}]:
         parser.error(f"--rates: none for {', '.join(without)}")
     matplotlib.use("Agg")
 
     of = material(options.data, options.size, samples=options.samples)
-    rates = {OURS: 0.0, **{name: best_rate(name, of, options) for name in options.peers}}
+    rates = {OURS: 0.0, **{name: best_rate(name, of, options) for name in options.everyone}}
     results = [
         measured(Cell(name, minutes, rates[name], seed), of, options)
         for seed in options.seeds
@@ -401,7 +406,7 @@ def main() -> None:
     ]
     if options.long:
         seed = options.seeds[0]
-        cells = [Cell(name, options.long, rates[name], seed) for name in options.peers]
+        cells = [Cell(name, options.long, rates[name], seed) for name in options.long_peers]
         results += [measured(cell, of, options) for cell in cells]
     lines = told(results, of, options)
     print("\n".join(lines))
@@ -415,7 +420,7 @@ def main() -> None:
         cells=results,
         rates=rates,
     )
-    kept.figure(options.out / f"{name}.png", by_minutes(results, of, options))
+    kept.figure(options.out / f"{name}.png", by_minutes(results, of))
     for minutes in options.minutes:
         shown = [
             (

@@ -157,7 +157,7 @@ def test_what_is_kept_says_how_many_threads_and_what_is_not_needs_its_packages(
     with pytest.raises(SystemExit, match="--threads 2, not 1"):
         time_to_quality.measured(cell, images, options)
     file.unlink()
-    options.peers = ["diffusers", "a peer that nobody has"]
+    options.everyone = ["diffusers", "a peer that nobody has"]
     with pytest.raises(SystemExit, match="a peer that nobody has: not installed; pip install"):
         time_to_quality.measured(cell, images, options)
 
