@@ -352,11 +352,7 @@ def main() -> None:
     matplotlib.use("Agg")
 
     all_calls = [int(text) for text in options.calls.split(",")]
-    if options.run is None:
-        if options.distilled is not None:
-            parser.error("--distilled: give the run that they were distilled from, before it")
-        options.run = prepared.ten(all_calls)
-        options.distilled = prepared.distilled(options.run)
+    prepared.settle(options, parser, all_calls)
     model = load_run(options.run)
     of = test_images()
     cells = []

@@ -8,6 +8,7 @@
 Each of these commands goes on where it was, and so do all of them together.
 """
 
+import argparse
 import itertools
 import subprocess
 import sys
@@ -17,11 +18,23 @@ from pathlib import Path
 from unraze.generate import load
 from unraze.run import is_run
 
-__all__ = ["RUNS", "distilled", "ten"]
+__all__ = ["RUNS", "distilled", "settle", "ten"]
 
 RUNS = Path(__file__).parent / "results" / "few-steps" / "runs"
 MINUTES = 10
 CALLS_OF = {"ten-distilled": 2, "ten-one": 1}
+
+
+def settle(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, calls: Sequence[int]
+) -> None:
+    """Makes them, and sets `run` and `distilled` to them, where the command names no run."""
+    if options.run is not None:
+        return
+    if options.distilled is not None:
+        parser.error("--distilled: give the run that they were distilled from, before it")
+    options.run = ten(calls)
+    options.distilled = distilled(options.run)
 
 
 def ten(calls: Sequence[int], runs: Path = RUNS) -> Path:

@@ -451,11 +451,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     matplotlib.use("Agg")
 
-    if options.run is None:
-        if options.distilled is not None:
-            parser.error("--distilled: give the run that they were distilled from, before it")
-        options.run = prepared.ten([5, 10])
-        options.distilled = prepared.distilled(options.run)
+    prepared.settle(options, parser, [5, 10])
     model = load_run(options.run)
     if model.config.train.classes or model.config.loss.parametrisation != "v":
         parser.error(f"{options.run}: give a run of v, without classes")

@@ -388,7 +388,9 @@ def main() -> None:
     options.everyone = list(dict.fromkeys([*options.peers, *options.long_peers]))
     options.rates = parsed_rates(options.rates)
     if unknown := [name for name in options.everyone if name not in peers.PEERS]:
-        parser.error(f"peers {','.join(unknown)}: give some of {', '.join(peers.PEERS)}")
+        parser.error(
+            f"--peers, --long-peers: {','.join(unknown)}: give some of {', '.join(peers.PEERS)}"
+        )
     if options.long_peers != options.peers and not options.long:
         parser.error("--long-peers: give --long MINUTES too")
     rated = {name for name, _ in options.rates}
