@@ -77,6 +77,7 @@ class Job:
         y = operator(truth)
         y = y + sigma * rng.normal(0, f"spoilt {task}", numbers, 0, y.shape[1:])
         self.task, self.model, self.calls, self.truth = task, model, calls, truth
+        self.numbers = numbers
         self.seen = Observed(y, operator, max(sigma, LEAST))
         settings = generate.changed(
             model.config.sample, {"clip": "none", "guidance": 1.0, "dtype": "float32"}
@@ -209,12 +210,12 @@ START = 0.995
 
 
 def theirs(make: Callable[[Job, dict[str, Any]], Any]) -> Method:
-    """azula's sampler, on our starting noise; its own noise follows from a seed."""
+    """azula's sampler, on our starting noise; its own noise is of each batch another."""
 
     def draw(job: Job) -> Tensor:
         sampler = make(job, {"start": START, "steps": job.calls, "silent": True})
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(rng.torch_seed(0, "azula's own noise", job.numbers.start))
             found: Tensor = sampler(job.start)
         return found
 

@@ -99,8 +99,12 @@ def file_size(way: Way, model: Model) -> int:
     return file.stat().st_size
 
 
+class LeftOut(Exception):
+    """Why a way was not measured."""
+
+
 def measured(way: Way, options: argparse.Namespace) -> dict[str, Any]:
-    """What `alone` says in a process of its own, or why it said nothing."""
+    """What `alone` says in a process of its own; raises `LeftOut` where that says nothing."""
     command = [sys.executable, __file__, str(options.run), "--alone", way.name]
     command += ["--threads", str(options.threads), "--batches", options.batches]
     try:
@@ -108,9 +112,9 @@ def measured(way: Way, options: argparse.Namespace) -> dict[str, Any]:
             command, stdout=subprocess.PIPE, text=True, timeout=options.patience, check=True
         )
     except subprocess.TimeoutExpired:
-        return {"skipped": f"took longer than {options.patience} s"}
+        raise LeftOut(f"took longer than {options.patience} s") from None
     except subprocess.CalledProcessError as error:
-        return {"skipped": f"ended with status {error.returncode}"}
+        raise LeftOut(f"ended with status {error.returncode}") from None
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return found
 
@@ -118,7 +122,8 @@ def measured(way: Way, options: argparse.Namespace) -> dict[str, Any]:
 def rounds(options: argparse.Namespace, model: Model) -> dict[str, list[dict[str, Any]]]:
     """Every round of every way, all ways in turn."""
     runtimes = {name: version(name) for name in ("onnxruntime", "openvino")}
-    about = kept.here(options.batches, options.threads, runtimes)
+    settings = settings_of(model).model_dump(mode="json")
+    about = kept.here(options.batches, options.threads, runtimes, settings)
     out: dict[str, list[dict[str, Any]]] = {way.name: [] for way in WAYS}
     for number in range(options.rounds):
         for way in WAYS:
@@ -126,10 +131,13 @@ def rounds(options: argparse.Namespace, model: Model) -> dict[str, list[dict[str
                 continue
             stem = f"{model.checkpoint[:12]}-{kept.slug(way.name)}-{about}-round{number}"
             print(f"round {number}: {way.name}", flush=True)
-            cell = kept.cell(
-                options.out / "cells" / f"{stem}.json",
-                lambda way=way: (measured(way, options), None),  # type: ignore[misc]
-            )
+            try:
+                cell = kept.cell(
+                    options.out / "cells" / f"{stem}.json",
+                    lambda way=way: (measured(way, options), None),  # type: ignore[misc]
+                )
+            except LeftOut as why:  # which is not kept: more patience, or memory, may do
+                cell = {"skipped": str(why)}
             out[way.name].append(cell)
     return out
 

@@ -287,7 +287,7 @@ def told(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> list[
                 )
             if len(best) == 2:
                 between = ratio(distance(best[0], space), distance(best[1], space))
-                lines.append(f"              ours / theirs {between}")
+                lines.append(f"              ours / theirs {between}, each the least of its own")
     return lines
 
 

@@ -31,7 +31,7 @@ import torch
 from peer_networks import WIDTHS, diffusers_unet, lucidrains_diffusion
 from torch import Tensor, nn
 
-from unraze import ema
+from unraze import ema, rng
 from unraze.data import to_float, to_uint8
 from unraze.files import write_whole
 
@@ -265,7 +265,7 @@ def _draw(
     seed: int,
 ) -> Array:
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # of what noise a sampler draws itself
+    torch.manual_seed(rng.torch_seed(seed, "a peer's own noise"))  # never that it begins with
     parts = []
     for first in range(0, count, DRAWN_AT_ONCE):
         x = torch.randn(min(DRAWN_AT_ONCE, count - first), *shape, generator=generator)

@@ -43,8 +43,8 @@ def ten(calls: Sequence[int], runs: Path = RUNS) -> Path:
     _made(run, ["train", "fashion-mnist", "--minutes", str(MINUTES)])
     tuning = load(run).tuning
     tuned = set() if tuning is None else set(tuning.settings)
-    if not tuned.issuperset(calls):  # all of them anew, as a tuning takes the place of the last
-        words = (("--calls", str(n)) for n in sorted(tuned.union(calls)))
+    if missing := sorted(set(calls) - tuned):
+        words = (("--calls", str(n)) for n in missing)
         _unraze("tune", str(run), *itertools.chain(*words))
     return run
 

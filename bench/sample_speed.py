@@ -55,6 +55,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_speed import roofline
 
+from unraze import rng
 from unraze.config import SampleConfig
 from unraze.denoiser import raw_output
 from unraze.evaluate.features import FeatureSpace
@@ -166,7 +167,9 @@ def piped(kind: str, network: nn.Module, scheduler: Any) -> Draw:
             network.told(numbers, seed)
         images = pipeline(
             batch_size=len(numbers),
-            generator=torch.Generator().manual_seed(seed + numbers.start),
+            generator=torch.Generator().manual_seed(
+                rng.torch_seed(seed, "a pipeline's noise", numbers.start)
+            ),
             num_inference_steps=calls,
             output_type="np",
         ).images

@@ -431,10 +431,12 @@ def main() -> None:
         return
 
     found: dict[str, dict[str, Any]] = {}
+    recipe = preset("fast").model_dump_json(exclude={"about", "sample"})
 
     def cells(part: str, cases: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, measure in cases.items():
-            file = options.out / "cells" / f"{part}-{kept.slug(name)}-{kept.here(part)}.json"
+            here = kept.here(part, options.threads, recipe)
+            file = options.out / "cells" / f"{part}-{kept.slug(name)}-{here}.json"
             if not file.is_file():
                 print(f"{part}: {name}", flush=True)
             made = kept.cell(file, lambda measure=measure: (measure(), None))

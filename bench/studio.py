@@ -30,6 +30,7 @@ import httpx2 as httpx
 from unraze import generate
 from unraze.run import Run
 from unraze.studio.library import name_of
+from unraze.studio.work import ENDED
 
 RUNS = 200
 COUNT = 16
@@ -107,11 +108,14 @@ def previewed(client: httpx.Client, name: str, run: Path, rounds: int) -> None:
         job = client.post("/api/jobs/sample", json=body).json()["id"]
         for number in (0, 1):
             with told_of:
-                told_of.wait_for(lambda job=job, n=number: seen.get(job, 0) > n, 60)
+                if not told_of.wait_for(lambda job=job, n=number: seen.get(job, 0) > n, 60):
+                    raise SystemExit(f"no preview {number} within 60 s: {state_of(client, job)}")
             client.get(f"/api/jobs/{job}/frames/{number}.png").raise_for_status()
             took[number].append(time.perf_counter() - began)
-        while client.get(f"/api/jobs/{job}").json()["state"] != "done":
+        while (state := state_of(client, job)) not in ENDED:
             time.sleep(0.02)
+        if state != "done":
+            raise SystemExit(f"a drawing {state}")
     told("a first preview of 16 pictures, noise", took[0][1:], None)
     told("the next, after a network call", took[1][1:], None)
     one = call(Run(run), rounds)
@@ -120,6 +124,11 @@ def previewed(client: httpx.Client, name: str, run: Path, rounds: int) -> None:
         + " and ".join(f"{statistics.median(each[1:]) / one:.1f}" for each in took)
         + " of it"
     )
+
+
+def state_of(client: httpx.Client, job: str) -> str:
+    """Where a job of the studio stands."""
+    return str(client.get(f"/api/jobs/{job}").json()["state"])
 
 
 def call(run: Run, rounds: int) -> float:

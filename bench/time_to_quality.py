@@ -10,17 +10,17 @@ or bfloat16, whichever makes its steps faster. A peer's learning rate is the bes
 2e-3, chosen first: by another seed, the shortest time, the first feature space and the last 5,000
 training images, by which also the best of its own samplers is chosen, each time, with 500 samples.
 Ours is the preset's. Then all draw the same number of samples in the same number of network calls,
-which are held against the 10,000 test images in both feature spaces. Every training is kept as a
-file below --out as soon as it is scored; the same command goes on where it was, and counts what is
-there, whichever machine it was measured on, if by as many threads. With --out NEW all of it is
-measured anew. A peer's training that is killed goes on from what it had saved a minute before at
-most, ours begins again.
+and are held against as many of the 10,000 test images in both feature spaces. Every training is
+kept as a file below --out as soon as it is scored; the same command goes on where it was, and
+counts what is there, whichever machine it was measured on, if by as many threads. With --out NEW
+all of it is measured anew. A peer's training that is killed goes on from what it had saved a minute
+before at most, ours begins again.
 
 What is said at the end, for each time: the Fréchet distance of each contender, over its seeds; the
-floor, which two halves of real images have; and the ratio of what is above the floor, ours to the
-best peer's, with its 95 % interval over seeds. With --long the peers are also trained for so many
-minutes, with one seed. Beside every contender stands whether its samples are copies of training
-images.
+floor, which two sets of as many real images have; and the ratio of what is above the floor, ours
+to the best peer's, with its 95 % interval over seeds. With --long the peers are also trained for so
+many minutes, with one seed. Beside every contender stands whether its samples are copies of
+training images.
 
 Other images than Fashion-MNIST are held out by a fifth, half of which rates are chosen by and half
 is measured on; where these are too few for a Fréchet distance, KID is what is compared, its ratio
@@ -173,7 +173,9 @@ def place(cell: Cell, name: str, options: argparse.Namespace) -> Path:
     """The file of a cell on the data of that name."""
     drawing = f"{options.samples}x{options.calls}"
     if cell.name == OURS:
-        drawing += f"-{_key(preset('fast').sample.model_dump_json(exclude_none=True))}"
+        # whatever its steps are, it is drawn in as many as the calls allow
+        sample = changed(preset("fast").sample, {"steps": 10})
+        drawing += f"-{_key(sample.model_dump_json(exclude_none=True))}"
     return Path(options.out) / "cells" / f"{name}{cell.slug}-{drawing}.json"
 
 

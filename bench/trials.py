@@ -20,6 +20,7 @@ which may be learned by heart, whether samples are copies of them.
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -52,7 +53,7 @@ RESULTS = Path(__file__).parent / "results" / "trials"
 def changes(text: str) -> tuple[str, dict[str, Any]]:
     """ "name: a.b=1 c.d=[2,3]" as its name and its keys."""
     name, _, rest = text.partition(":")
-    pairs = (pair.split("=", 1) for pair in rest.split())
+    pairs = (pair.split("=", 1) for pair in re.split(r"\s+(?=[a-z0-9_.]+=)", rest.strip()) if pair)
     return name.strip(), {key: _value(value) for key, value in pairs}
 
 
@@ -124,7 +125,7 @@ def tried(
             "name": f"{of.name}{name}{f', {drawing_name}' if drawing_name else ''}",
             "seed": seed,
             "steps": steps,
-            "loss": statistics.mean(row["loss"] for row in rows[-len(rows) // 10 :]),
+            "loss": statistics.mean(r["loss"] for r in rows[-len(rows) // 10 :] if "loss" in r),
             "images_per_second": rows[-1]["images_per_second"],
             "weights": sum(p.numel() for p in model.network.parameters()),
             "config": config.model_dump(mode="json"),

@@ -59,4 +59,25 @@ def test_a_way_that_takes_too_long_or_fails_is_left_out(monkeypatch: pytest.Monk
 
     for run, says in ((slow, "took longer than 7 s"), (broken, "ended with status 3")):
         monkeypatch.setattr(subprocess, "run", run)
-        assert engines.measured(engines.WAYS[0], options) == {"skipped": says}
+        with pytest.raises(engines.LeftOut, match=says):
+            engines.measured(engines.WAYS[0], options)
+
+
+def test_what_is_left_out_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor tried again in the rounds that follow; the same command tries it anew."""
+    model = generate.load(small_run(tmp_path / "run", digits_file(tmp_path / "digits.npz")))
+    asked: list[str] = []
+
+    def measured(way: engines.Way, _: argparse.Namespace) -> dict[str, Any]:
+        asked.append(way.name)
+        if way.name == "onnxruntime":
+            raise engines.LeftOut("took longer than 7 s")
+        return {"first": 1.0}
+
+    monkeypatch.setattr(engines, "measured", measured)
+    options = argparse.Namespace(out=tmp_path, threads=1, batches="1", rounds=2)
+    for _ in range(2):
+        found = engines.rounds(options, model)
+        assert found["onnxruntime"] == [{"skipped": "took longer than 7 s"}]
+        assert found["torch"] == [{"first": 1.0}] * 2
+    assert (asked.count("torch"), asked.count("onnxruntime")) == (2, 2)

@@ -168,7 +168,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(values: dict[str, Any], say
         ({"sample": {"eta": 1.5}}, "sample.eta"),
         ({"sample": {"guidance": -1}}, "sample.guidance"),
         ({"sample": {"sampler": "euler"}}, "sample.sampler"),
-        ({"sample": {"steps": 0}}, "sample.steps"),
+        ({"sample": {"steps": -1}}, "sample.steps"),
     ],
 )
 def test_a_value_that_will_not_do_is_named(values: dict[str, Any], names: str) -> None:

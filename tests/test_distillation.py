@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from stopping import after_step
-from unraze import checkpoint, rng, run as runs, step as step_of_training
-from unraze.config import Config, updated
+from unraze import checkpoint, finetuning, rng, run as runs, step as step_of_training
+from unraze.config import Config, preset, updated
 from unraze.consistency import jump, ladder
 from unraze.data import Images
 from unraze.distillation import configuration, create, distill
@@ -185,6 +185,22 @@ def test_every_kind_of_it_resumes(teacher: Path, tmp_path: Path, changes: dict[s
         list(train(run, two_kinds()))
         ends.append(weights(run))
     assert ends[0] == ends[1]
+
+
+def test_numbers_of_the_teacher_s_training_are_left_behind(teacher: Path) -> None:
+    """Which would be refused of a student, and of muon where it is not taken."""
+    model = load(teacher)
+    old = {"loss.distance": "huber", "loss.huber_delta": 0.1, "loss.times": "uniform"}
+    huber = replace(model, config=updated(model.config, {**old, "loss.times_std": 2.0}))
+    found = configuration(huber, changes={"train.optimizer": "adamw", "train.steps": 4})
+    assert (found.loss.huber_delta, found.loss.times_std, found.train.muon_scale) == (1.0, 1.2, 5.0)
+    assert configuration(model, changes={"train.steps": 4}).train.muon_scale == 10.0
+    prepare(found, two_kinds())
+    given = {"train.optimizer": "adamw", "train.muon_scale": 3.0, "train.steps": 4}
+    with pytest.raises(InputError, match=r"train\.muon_scale = 3: does nothing"):
+        prepare(configuration(model, changes=given), two_kinds())
+    further = finetuning.configuration(preset("fast"), huber)
+    assert (further.loss.huber_delta, further.loss.times_std) == (0.1, 1.2)
 
 
 def test_a_run_of_augmented_images_is_distilled_with_them(teacher: Path, tmp_path: Path) -> None:

@@ -164,6 +164,9 @@ def test_a_network_trained_at_whole_times_is_asked_at_whole_times(model: Model) 
     long = settings(sampler="adams", spacing=(0.0, 2.0, 51.0), steps=2)
     with pytest.raises(InputError, match="the last time is at most T = 50"):
         generate.plan_of(model, long)
+    near = settings(sampler="adams", spacing=(0.0, 1e-9, 50.0), steps=2)
+    with pytest.raises(InputError, match="spacing: two of its times are too close"):
+        generate.plan_of(model, near)
 
 
 def test_a_way_that_begins_before_the_end_begins_in_noise(model: Model) -> None:

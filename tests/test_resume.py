@@ -242,8 +242,8 @@ def test_evaluations_in_training_resume_too(
         return [{k: v for k, v in row.items() if k not in ("seconds", "share")} for row in rows]
 
     def best(run: Run) -> dict[str, bytes]:
-        (folder,) = checkpoint.listing(run.best)
-        return {folder.name + p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+        files = [p for folder in checkpoint.listing(run.best) for p in sorted(folder.iterdir())]
+        return {p.parent.name + p.name: p.read_bytes() for p in files}
 
     with few_steps():
         whole = start(config, images, tmp_path / "whole")

@@ -328,6 +328,7 @@ class TestBlowUp:
         ({"schedule.kind": "linear", "schedule.rescaled": False}, "ᾱ_T = "),
         ({"train.steps": 10**10}, "train.steps = 10000000000: is more than 1,000,000,000 steps"),
         ({"train.epochs": 1e300}, r"train.epochs = 1e\+300: is more than 1,000,000,000 steps"),
+        ({"train.epochs": 1e308}, r"train.epochs = 1e\+308: is more than 1,000,000,000 steps"),
         ({"train.minutes": 1e300}, r"train.minutes = 1e\+300: is more than ten years"),
         ({"train.batch": 10**9}, "train.batch = 1000000000: so many images of 8 x 8 at once"),
         ({"train.batch": 10**12}, "train.batch = 1000000000000: give at most 1000000000"),
@@ -347,6 +348,18 @@ class TestBlowUp:
             'sample.final_noise = true: sampler = "[a-z0-9_]+" has none',
         ),
         ({"loss.teacher_guidance": 2.0}, "loss.teacher_guidance = 2.0: .* has no teacher"),
+        (
+            {"loss.huber_delta": 0.1, "loss.distance": "l2"},
+            "loss.huber_delta = 0.1: does nothing where loss.distance = l2, but with huber; leave",
+        ),
+        (
+            {"loss.times_std": 2.0, "loss.times": "uniform"},
+            "loss.times_std = 2: .* = uniform, but with logit-normal or log-normal; leave it at 1",
+        ),
+        (
+            {"train.muon_scale": 2.0, "train.optimizer": "adamw"},
+            "train.muon_scale = 2: does nothing where train.optimizer = adamw, but with muon",
+        ),
     ],
 )
 def test_what_would_fail_later_is_refused_first(
@@ -354,6 +367,29 @@ def test_what_would_fail_later_is_refused_first(
 ) -> None:
     with pytest.raises(InputError, match=says):
         prepare(updated(tiny_config, changes), tiny_images)
+
+
+@pytest.mark.parametrize(("side", "asked", "steps"), [(48, 0, 10), (49, 0, 15), (49, 10, 10)])
+def test_the_steps_of_sampling_go_by_the_size(
+    tiny_config: Config, side: int, asked: int, steps: int
+) -> None:
+    """Where none are asked for; and there are never more than T."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, side, side), dtype=np.uint8)
+    config = updated(tiny_config, {"sample.steps": asked, "schedule.steps": 60})
+    images = Images.from_arrays(pixels)
+    assert prepare(config, images).sample.steps == steps
+    if not asked:
+        short = prepare(updated(config, {"schedule.steps": 5}), images)
+        assert short.sample.steps == 5
+
+
+def test_a_number_of_a_choice_is_taken_where_it_was_made(
+    tiny_config: Config, tiny_images: Images
+) -> None:
+    made = {"loss.distance": "huber", "loss.weighting": "p2", "loss.times": "log-normal"}
+    of_them = {"loss.huber_delta": 0.1, "loss.p2_k": 2.0, "loss.times_mean": -1.2}
+    found = prepare(updated(tiny_config, {**made, **of_them}), tiny_images)
+    assert (found.loss.huber_delta, found.loss.p2_k, found.loss.times_mean) == (0.1, 2.0, -1.2)
 
 
 @pytest.mark.parametrize("name", ["fast", "annotated", "literal"])

@@ -46,6 +46,7 @@ __all__ = [
     "newest",
     "read",
     "read_into",
+    "remove",
     "remove_after",
     "remove_left_over",
     "require_dtypes",
@@ -207,7 +208,7 @@ def _complete(temporary: Path, final: Path, state: dict[str, Any], *, keep: int)
     periodic = next((path for path in reversed(there) if _is_periodic(path)), None)
     for old in there[:-keep]:
         if old != periodic:
-            _remove(old)
+            remove(old)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -295,7 +296,7 @@ def remove_after(folder: Path, step: int) -> None:
     """Removes the checkpoints of later steps, the newest first; raises `UnrazeError`."""
     for path in reversed(listing(folder)):
         if int(path.name[5:]) > step:
-            _remove(path)
+            remove(path)
 
 
 @dataclass(frozen=True)
@@ -599,7 +600,7 @@ def _hash_of_state(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Removes a checkpoint; half of one is never found under its name. Raises `UnrazeError`."""
     gone = path.with_name(f".{path.name}.gone.part")
     try:

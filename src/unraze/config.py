@@ -28,6 +28,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "ACTS_WITH",
     "DISTILLED",
     "MOST_CLASSES",
     "MOST_STEPS",
@@ -52,6 +53,7 @@ __all__ = [
     "explained",
     "from_dict",
     "from_toml",
+    "idle",
     "preset",
     "preset_names",
     "preset_text",
@@ -99,6 +101,17 @@ ORDERS: dict[SamplerName, int] = {"unipc": 3, "ipndm": 4, "deis": 4, "adams": 3,
 """The samplers that have an order, and the highest."""
 NOISE_SHARES: dict[SamplerName, float] = {"ddim": 0.0, "dpmpp_2m_sde": 1.0, "dpmpp_3m_sde": 1.0}
 """The samplers that have an η, and the η that each has where none is given."""
+ACTS_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "loss.huber_delta": ("loss.distance", ("huber",)),
+    "loss.min_snr_gamma": ("loss.weighting", ("min-snr",)),
+    "loss.p2_k": ("loss.weighting", ("p2",)),
+    "loss.p2_gamma": ("loss.weighting", ("p2",)),
+    "loss.times_mean": ("loss.times", ("logit-normal", "log-normal")),
+    "loss.times_std": ("loss.times", ("logit-normal", "log-normal")),
+    "loss.variance_weight": ("loss.variance", ("learned",)),
+    "train.muon_scale": ("train.optimizer", ("muon",)),
+}
+"""Numbers that are of one choice among several: the key of the choice, and which it is of."""
 OF_A_SAMPLER: dict[str, tuple[SamplerName, ...]] = {
     "eta": tuple(NOISE_SHARES),
     "order": tuple(ORDERS),
@@ -544,8 +557,10 @@ class SampleConfig(_Section):
     """How images are drawn from what was learned (`unraze.samplers`)."""
 
     sampler: SamplerName = "ddim"
-    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(
-        50, description="network calls, at most T"
+    steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
+        50,
+        description="network calls, at most T; 0: by the size of the images, 10 up to 48 pixels a "
+        "side and 15 above, settled as training begins",
     )
     spacing: Literal["time", "angle", "log_snr", "karras"] | Times = Field(
         "time",
@@ -611,7 +626,7 @@ class SampleConfig(_Section):
             low, high = self.restart_interval
             if low >= high:
                 raise ValueError(f"restart_interval = {low:g}, {high:g}: must rise")
-        if self.sampler == "restart" and self.steps < 3:
+        if self.sampler == "restart" and 0 < self.steps < 3:
             raise ValueError(f"steps = {self.steps}: restart needs 3 or more")
         if self.sampler == "restart" and self.steps > MOST_OF_RESTART:
             raise ValueError(f"steps = {self.steps}: restart takes {MOST_OF_RESTART:,} at most")
@@ -626,6 +641,8 @@ class SampleConfig(_Section):
                 f"spacing: times of your own are not for {self.sampler}, whose steps take several "
                 "calls"
             )
+        if self.steps == 0:
+            raise ValueError("spacing: with times of your own give steps too, one fewer")
         if len(self.spacing) != self.steps + 1 or self.spacing[0] != 0 or not _rises(self.spacing):
             raise ValueError(
                 f"spacing: give steps + 1 = {self.steps + 1} times that rise from 0 to T"
@@ -785,6 +802,19 @@ def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
         return Config.model_validate(_tuples(values), strict=True)
     except ValidationError as error:
         raise InputError(f"{where}: {explained(error)}") from error
+
+
+def idle(config: Config) -> dict[str, Any]:
+    """The numbers that are not as they are by default, and of a choice that was not made
+    (`ACTS_WITH`): their defaults, by dotted keys."""
+    found = {}
+    for name, (key, needed) in ACTS_WITH.items():
+        section, own = name.split(".")
+        values = getattr(config, section)
+        default = type(values).model_fields[own].default
+        if getattr(values, own) != default and getattr(values, key.split(".")[1]) not in needed:
+            found[name] = default
+    return found
 
 
 def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option") -> Config:

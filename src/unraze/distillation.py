@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unraze import checkpoint, clusters, run as runs
-from unraze.config import OF_A_SAMPLER, Config, updated
+from unraze.config import OF_A_SAMPLER, Config, idle, updated
 from unraze.data import Images
 from unraze.errors import InputError
 from unraze.generate import Model, can_be_guided, load
@@ -138,6 +138,8 @@ def configuration(
         | given,
         where=where,
     )
+    left = {key: value for key, value in idle(config).items() if key not in given}
+    config = updated(config, left)  # of the teacher's training, or of muon
     guidance = config.loss.teacher_guidance
     if guidance != 1 and not can_be_guided(model):
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unraze import augment, checkpoint, run as runs
-from unraze.config import BegunConfig, Config, UNet2DConfig
+from unraze.config import BegunConfig, Config, UNet2DConfig, idle, updated
 from unraze.data import Images
 from unraze.errors import InputError
 from unraze.generate import Model
@@ -58,7 +58,9 @@ def configuration(config: Config, model: Model) -> Config:
     }
     if not (old.train.clusters or config.train.classes):
         sections["sample"] = old.sample.model_copy(update={"guidance": 1.0})
-    return config.model_copy(update=sections)
+    config = config.model_copy(update=sections)
+    of_the_old = {key: value for key, value in idle(config).items() if key.startswith("loss.")}
+    return updated(config, of_the_old)
 
 
 def create(

@@ -61,6 +61,7 @@ __all__ = [
     "generate",
     "guided_between",
     "keep_tuning",
+    "kept_tuning",
     "load",
     "noise_of",
     "plan_of",
@@ -220,7 +221,7 @@ def load(
         step=saved.step,
         data=saved.state["data"],
         folder=saved.path,
-        tuning=_tuning(saved) if tuned and not raw else None,
+        tuning=_tuning(saved.path, saved.hash) if tuned and not raw else None,
         clusters=None if told is None else clustering.read(run.clusters, told),
     )
 
@@ -234,9 +235,15 @@ def keep_tuning(model: Model, tuning: Tuning) -> Path:
     return file
 
 
-def _tuning(saved: checkpoint.Checkpoint) -> Tuning | None:
-    """What was kept beside a checkpoint; raises `CheckpointError` for what is damaged."""
-    file = saved.path / TUNING
+def kept_tuning(model: Model) -> Tuning | None:
+    """What was kept beside the checkpoint of the model; raises `CheckpointError` for what is
+    damaged, or of other weights."""
+    return None if model.folder is None else _tuning(model.folder, model.checkpoint)
+
+
+def _tuning(folder: Path, weights: str) -> Tuning | None:
+    """What was kept beside a checkpoint of that hash; raises `CheckpointError`."""
+    file = folder / TUNING
     if not file.exists():
         return None
     remedy = "remove it, or make it anew with `unraze tune`"
@@ -245,7 +252,7 @@ def _tuning(saved: checkpoint.Checkpoint) -> Tuning | None:
     except (OSError, ValueError) as error:
         why = explained(error) if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"{file}: is damaged ({why}): {remedy}") from error
-    if tuning.checkpoint != saved.hash:
+    if tuning.checkpoint != weights:
         raise CheckpointError(f"{file}: was found for other weights: {remedy}")
     return tuning
 

@@ -9,8 +9,9 @@ runs/00003-fashion-mnist/
     .lock          held by who trains it         .trainer.json  who that is
     launch.txt     the call of torchrun that began it, where one did
 and where training evaluates (--eval-every)
-    quality.jsonl  one line an evaluation         best/step-*/   the checkpoint that did best
-    quality.png    its curve, at the end
+    quality.jsonl  one line an evaluation         best/step-*/   the checkpoint that did best, the
+    quality.png    its curve, at the end                        newest; one before it may be there,
+                                                                which a roll-back would return to
 and where it was distilled
     teacher/step-*/      the weights that it began with and learns from
 and where it goes on from another run (--from)

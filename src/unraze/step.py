@@ -400,7 +400,8 @@ def _jumps(
     augmentation: Tensor | None,
 ) -> Tensor:
     """`unraze.consistency` of each image: x_r is the teacher's step from x_t, the target the jump
-    from there of the network as it is, with the same neurons dropped. All are told how the images
+    from there of the network as it is, with the same neurons dropped. Both are clipped, for what
+    they estimate are images, whichever way the teacher is sampled. All are told how the images
     were changed, for their teacher knows changed ones too."""
     config, schedule = trainee.config, trainee.schedule
     assert trainee.teacher is not None

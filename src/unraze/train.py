@@ -35,10 +35,12 @@ from unraze import (
 from unraze.batches import samples_of
 from unraze.clusters import Clusters
 from unraze.config import (
+    ACTS_WITH,
     Config,
     LeanConfig,
     LossConfig,
     from_dict,
+    idle,
     preset,
     preset_names,
     require_given,
@@ -75,7 +77,7 @@ from unraze.step import (
     network_of,
     reproducible,
 )
-from unraze.walk import check_start, plan
+from unraze.walk import check_start, plan, steps_for
 from unraze.watch import LONG, Watch
 
 __all__ = ["Report", "begun_with", "fit", "prepare", "require_memory", "train"]
@@ -173,6 +175,9 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
             f"schedule.kind = '{config.schedule.kind}': take 'v', 'x0' or 'edm', or a schedule "
             "with ᾱ_T > 0"
         )
+    if config.sample.steps == 0:
+        own = min(steps_for((height, width)), schedule.steps)
+        config = updated(config, {"sample.steps": own})
     if config.sample.steps > schedule.steps:
         raise InputError(
             f"sample.steps = {config.sample.steps}: the schedule has T = {schedule.steps}; "
@@ -180,6 +185,7 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
         )
     _require_a_way(config, schedule)
     _require_a_teacher_s(config)
+    _require_what_acts(config)
     changes: dict[str, Any] = {
         **_origin_of(images),
         "data.size": (height, width),
@@ -190,7 +196,8 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
         "train.clusters": clustering.clusters_for(train.clusters, count),
     }
     if train.epochs is not None:
-        changes["train.steps"] = max(1, round(train.epochs * count / train.batch))
+        passes = min(train.epochs * count / train.batch, 2.0 * MOST_STEPS)  # refused below
+        changes["train.steps"] = max(1, round(passes))
     told = train.classes or changes["train.clusters"]
     if not (told and train.label_dropout):
         _require_own_guidance(config)
@@ -242,6 +249,19 @@ def _require_a_teacher_s(config: Config) -> None:
                 f'loss.{key} = {value}: objective = "{config.loss.objective}" has no teacher; '
                 "leave it out, `unraze distill` sets it"
             )
+
+
+def _require_what_acts(config: Config) -> None:
+    """Raises `InputError` for a number that was set, of a choice that was not made."""
+    for name, default in idle(config).items():
+        section, own = name.split(".")
+        key, needed = ACTS_WITH[name]
+        values = getattr(config, section)
+        raise InputError(
+            f"{name} = {getattr(values, own):g}: does nothing where {key} = "
+            f"{getattr(values, key.split('.')[1])}, but with {' or '.join(needed)}; leave it at "
+            f"{default:g}"
+        )
 
 
 def _require_own_guidance(config: Config) -> None:
@@ -789,9 +809,11 @@ def _evaluate(
     if is_best:
         assert figure is not None
         best_state = state | {"periodic": False, "kid": figure.value}
-        saving = _save(trainee, run.best, step, best_state, keep=1)
+        saving = _save(trainee, run.best, step, best_state, keep=3)  # until it is whole
         if saving is not None:
             ranks.each(saving.finish)
+        assert trainee.config.train.checkpoint_every is not None
+        ranks.first(_leave_the_best, run, trainee.config.train.checkpoint_every)
     if figure is not None and ranks.is_first:  # the last, for it says that the evaluation is done
         row: dict[str, Any] = {"step": step, "kid": figure.value}
         row |= {"low": figure.low, "high": figure.high}
@@ -827,7 +849,21 @@ def _judged(
         said += ", the best so far"
         if problems:
             said += f", or kept as such for the best is lost (DAMAGED: {problems[0]})"
+    elif problems and best is not None:
+        checkpoint.remove_after(run.best, best.step)
+        said += f"; the best is lost (DAMAGED: {problems[0]}), the next is of step {best.step}"
     return said + spent, is_best
+
+
+def _leave_the_best(run: Run, every: int) -> None:
+    """Removes those that did best before, but for the one that would be the best again if the run
+    were rolled back to what was saved last, every so many steps."""
+    *older, best = checkpoint.listing(run.best)
+    saved = (int(best.name[5:]) - 1) // every * every
+    again = [path for path in older if int(path.name[5:]) <= saved][-1:]
+    for path in older:
+        if path not in again:
+            checkpoint.remove(path)
 
 
 def _owed(run: Run, config: Config, step: int) -> set[str]:

@@ -42,7 +42,7 @@ from unraze.samplers import (
 from unraze.samplers.restart import INTERVAL, REPEATS
 from unraze.schedule import MAX_TERMINAL_SIGNAL, Schedule, check_terminal_signal
 
-__all__ = ["Plan", "check_start", "order_of", "plan", "walk"]
+__all__ = ["Plan", "check_start", "order_of", "plan", "steps_for", "walk"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def plan(
     `InputError` for more calls than the schedule has steps or fewer than there are jumps, or times
     that are not of this schedule.
     """
-    if settings.steps > schedule.steps:
+    if not 1 <= settings.steps <= schedule.steps:
         raise InputError(
             f"steps = {settings.steps}: the schedule has {schedule.steps} steps; "
             f"give a number from 1 to {schedule.steps}"
@@ -85,6 +85,12 @@ def plan(
         case _:
             chain = _spaced(schedule, settings, settings.steps, whole)
             return Plan(chain, settings.steps, settings.steps)
+
+
+def steps_for(size: tuple[int, int]) -> int:
+    """The steps that images of (H, W) are drawn in where nothing else is said: on more pixels ten
+    of `fast` are too few (docs/speed.md)."""
+    return 10 if max(size) <= 48 else 15
 
 
 def check_start(schedule: Schedule, chain: Schedule) -> None:
@@ -180,7 +186,13 @@ def _given(schedule: Schedule, spacing: Sequence[float], whole: bool) -> Schedul
             "spacing: this network was trained at whole times alone (loss.continuous = false); "
             "give whole numbers"
         )
-    return schedule.keep(times)
+    try:
+        return schedule.keep(times)
+    except ValueError as error:
+        raise InputError(
+            f"spacing: two of its times are too close to be told apart on this schedule ({error}); "
+            "take them further apart"
+        ) from error
 
 
 def _between(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from evaluated import Small, few_steps, small_config
-from unraze import checkpoint, generate, run as runs, train as training
+from unraze import checkpoint, generate, run as runs, step as step_of_training, train as training
 from unraze.config import Config, updated
 from unraze.data import Images, load, to_uint8
 from unraze.errors import InputError
@@ -325,6 +325,46 @@ def test_a_best_checkpoint_that_is_damaged_is_said(
     assert "DAMAGED" in said[1]
     assert "best" not in said[2]
     assert [path.name for path in checkpoint.listing(run.best)] == ["step-00000040"]
+
+
+def test_a_roll_back_returns_to_what_was_best_before(
+    by: Ruler, ready: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of the course that is given up goes, the one before it is the best again, and later
+    ones are held against it."""
+    values, bad = iter([2.0, 1.0, 3.0, 2.5]), {41, 42, 43}
+    honest, losses = quality, step_of_training._losses
+
+    def given(model: Model, by: Ruler, ranks: Ranks, **_: Any) -> Any:
+        found = honest(model, by, ranks)
+        assert found is not None
+        return replace(found, value=next(values))
+
+    def poisoned(trainee: Any, x0: Any, t: Any, places: Any, step: int, **rest: Any) -> Any:
+        found = losses(trainee, x0, t, places, step, **rest)
+        if step not in bad:
+            return found
+        bad.discard(step)
+        return found * math.nan
+
+    monkeypatch.setattr(during, "quality", given)
+    monkeypatch.setattr(step_of_training, "_losses", poisoned)
+    config = config_of(ready, **{"train.checkpoint_every": 25})
+    images = load(config.data)
+    run = runs.create(training.prepare(config, images), out=tmp_path / "run")
+    there, said = [], []
+    for report in training.train(run, images):
+        if report.phase == "evaluated":
+            said.append("the best so far" in (report.message or ""))
+            there.append([int(path.name[5:]) for path in checkpoint.listing(run.best)])
+    assert said == [True, True, False, False]
+    assert there == [[20], [20, 40], [20], [20]]
+    assert generate.load(run.path, step="best").step == 20
+    assert [(row["step"], row["kid"]) for row in runs.read_rows(run.quality)] == [
+        (20, 2.0),
+        (40, 3.0),
+        (45, 2.5),
+    ]
 
 
 def test_images_that_are_no_numbers_leave_no_row(

@@ -226,8 +226,14 @@ def test_the_command_keeps_what_it_finds(here: Path, capfd: pytest.CaptureFixtur
     assert any(line.startswith("    4 calls  ddim, time") for line in out)
     assert set(load(here).tuning.settings) == {2, 3}  # type: ignore[union-attr]
     assert main(["sample", "run", "-n", "2", "--out", "a"]) == 0
-    assert "as `unraze tune` found" in capfd.readouterr().out
+    assert "as `unraze tune` found\n" in capfd.readouterr().out
     assert main(["sample", "--like", "a/00001.png"]) == 0
+    assert main(["tune", "run", "--calls", "4", "-n", "60"]) == 0  # which leaves the others
+    default = load(here).tuning.default  # type: ignore[union-attr]
+    said = f"kept from before: 2, 3 calls; the default stays {default}\n"
+    assert said in capfd.readouterr().out
+    assert set(load(here).tuning.settings) == {2, 3, 4}  # type: ignore[union-attr]
+    assert default in (2, 3)
     for way in ("--sampler", "ddim"), ("--spacing", "angle"):
         assert main(["sample", "run", "-n", "2", "--out", f"{way[1]}", *way]) == 0
         assert "tune" not in capfd.readouterr().out
@@ -328,6 +334,6 @@ def test_what_cannot_be_searched_is_refused(
         "unraze.evaluate.features.first_space", lambda *_: pytest.fail("trains features")
     )
     before = files_below(here)
-    assert main(["tune", "run", *options]) in (1, 2)
+    assert main(["tune", "run", *options]) == 2
     assert says in capfd.readouterr().err
     assert files_below(here) == before

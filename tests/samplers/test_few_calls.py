@@ -352,20 +352,10 @@ def test_float32_stays_float32_and_near_float64(name: str) -> None:
         exact = gaussian(schedule, MEAN, COVARIANCE)(x_t.double(), t)
         return type(exact)(exact.x0.float(), exact.eps.float())
 
-    samplers = ODE | noisy(x)
-    noise32 = {
-        "dpmpp_2m_sde": dpmpp_2m_sde,
-        "dpmpp_3m_sde": dpmpp_3m_sde,
-    }
-    exact = last(samplers[name](gaussian(schedule, MEAN, COVARIANCE), x, schedule))
-    if name in noise32:
-        noise = drawn(7, *x.shape)
-        steps = noise32[name](single, x.float(), schedule, noise=lambda t: noise(t).float())
-    elif name in ODE:
-        steps = samplers[name](single, x.float(), schedule)
-    else:
-        return
-    end = last(steps)
+    noise = drawn(7, *x.shape)
+    exact = last((ODE | noisy(x, noise))[name](gaussian(schedule, MEAN, COVARIANCE), x, schedule))
+    samplers = ODE | noisy(x, lambda t: noise(t).float())
+    end = last(samplers[name](single, x.float(), schedule))
     assert end.dtype == torch.float32
     torch.testing.assert_close(end.double(), exact, rtol=1e-4, atol=1e-5)
 

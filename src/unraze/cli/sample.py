@@ -342,9 +342,12 @@ def sample(
             folder = out or ranks.first(fresh_folder, run)
             ranks.first(require_ours, folder, PICTURES, whole.count)
             ranks.first(require_place, folder, f"--out {folder}")
-        if generate.tuned_for(model, given) is not None:
+        if (tuned := generate.tuned_for(model, given)) is not None:
             calls = generate.calls_of(model, settings)
-            print(f"{settings.sampler} in {calls} network calls, as `unraze tune` found")
+            guided = settings.guidance, settings.guidance_interval
+            but = guided != (tuned.guidance, tuned.guidance_interval)
+            said = f"{settings.sampler} in {calls} network calls, as `unraze tune` found"
+            print(said + ", but for the guidance" * but)
         wanted = share_of(whole, ranks)
         ranks.each(lambda: None if wanted is None else draw(wanted, folder, npy, film=film))
         if folder is not None:

@@ -19,11 +19,12 @@ from unraze.cli.app import (
     app,
     told_as_options,
 )
-from unraze.errors import InputError
+from unraze.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from unraze.config import SampleConfig
     from unraze.evaluate.figures import Figure
+    from unraze.generate import Model, Tuning
 
 __all__ = ["tune"]
 
@@ -68,9 +69,9 @@ def tune(
 
     Each candidate draws the same noise and is judged by its Fréchet distance to training images
     (KID where there are few); the winners are then held against held-out images, with new noise.
-    What is found is kept beside the checkpoint, and `unraze sample` and `unraze eval` take it from
-    then on, unless another way is asked for: a sampler, a spacing, their options. Stopped, the same
-    command goes on where it was.
+    What is found is kept beside the checkpoint, with what was found for other numbers of calls, and
+    `unraze sample` and `unraze eval` take it from then on, unless another way is asked for: a
+    sampler, a spacing, their options. Stopped, the same command goes on where it was.
     """
     from rich.console import Console
 
@@ -125,13 +126,37 @@ def tune(
         print(f"unraze: interrupted; what is done is kept, go on with: {again}", file=sys.stderr)
         return INTERRUPTED
     print(f"{own.name} against held-out images, with noise that only the default was chosen by")
+    found, others = _with_others(model, found)
     of_own = generate.calls_of(model, model.config.sample)
     print(_line(of_own, model.config.sample, own) + "   the run's own")
     for number, one in winners.items():
         mark = "   the default from now on" if number == found.default else ""
         print(_line(number, one.settings, one.found) + mark)
+    if others:
+        stays = f"; the default stays {found.default}" if found.default in others else ""
+        print(f"kept from before: {', '.join(map(str, others))} calls{stays}")
     print(generate.keep_tuning(model, found))
     return 0
+
+
+def _with_others(model: Model, found: Tuning) -> tuple[Tuning, list[int]]:
+    """What was found, with what was kept before of other numbers of calls; which these are.
+
+    Nothing holds the figures of then and now against each other, so a default of then stays.
+    """
+    from unraze import generate
+
+    try:
+        before = generate.kept_tuning(model)
+    except CheckpointError as error:
+        print(f"{error}: what is found takes its place")
+        before = None
+    if before is None:
+        return found, []
+    others = sorted(before.settings.keys() - found.settings.keys())
+    both = dict(sorted({**before.settings, **found.settings}.items()))
+    default = before.default if before.default in others else found.default
+    return found.model_copy(update={"settings": both, "default": default}), others
 
 
 def _line(calls: int, settings: SampleConfig, figure: Figure) -> str:

@@ -13,7 +13,7 @@ from unraze.schedule import Schedule
 __all__ = ["deis"]
 
 
-def deis(denoise: Denoiser, x: Tensor, schedule: Schedule, *, order: int = 3) -> Iterator[Step]:
+def deis(denoise: Denoiser, x: Tensor, schedule: Schedule, *, order: int = 4) -> Iterator[Step]:
     """x_s = (ᾱ_s/ᾱ_t) x_t + Σ_j C_j ε̂_j,   C_j = ᾱ_s ∫ ℓ_j(θ) d(β̄/ᾱ) from t to s = t-1.
 
     tAB-DEIS: ℓ_j are Lagrange's polynomials through the last `order` times (the paper's r is one
