@@ -403,6 +403,7 @@ def by_speed(
                 of_calls = f"{way.calls:,}"
                 axes.annotate(of_calls, (x, y), (4, 4), textcoords="offset points", fontsize=8)
         axes.set(title=space, xlabel="images a second", xscale="log", yscale="log")
+        axes.margins(0.12)  # for the words at the outer points
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")

@@ -374,7 +374,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", default="3", help="how many, 0 and up; or which: 3,4,5")
     parser.add_argument("--long", type=float, help="minutes that the peers alone are trained for")
-    parser.add_argument("--long-peers", help="which those are; those of --peers if absent")
+    parser.add_argument("--long-peers", help="which those are; all if absent")
     parser.add_argument("--data", default=FASHION, help="a folder, or another source of images")
     parser.add_argument("--size", type=int, help="that images are brought to")
     parser.add_argument("--samples", type=int, default=2000)
@@ -385,7 +385,9 @@ def main() -> None:
     options = parser.parse_args()
     options.minutes = [float(text) for text in options.minutes.split(",")]
     options.peers = options.peers.split(",")
-    options.long_peers = (options.long_peers or ",".join(options.peers)).split(",")
+    if options.long_peers is None:
+        options.long_peers = ",".join(peers.PEERS if options.long else options.peers)
+    options.long_peers = options.long_peers.split(",")
     options.seeds = parsed_seeds(options.seeds)
     options.everyone = list(dict.fromkeys([*options.peers, *options.long_peers]))
     options.rates = parsed_rates(options.rates)
