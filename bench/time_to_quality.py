@@ -386,8 +386,9 @@ def main() -> None:
     options.minutes = [float(text) for text in options.minutes.split(",")]
     options.peers = options.peers.split(",")
     if options.long_peers is None:
-        options.long_peers = ",".join(peers.PEERS if options.long else options.peers)
-    options.long_peers = options.long_peers.split(",")
+        options.long_peers = list(peers.PEERS) if options.long else options.peers
+    else:
+        options.long_peers = options.long_peers.split(",")
     options.seeds = parsed_seeds(options.seeds)
     options.everyone = list(dict.fromkeys([*options.peers, *options.long_peers]))
     options.rates = parsed_rates(options.rates)

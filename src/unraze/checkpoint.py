@@ -55,6 +55,7 @@ __all__ = [
     "save_sharded",
     "save_weights",
     "set_aside",
+    "step_of",
     "write_atomically",
 ]
 
@@ -280,6 +281,11 @@ def listing(folder: Path) -> list[Path]:
         return []
 
 
+def step_of(path: Path) -> int:
+    """The training step of a checkpoint, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def remove_left_over(folder: Path) -> None:
     """Removes what a crash left half-written or half-removed, and gives back its name to what was
     to be replaced and was not; raises `OSError`."""
@@ -295,7 +301,7 @@ def remove_left_over(folder: Path) -> None:
 def remove_after(folder: Path, step: int) -> None:
     """Removes the checkpoints of later steps, the newest first; raises `UnrazeError`."""
     for path in reversed(listing(folder)):
-        if int(path.name[5:]) > step:
+        if step_of(path) > step:
             remove(path)
 
 

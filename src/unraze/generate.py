@@ -276,9 +276,9 @@ def _folder_of(run: Run, step: int | Literal["best"]) -> Path:
             )
         return best[-1]
     there = checkpoint.listing(run.checkpoints) + best
-    found = [path for path in there if int(path.name[5:]) == step]
+    found = [path for path in there if checkpoint.step_of(path) == step]
     if not found:
-        steps = ", ".join(sorted({str(int(path.name[5:])) for path in there}, key=int))
+        steps = ", ".join(map(str, sorted(set(map(checkpoint.step_of, there)))))
         raise CheckpointError(
             f"{run.path}: no checkpoint of step {step}; there is {steps or 'none yet'}"
         )

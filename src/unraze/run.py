@@ -627,7 +627,7 @@ def summary(run: Run, config: Config | None = None) -> Summary:
     except (InputError, UnreadableError):
         return Summary(run.path, "unreadable", 0, 0, float("nan"), "", "")
     # one that was imported has no rows
-    begun = {"step": int(saved[-1].name[5:]) if saved else 0, "loss": float("nan")}
+    begun = {"step": checkpoint.step_of(saved[-1]) if saved else 0, "loss": float("nan")}
     last: dict[str, Any] = last_row(run.stats, "loss") or begun
     steps = config.train.steps or int(last.get("steps", 0))
     state: State
@@ -639,7 +639,7 @@ def summary(run: Run, config: Config | None = None) -> Summary:
         state = "empty"
     else:
         # training saves none of step 0: that is of weights whose step was not known
-        state = "done" if int(saved[-1].name[5:]) in (steps, 0) else "stopped"
+        state = "done" if checkpoint.step_of(saved[-1]) in (steps, 0) else "stopped"
     source = config.data.source
     return Summary(run.path, state, last["step"], steps, last["loss"], config.preset, source)
 

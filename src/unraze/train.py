@@ -859,10 +859,10 @@ def _leave_the_best(run: Run, every: int) -> None:
     """Removes those that did best before, but for the one that would be the best again if the run
     were rolled back to what was saved last, every so many steps."""
     *older, best = checkpoint.listing(run.best)
-    saved = (int(best.name[5:]) - 1) // every * every
-    again = [path for path in older if int(path.name[5:]) <= saved][-1:]
+    saved = (checkpoint.step_of(best) - 1) // every * every
+    again = next((path for path in reversed(older) if checkpoint.step_of(path) <= saved), None)
     for path in older:
-        if path not in again:
+        if path != again:
             checkpoint.remove(path)
 
 

@@ -405,8 +405,8 @@ def finite(value: Any) -> float | None:
 def checkpoints_of(run: Run) -> tuple[list[int], int | None]:
     """The steps of its checkpoints, and that of the best one."""
     try:
-        best = [int(path.name[5:]) for path in checkpoint.listing(run.best)]
-        steps = [int(path.name[5:]) for path in checkpoint.listing(run.checkpoints)]
+        best = [checkpoint.step_of(path) for path in checkpoint.listing(run.best)]
+        steps = [checkpoint.step_of(path) for path in checkpoint.listing(run.checkpoints)]
     except Unreachable:
         return [], None
     return steps, best[-1] if best else None
