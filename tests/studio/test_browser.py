@@ -252,10 +252,19 @@ DRAWN = """[...document.querySelector(".equation canvas").getContext("2d")
 
 
 def canvas_of(page: Any, selector: str) -> np.ndarray:
-    """The grey levels of the first canvas that fits."""
-    values = page.locator(selector).first.evaluate(
-        """canvas => [...canvas.getContext("2d")
-           .getImageData(0, 0, canvas.width, canvas.height).data].filter((_, i) => i % 4 === 0)"""
+    """The grey levels of the first canvas that fits, once it is painted: until then all of it is
+    transparent, and its picture comes only after the page has laid it out."""
+    canvas = page.locator(selector).first
+    wait_for(lambda: channel(canvas, 3).any(), ASSERTS / 1000)
+    return channel(canvas, 0)
+
+
+def channel(canvas: Any, number: int) -> np.ndarray:
+    values = canvas.evaluate(
+        """(canvas, number) => [...canvas.getContext("2d")
+           .getImageData(0, 0, canvas.width, canvas.height)
+           .data].filter((_, i) => i % 4 === number)""",
+        number,
     )
     return np.array(values)
 
@@ -445,8 +454,11 @@ def test_two_images_are_blended_and_the_way_is_gone_by_hand(page: Any, live: Liv
     way.focus()
     page.keyboard.press("End")
     expect(page.get_by_text("5 of 5")).to_be_visible()
-    np.testing.assert_array_equal(
-        canvas_of(page, ".blend canvas"), canvas_of(page, ".way button:last-child canvas")
+    wait_for(
+        lambda: np.array_equal(
+            canvas_of(page, ".blend canvas"), canvas_of(page, ".way button:last-child canvas")
+        ),
+        ASSERTS / 1000,
     )
     shown(page, "blended")
     assert axe_finds(page) == []
