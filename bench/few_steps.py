@@ -227,7 +227,9 @@ def measured(
     """A cell's result, from its file or made now; `settings` are those that were found, not made of
     the label."""
     about = {} if settings is None else {"settings": settings.model_dump(mode="json")}
-    name = f"{model.checkpoint[:12]}-{options.samples}-{calls}-{kept.slug(label)}"
+    # where capitals are no letters of their own, "heun, karras" is the name of "Heun, Karras"
+    whose = "diffusers-" * (label in THEIRS)
+    name = f"{model.checkpoint[:12]}-{options.samples}-{calls}-{whose}{kept.slug(label)}"
     name += f"-{kept.key(about)}" * bool(about)
     file = options.out / "cells" / f"{name}{f'-seed{options.seed}' * (options.seed > 0)}.json"
     real, found_spaces = of
@@ -354,6 +356,7 @@ def main() -> None:
     all_calls = [int(text) for text in options.calls.split(",")]
     prepared.settle(options, parser, all_calls)
     model = load_run(options.run)
+    students = prepared.students(model, options.distilled or [])
     of = test_images()
     cells = []
     for calls in all_calls:
@@ -371,8 +374,7 @@ def main() -> None:
         if model.tuning is not None and calls in model.tuning.settings:
             found = model.tuning.settings[calls]
             cells.append(measured("tuned", calls, as_set(found), model, of, options, found))
-    for path in options.distilled or []:
-        student = load_run(path)
+    for student in students:
         own = student.config.sample
         calls = calls_of(student, own)
         cells.append(measured("distilled", calls, as_set(own), student, of, options, own))

@@ -1,10 +1,10 @@
 """The peers that Unraze is measured against: their networks, losses and samplers, in one loop.
 
-Each is trained the way its own documents do; what those leave open is the same for all: AdamW, a
-warm-up of 100 steps and a cosine down to zero at the end of the time, gradients clipped at 1, the
-moving average of the weights that is then sampled from, float32 or bfloat16 (autocast), whichever
-makes its steps faster here. The time is that of training alone. Each has several of its own
-samplers, among them the one of its examples.
+Each has the network, the loss and the samplers of its own documents, among them the sampler of its
+examples; how it is trained is the same for all: AdamW with torch's β (0.9, 0.999), a warm-up of 100
+steps and a cosine down to zero at the end of the time, gradients clipped at 1, the moving average
+of the weights that is then sampled from, float32 or bfloat16 (autocast), whichever makes its steps
+faster here. The time is that of training alone.
 
 diffusers  `UNet2DModel` of (32, 64, 128) channels with attention at the lowest resolution, noise
            prediction on its `DDPMScheduler` (1,000 linear steps); all its samplers clip x̂_0

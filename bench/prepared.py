@@ -9,16 +9,19 @@ Each of these commands goes on where it was, and so do all of them together.
 """
 
 import argparse
+import importlib.util
 import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unraze.generate import load
+from unraze import checkpoint
+from unraze.cli.tune import FEWEST_CALLS, MOST_CALLS
+from unraze.generate import Model, load
 from unraze.run import is_run
 
-__all__ = ["RUNS", "distilled", "settle", "ten"]
+__all__ = ["RUNS", "distilled", "settle", "students", "ten"]
 
 RUNS = Path(__file__).parent / "results" / "few-steps" / "runs"
 MINUTES = 10
@@ -28,11 +31,21 @@ CALLS_OF = {"ten-distilled": 2, "ten-one": 1}
 def settle(
     options: argparse.Namespace, parser: argparse.ArgumentParser, calls: Sequence[int]
 ) -> None:
-    """Makes them, and sets `run` and `distilled` to them, where the command names no run."""
+    """Makes them, and sets `run` and `distilled` to them, where the command names no run.
+
+    What would not do is said before the hour that it takes.
+    """
+    if importlib.util.find_spec("diffusers") is None:
+        sys.exit("diffusers: not installed; it is one of the development tools (bench/README.md)")
     if options.run is not None:
         return
     if options.distilled is not None:
         parser.error("--distilled: give the run that they were distilled from, before it")
+    if wrong := [number for number in calls if not FEWEST_CALLS <= number <= MOST_CALLS]:
+        parser.error(
+            f"--calls {wrong[0]}: a run is tuned for {FEWEST_CALLS} to {MOST_CALLS}; for others "
+            "name a RUN"
+        )
     options.run = ten(calls)
     options.distilled = distilled(options.run)
 
@@ -56,6 +69,18 @@ def distilled(run: Path) -> list[Path]:
         made.append(run.with_name(name))
         _made(made[-1], ["distill", str(run), "--calls", str(calls)])
     return made
+
+
+def students(model: Model, runs: Sequence[Path]) -> list[Model]:
+    """The models of runs that were distilled from this one."""
+    found = []
+    teacher = checkpoint.hash_of(model.network.state_dict())
+    for path in runs:
+        student = load(path)
+        if student.config.distilled is None or student.config.distilled.checkpoint != teacher:
+            sys.exit(f"{path}: was not distilled from {model.run}; give runs that were")
+        found.append(student)
+    return found
 
 
 def _made(run: Path, command: Sequence[str]) -> None:

@@ -12,8 +12,9 @@ ours        `unraze.generate.sample` in 5 and 10 calls, as `unraze tune` found w
             runs that were distilled from it, with --distilled, in theirs
 pipelines   the same network, in the same dtype, in diffusers' own pipelines: `DDPMPipeline` in all
             T calls and `DDIMPipeline` in 50, as they come, DPM-Solver++ 2M in 25, and in few calls
-            what is best there of theirs, its SDE in 10 and 5; each with the same ᾱ, 2^-12 for the 0
-            at its end, even steps down from T, and x̂_0 clipped by the scheduler
+            what is best there of those that such a pipeline takes, its SDE in 10 and 5 (UniPC's
+            step has no generator, which it is handed); each with the same ᾱ, 2^-12 for the 0 at its
+            end, even steps down from T, and x̂_0 clipped by the scheduler
 their own   diffusers' UNet2DModel, untrained, in `DDPMPipeline` and `DDIMPipeline`: its cost
             alone, in float32
 
@@ -462,7 +463,7 @@ def main() -> None:
     real, of = test_images()
     if model.shape != real.shape[1:]:
         parser.error(f"{options.run}: give a run of fashion-mnist")
-    all_ways = ways(model, [load_run(path) for path in options.distilled or []], options)
+    all_ways = ways(model, prepared.students(model, options.distilled or []), options)
     speed = timed(all_ways, model, options)
     judgements = {
         way.name: judged(way, model, real, of, options) for way in all_ways if way.samples

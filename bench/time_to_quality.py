@@ -129,7 +129,7 @@ def trained(cell: Cell, of: Material, options: argparse.Namespace) -> tuple[Arra
             lr=cell.lr,
             batch=options.batch,
             seed=cell.seed,
-            file=begun(cell, of.name, options),
+            file=begun(cell, of, options),
         )
         images = steps * options.batch
         few = min(CHOSEN_BY, options.samples)
@@ -179,10 +179,11 @@ def place(cell: Cell, name: str, options: argparse.Namespace) -> Path:
     return Path(options.out) / "cells" / f"{name}{cell.slug}-{drawing}.json"
 
 
-def begun(cell: Cell, name: str, options: argparse.Namespace) -> Path:
+def begun(cell: Cell, of: Material, options: argparse.Namespace) -> Path:
     """The file of a peer's training that is not whole yet."""
-    how = f"{options.batch}x{options.threads}threads-{kept.key(versions())}"
-    return Path(options.out) / "runs" / f"{name}{cell.slug}-{how}.pt"
+    what = kept.key(versions(), of.training.fingerprint)
+    how = f"{options.batch}x{options.threads}threads-{what}"
+    return Path(options.out) / "runs" / f"{of.name}{cell.slug}-{how}.pt"
 
 
 def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str, Any]:
@@ -201,6 +202,7 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
             "calls": options.calls,
             "batch": options.batch,
             "threads": options.threads,
+            "data": of.training.fingerprint,
             "machine": machine() | {"start": kept.key(start())},  # which of those of one name
             "versions": versions(),
             "figures": scored(drawn, of),
@@ -215,7 +217,9 @@ def measured(cell: Cell, of: Material, options: argparse.Namespace) -> dict[str,
         print(f"{of.name}{cell.slug}: kept", flush=True)
     result = kept.cell(file, make)
     options.threads = options.threads or result["threads"]  # of the first is of all
-    begun(cell, of.name, options).unlink(missing_ok=True)
+    begun(cell, of, options).unlink(missing_ok=True)
+    if result.get("data") not in (None, of.training.fingerprint):
+        sys.exit(f"{file}: was measured on other images of that name; give --out NEW")
     for what in ("threads", "batch"):
         if result[what] != getattr(options, what):
             sys.exit(
@@ -271,7 +275,10 @@ def parsed_seeds(text: str) -> list[int]:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric means' ratio and its 95 % interval over seeds, by Welch's t on the logarithms."""
+    """Geometric means' ratio and its 95 % interval over seeds, by Welch's t on the logarithms; not
+    a number where one of them is at its floor or below."""
+    if min(*ours, *theirs) <= 0:
+        return math.nan, math.nan, math.nan
     a, b = np.log(ours), np.log(theirs)
     middle = float(a.mean() - b.mean())
     if min(len(a), len(b)) < 2:
@@ -322,7 +329,9 @@ def told(results: list[dict[str, Any]], of: Material, options: argparse.Namespac
             else:
                 of_both = (errors[OURS], errors[best])
                 middle, low, high = ratio_of_means(above[OURS], above[best], of_both)
-            lines.append(f"            {OURS} / {best}: {middle:.3f} ({low:.3f} … {high:.3f})")
+            said = f"{middle:.3f} ({low:.3f} … {high:.3f})"
+            said = "one of them is at the floor" if math.isnan(middle) else said
+            lines.append(f"            {OURS} / {best}: {said}")
         for r in results:
             if r["minutes"] == options.long:
                 lines.append(
@@ -362,6 +371,12 @@ def by_minutes(results: list[dict[str, Any]], of: Material) -> Figure:
     return figure
 
 
+def summary_of(data: str, seeds: Sequence[int]) -> str:
+    """The name of a summary: that of other seeds than the first ones does not replace theirs."""
+    others = "" if seeds[0] == 0 else f"-seeds-{'-'.join(map(str, seeds))}"
+    return f"time-to-quality{f'-{data[:-1]}' if data else ''}{others}"
+
+
 def main() -> None:
     """Parses, trains what is not there, prints, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -396,6 +411,10 @@ def main() -> None:
         parser.error(
             f"--peers, --long-peers: {','.join(unknown)}: give some of {', '.join(peers.PEERS)}"
         )
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+        parser.error("--seeds: give one or more, each of them once")
+    if options.long in options.minutes:
+        parser.error(f"--long {options.long:g}: is among --minutes too; give other minutes")
     if options.long_peers != options.peers and not options.long:
         parser.error("--long-peers: give --long MINUTES too")
     rated = {name for name, _ in options.rates}
@@ -417,7 +436,7 @@ def main() -> None:
         results += [measured(cell, of, options) for cell in cells]
     lines = told(results, of, options)
     print("\n".join(lines))
-    name = f"time-to-quality{f'-{of.name[:-1]}' if of.name else ''}"
+    name = summary_of(of.name, options.seeds)
     kept.summary(
         options.out,
         name,

@@ -13,7 +13,7 @@ median over the rounds, with its range, and what may be claimed are the ratios, 
 are counted by torch's own counter over the forward and backward pass; the shares are of the float32
 matrix product and of the float32 3×3 convolution that are measured between the rounds. Ours is the
 network that `unraze train` builds for images of the size; diffusers' takes its place in its
-training.
+training, but with AdamW, as diffusers' own scripts train it, where `fast` has Muon.
 
 Peak memory is that of a process of its own that trains one network alone. Start-up is the time from
 launching a process to the end of its first training step: of ours `python -m unraze train`, as a
@@ -136,7 +136,9 @@ def configured(name: str, case: Case, images: Images) -> Config:
         "train.dtype": case.dtype,
         "train.threads": case.threads,
     }
-    return prepare(updated(preset("fast" if name == "diffusers" else name), changes), images)
+    theirs = {"train.optimizer": "adamw"} if name == "diffusers" else {}
+    base = preset("fast" if name == "diffusers" else name)
+    return prepare(updated(base, changes | theirs), images)
 
 
 def contender(name: str, case: Case, images: Images) -> Contender:

@@ -130,20 +130,24 @@ def tried(
             "weights": sum(p.numel() for p in model.network.parameters()),
             "config": config.model_dump(mode="json"),
             "drawing": changes,
+            "data": of.training.fingerprint,
         }
         return result | about, drawn
 
     result = kept.cell(file, make)
+    if result.get("data") not in (None, of.training.fingerprint):
+        sys.exit(f"{file}: was tried on other images of that name; give --out NEW")
     if differing := differences(result, config, changes):
         sys.exit(f"{file}: was tried with other {differing}; give another name, or remove it")
     return result
 
 
 def differences(result: dict[str, Any], config: Config, drawing: dict[str, Any]) -> str:
-    """The sections in which a kept trial's configuration is another one, but for its threads."""
+    """The sections in which a kept trial's configuration is another, but for threads and steps."""
     if json.loads(json.dumps(drawing)) != result["drawing"]:
         return "ways of drawing"
-    same = {"train.threads": None}
+    # whatever its steps of sampling are, it is drawn as `judged` says
+    same = {"train.threads": None, "sample.steps": 0}
     then = updated(from_dict(result["config"]), same).model_dump()
     now = updated(config, same).model_dump()
     return ", ".join(key for key in now if key != "about" and now[key] != then[key])

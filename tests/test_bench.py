@@ -1,5 +1,6 @@
 """What the benchmarks keep is there whole or not at all, and is found again; nothing is timed."""
 
+import argparse
 import json
 import math
 import re
@@ -24,8 +25,8 @@ import train_speed
 import trials
 from PIL import Image
 
-from unraze import train as training
-from unraze.config import Config, preset, updated
+from unraze import checkpoint, train as training
+from unraze.config import Config, DistilledConfig, preset, updated
 from unraze.data import Images
 from unraze.denoiser import denoiser
 from unraze.generate import Model, changed, sample
@@ -124,7 +125,7 @@ def test_a_key_tells_values_apart() -> None:
     "file", sorted((RESULTS / "time-to-quality" / "cells").glob("*.json")), ids=lambda f: f.stem
 )
 def test_the_cells_of_time_to_quality_are_found_again(file: Path) -> None:
-    """Of a peer as it is; of ours where the preset is still the one that was measured."""
+    """Of ours by all but the recipe, which may be an older one."""
     values = json.loads(file.read_text())
     cell = time_to_quality.Cell(*(values[key] for key in ("name", "minutes", "lr", "seed")))
     options = Namespace(out=file.parent.parent, samples=values["samples"], calls=values["calls"])
@@ -135,6 +136,14 @@ def test_the_cells_of_time_to_quality_are_found_again(file: Path) -> None:
         assert then.sub("", place.name) == then.sub("", file.name)
     else:
         assert place == file
+
+
+@pytest.mark.parametrize("minutes", [5.0, 10.0])
+def test_what_is_said_of_the_preset_is_of_today_s(minutes: float) -> None:
+    """Another preset is to be measured anew: `python bench/time_to_quality.py`."""
+    options = Namespace(out=time_to_quality.RESULTS, samples=2000, calls=25)
+    ours = time_to_quality.Cell(time_to_quality.OURS, minutes, 0.0, 0)
+    assert time_to_quality.place(ours, "", options).is_file()
 
 
 def test_a_trial_s_words_are_its_keys() -> None:
@@ -157,12 +166,16 @@ def test_what_is_kept_says_how_many_threads_and_what_is_not_needs_its_packages(
     tmp_path: Path,
 ) -> None:
     options = Namespace(out=tmp_path, samples=1, calls=1, batch=64, threads=None)
-    cell, of = time_to_quality.Cell("azula", 5.0, 1e-3, 0), Namespace(name="")
-    file = time_to_quality.place(cell, of.name, options)
+    images: Any = Namespace(name="", training=Namespace(fingerprint="these"))
+    cell = time_to_quality.Cell("azula", 5.0, 1e-3, 0)
+    file = time_to_quality.place(cell, images.name, options)
     file.parent.mkdir()
     file.write_text(json.dumps({"threads": 2, "batch": 64}))
-    images: Any = of
     assert time_to_quality.measured(cell, images, options)["threads"] == options.threads == 2
+    file.write_text(json.dumps({"threads": 2, "batch": 64, "data": "others"}))
+    with pytest.raises(SystemExit, match="on other images of that name"):
+        time_to_quality.measured(cell, images, options)
+    file.write_text(json.dumps({"threads": 2, "batch": 64, "data": "these"}))
     options.threads = 1
     with pytest.raises(SystemExit, match="--threads 2, not 1"):
         time_to_quality.measured(cell, images, options)
@@ -279,6 +292,12 @@ def test_seeds_are_a_number_or_are_named() -> None:
     assert time_to_quality.parsed_seeds("3,5") == [3, 5]
 
 
+def test_other_seeds_have_a_summary_of_their_own() -> None:
+    assert time_to_quality.summary_of("", [0, 1, 2]) == "time-to-quality"
+    assert time_to_quality.summary_of("emoji-32px-", [0]) == "time-to-quality-emoji-32px"
+    assert time_to_quality.summary_of("", [3, 4]) == "time-to-quality-seeds-3-4"
+
+
 def test_what_is_said_of_time_to_quality_is_the_best_peer_s(small: trials.Material) -> None:
     """Above the floor, ours over the peer with the least mean; and the hour of each."""
 
@@ -331,6 +350,17 @@ def test_a_trial_of_another_configuration_is_another() -> None:
     wider = updated(config, {"network.widths": (96, 192), "train.lr": 1e-3})
     assert trials.differences(result, wider, drawing) == "network, train"
     assert trials.differences(result, config, {}) == "ways of drawing"
+
+
+def test_the_kept_trials_are_those_of_today_s_preset() -> None:
+    """Or the same command would not go on where it was."""
+    files = sorted((trials.RESULTS / "cells").glob("base-*.json"))
+    assert files
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        fixed = {"train.steps": result["steps"], "train.seed": result["seed"]}
+        config = updated(preset("fast"), fixed)
+        assert trials.differences(result, config, result["drawing"]) == "", file.name
 
 
 @pytest.fixture
@@ -490,6 +520,37 @@ def test_the_run_of_few_steps_is_made_and_gone_on_with(
     prepared.distilled(prepared.ten([5, 20], tmp_path))
     tune = ("tune", ten, "--calls", "20")
     assert asked == [("resume", ten), tune, ("resume", two), ("resume", one)]
+
+
+def test_what_the_run_of_few_steps_cannot_be_is_said_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepared, "_unraze", None)  # nothing is made
+    options = Namespace(run=None, distilled=None)
+    with pytest.raises(SystemExit):
+        prepared.settle(options, argparse.ArgumentParser(), [5, 1])
+    assert "--calls 1: a run is tuned for 2 to 100" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="diffusers: not installed"):
+        prepared.settle(options, argparse.ArgumentParser(), [5])
+
+
+def test_a_student_is_of_its_teacher(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = checkpoint.hash_of(model.network.state_dict())
+    of = {
+        "mine": DistilledConfig(run="a", checkpoint=own),
+        "other": DistilledConfig(run="b", checkpoint="0" * 64),
+        "none": None,
+    }
+    made = {
+        name: replace(model, config=model.config.model_copy(update={"distilled": distilled}))
+        for name, distilled in of.items()
+    }
+    monkeypatch.setattr(prepared, "load", lambda path: made[str(path)])
+    assert prepared.students(model, [Path("mine")]) == [made["mine"]]
+    for name in ("other", "none"):
+        with pytest.raises(SystemExit, match=f"{name}: was not distilled from"):
+            prepared.students(model, [Path(name)])
 
 
 def test_the_picture_of_few_steps_has_every_point() -> None:

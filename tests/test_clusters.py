@@ -167,7 +167,13 @@ def test_the_bound_of_clusters_counts_the_cluster(told: Config, tmp_path: Path) 
     chosen = np.linspace(0, len(images) - 1, 50).round().astype(int)
     assert asked is not None
     nats = label_nats(model, asked[chosen].tolist())
-    assert np.allclose(np.exp(-nats), model.clusters.shares[asked[chosen]])
+    everyone = list(range(len(model.clusters.shares)))
+    found = np.exp(-label_nats(model, everyone))
+    assert found.sum() == pytest.approx(1.0)  # or it were no bound
+    assert np.allclose(found, model.clusters.shares, atol=len(everyone) / len(images))
+    np.testing.assert_array_equal(np.exp(-nats), found[asked[chosen]])
+    emptied = replace(model.clusters, labels=np.zeros_like(model.clusters.labels))
+    assert np.isfinite(label_nats(replace(model, clusters=emptied), everyone)).all()
     assert bounds["image"].bits > bounds["given"].bits
     assert bounds["image"].bits - bounds["given"].bits == pytest.approx(
         nats.mean() / (64 * np.log(2)), rel=0.1

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 
 from unraze.config import (
+    OF_A_SAMPLER,
     Config,
     LeanConfig,
     UNetConfig,
@@ -239,6 +240,35 @@ def test_the_kind_of_network_can_be_switched() -> None:
         updated(Config(), {"network.dim": 16})
     with pytest.raises(InputError, match="give 'lean' or 'unet' or 'unet2d' or 'lucidrains'"):
         updated(Config(), {"network.kind": "dit"})
+    with pytest.raises(InputError, match=r"network\.kind"):
+        updated(Config(), {"network.kind": ("unet",)})
+
+
+def test_another_sampler_takes_the_keys_of_the_first_with_it(tmp_path: Path) -> None:
+    """By an option and in a file alike, whose other keys are the preset's."""
+    path = tmp_path / "mine.toml"
+    for name in preset_names():
+        before = preset(name).sample
+        for sampler in sorted({"ddim", "heun", "random", "adams"} - {before.sampler}):
+            path.write_text(f'preset = "{name}"\n[sample]\nsampler = "{sampler}"')
+            for after in (
+                updated(preset(name), {"sample.sampler": sampler}).sample,
+                from_toml(path).sample,
+            ):
+                own = {key: getattr(after, key) for key in (*OF_A_SAMPLER, "final_noise")}
+                assert own == {**dict.fromkeys(OF_A_SAMPLER), "final_noise": False}
+                assert after.steps == before.steps
+    assert updated(preset("fast"), {"sample.sampler": "adams"}).sample.order == 2
+    with pytest.raises(InputError, match='order = 2: sampler = "ddim" has none'):
+        updated(preset("fast"), {"sample.sampler": "ddim", "sample.order": 2})
+
+
+def test_an_objective_of_the_text_takes_weights_and_target_with_it() -> None:
+    needs = {"loss.parametrisation": "eps_step", "loss.continuous": False}
+    loss = updated(preset("fast"), needs | {"loss.objective": "reduced"}).loss
+    assert (loss.weighting, loss.target) == (None, None)
+    with pytest.raises(InputError, match="leave out weighting"):
+        updated(Config(), needs | {"loss.objective": "reduced", "loss.weighting": "v"})
 
 
 @pytest.mark.parametrize("key", ["train", "train.lrr", "lr", "train.lr.x", "", ".", "network"])

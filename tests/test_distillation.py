@@ -353,8 +353,9 @@ class TestRefused:
         [
             (3, {}, r"calls = 3: give 1 or 2"),
             (2, {"train.muon_scale": -1.0}, r"train\.muon_scale = -1\.0: give more than 0"),
-            (2, {"loss.borders": (0.0, 3.0, 2.0)}, "borders: .* rise"),
-            (2, {"loss.borders": (0.0, 30.0)}, r"the last is to be T = 50.* \(it is 30\)"),
+            (1, {"loss.borders": (0.0, 3.0, 50.0)}, "calls = 1: loss.borders, .* leave out one"),
+            (None, {"loss.borders": (0.0, 3.0, 2.0)}, "borders: .* rise"),
+            (None, {"loss.borders": (0.0, 30.0)}, r"the last is to be T = 50.* \(it is 30\)"),
             (2, {"loss.weighting": "snr"}, r"loss\.weighting"),
             (2, {"loss.weighting": "v"}, "leave out weighting"),
             (2, {"sample.sampler": "ddim"}, 'take "consistency"'),
@@ -365,7 +366,7 @@ class TestRefused:
         ],
     )
     def test_what_will_not_do(
-        self, teacher: Path, calls: int, changes: dict[str, Any], says: str
+        self, teacher: Path, calls: int | None, changes: dict[str, Any], says: str
     ) -> None:
         with pytest.raises(InputError, match=says):
             configuration(load(teacher), calls=calls, changes=changes)

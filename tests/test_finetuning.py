@@ -18,7 +18,7 @@ from unraze.config import Config, DistilledConfig, preset, updated
 from unraze.data import Images
 from unraze.errors import CheckpointError, InputError
 from unraze.generate import Model
-from unraze.run import Run
+from unraze.run import Run, write_data
 from unraze.step import AUGMENTATION, begin
 from unraze.train import begun_with, fit, train
 
@@ -120,6 +120,21 @@ def test_clusters_are_found_anew(tiny_config: Config, tmp_path: Path) -> None:
     assert len(new.clusters.labels) == 300
 
 
+def test_a_table_of_clusters_is_none_of_classes_of_the_same_names(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (400, 1, 8, 8), dtype=np.uint8)
+    config = updated(tiny_config, {"train.clusters": 4})
+    told = fit(Images.from_arrays(pixels), config, out=tmp_path / "old")
+    labels = np.arange(400) % 4
+    named = Images.from_arrays(pixels, labels=labels, class_names=told.class_names)
+    run = begun(told, tmp_path / "new", named, train__classes=True)
+    saved = checkpoint.newest(run.start)[0]
+    assert saved is not None
+    assert "conditioning.table.weight" not in saved.ema
+
+
 def test_classes_go_with_it_where_they_are_the_same(
     tiny_config: Config, tiny_images: Images, tmp_path: Path
 ) -> None:
@@ -210,6 +225,8 @@ def test_whether_it_may_have_seen_what_is_held_out_is_kept(
     assert is_unseen(again(same, "same-again", tiny_images))
     other = again(old, "other", others())
     assert not is_unseen(other)
+    write_data(Run(Path(old.run)), tiny_images, "name", accepted=["0" * 64])
+    assert not is_unseen(again(old, "changed", tiny_images))
     assert not is_unseen(again(other, "other-again", others()))  # what it began with saw more
 
 

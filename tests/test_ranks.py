@@ -27,6 +27,7 @@ from unraze.config import Config, from_toml, updated
 from unraze.data import Images, load_images
 from unraze.errors import UnrazeError
 from unraze.generate import load, sample
+from unraze.interop.publish import write_shared
 from unraze.ranks import ALONE, Ranks, attempt, launch
 from unraze.train import prepare, train as training
 
@@ -355,6 +356,12 @@ class TestDivided:
         assert after.hash == before.hash
         for name, value in before.optim.items():
             assert torch.equal(after.optim[name], value)
+
+    def test_as_it_is_published_it_is_whole(self, divided: runs.Run, tmp_path: Path) -> None:
+        own = load(divided.path)
+        write_shared(own, tmp_path / "shared")
+        assert not [name for name in weights(runs.Run(tmp_path / "shared")) if "shard" in name]
+        assert load(tmp_path / "shared").checkpoint == own.checkpoint
 
     @pytest.mark.parametrize("damage", ["cut off", "missing", "another's"])
     def test_one_that_is_damaged_is_named_and_the_one_before_it_taken(

@@ -58,6 +58,7 @@ __all__ = [
     "preset_names",
     "preset_text",
     "remedy",
+    "replaced",
     "require_given",
     "to_toml",
     "updated",
@@ -786,13 +787,33 @@ def _laid_over(base: Config, values: Mapping[str, Any]) -> dict[str, Any]:
         if not (isinstance(section, Mapping) and isinstance(out.get(name), dict)):
             out[name] = section
             continue
-        if name == "train" and any(key in section for key in BUDGET):
-            out[name] |= dict.fromkeys(BUDGET)
-        if name == "train" and section.get("classes"):
-            out[name]["clusters"] = 0
-        if name == "network" and section.get("kind", out[name]["kind"]) != out[name]["kind"]:
-            out[name] = {}
-        out[name] = out[name] | dict(section)
+        out[name] = replaced(name, out[name], section) | dict(section)
+    return out
+
+
+def replaced(name: str, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section's values without what new ones that are given for it leave no place for.
+
+    One of `train.minutes`, `train.steps`, `train.epochs` replaces the budget, classes replace
+    clusters, another network takes its keys with it, another sampler those that are its own
+    (`OF_A_SAMPLER`), and an objective with weights of its own leaves none to be set.
+    """
+    out = dict(values)
+
+    def changes(key: str) -> bool:
+        return bool(given.get(key, out.get(key)) != out.get(key))
+
+    if name == "train" and any(key in given for key in BUDGET):
+        out |= dict.fromkeys(BUDGET)
+    if name == "train" and given.get("classes"):
+        out["clusters"] = 0
+    if name == "sample" and changes("sampler"):
+        out |= {**dict.fromkeys(OF_A_SAMPLER), "final_noise": False}
+    if name == "loss" and changes("objective") and given["objective"] != "weighted":
+        out |= {"weighting": None, "target": None}
+    if name == "network" and changes("kind") and isinstance(given["kind"], str):
+        kind = NETWORKS.get(given["kind"])
+        out = kind().model_dump() if kind else out
     return out
 
 
@@ -820,17 +841,14 @@ def idle(config: Config) -> dict[str, Any]:
 def updated(config: Config, changes: Mapping[str, Any], *, where: str = "option") -> Config:
     """A copy with dotted keys changed, `{"train.lr": 1e-3}`, checked as a whole.
 
-    Giving one of `train.minutes`, `train.steps`, `train.epochs` replaces the budget, and classes
-    given replace clusters.
+    What they replace goes with them (`replaced`).
     """
     values = config.model_dump()
-    if changes.get("train.classes"):
-        values["train"]["clusters"] = 0
-    if any(f"train.{name}" in changes for name in BUDGET):
-        values["train"] |= dict.fromkeys(BUDGET)
-    if changes.get("network.kind", values["network"]["kind"]) != values["network"]["kind"]:
-        kind = NETWORKS.get(changes["network.kind"])
-        values["network"] = kind().model_dump() if kind else values["network"]
+    for section, now in values.items():
+        if isinstance(now, dict):
+            own = len(section) + 1
+            given = {k[own:]: v for k, v in changes.items() if k.startswith(f"{section}.")}
+            values[section] = replaced(section, now, given)
     for dotted, value in changes.items():
         *sections, name = dotted.split(".")
         place: Any = values

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unraze import checkpoint, clusters, run as runs
-from unraze.config import OF_A_SAMPLER, Config, idle, updated
+from unraze.config import Config, idle, updated
 from unraze.data import Images
 from unraze.errors import InputError
 from unraze.generate import Model, can_be_guided, load
@@ -67,11 +67,12 @@ student learns them one after the other, from below."""
 def configuration(
     model: Model,
     *,
-    calls: int = 2,
+    calls: int | None = None,
     changes: Mapping[str, Any] | None = None,
     where: str = "option",
 ) -> Config:
-    """The configuration of a run that distils `model` to `calls` network calls an image.
+    """The configuration of a run that distils `model` to `calls` network calls an image: 2 if
+    absent, or as many as there are jumps between the `loss.borders` among the `changes`.
 
     Without a budget among the `changes` (dotted keys, as of `unraze.config.updated`), as many steps
     as take no longer than the training took. Raises `InputError` for a run that cannot be
@@ -89,8 +90,13 @@ def configuration(
             f"{model.run}: its network says {loss.parametrisation}, {why}; distil a run of "
             "loss.parametrisation = v or edm"
         )
-    if calls not in BORDERS:
+    if calls not in (None, *BORDERS):
         raise InputError(f"calls = {calls}: give {' or '.join(map(str, BORDERS))}")
+    if calls is not None and given.get("loss.borders") is not None:
+        raise InputError(
+            f"calls = {calls}: loss.borders, which is given too, says how many there are; leave "
+            "out one of them"
+        )
     _require_of_this_run(model, given, where)
     augment = given.get("data.augment", model.config.data.augment)
     number = isinstance(augment, int | float)
@@ -102,7 +108,7 @@ def configuration(
         )
     own = model.config.sample
     schedule = model.schedule
-    shares = torch.tensor(BORDERS[calls], dtype=torch.float64)
+    shares = torch.tensor(BORDERS[calls or 2], dtype=torch.float64)
     borders = schedule.time_at(shares * float(schedule.theta[-1]))
     borders = borders.round(decimals=6) if loss.continuous else borders.round()
     borders[-1] = schedule.times[-1]
@@ -115,8 +121,6 @@ def configuration(
         | {
             "about": f"distilled to {jumps} call{'s' if jumps > 1 else ''}",
             "loss.objective": "consistency",
-            "loss.weighting": None,
-            "loss.target": None,
             "loss.distance": "l2",
             "loss.borders": tuple(borders.tolist()),
             "loss.teacher_steps": max(1, TEACHER_STEPS // jumps),
@@ -128,8 +132,6 @@ def configuration(
             "sample.sigma": "beta",
             "sample.guidance": 1.0,
             "sample.guidance_interval": (0.0, 1.0),
-            "sample.final_noise": False,
-            **{f"sample.{key}": None for key in OF_A_SAMPLER},
             "train.eval_every": None,
             "train.shard": False,  # it is of one process
             **RECIPE,
@@ -224,7 +226,7 @@ def distill(
     images: Images,
     *,
     out: Path | str,
-    calls: int = 2,
+    calls: int | None = None,
     guidance: float | None = None,
     minutes: float | None = None,
     steps: int | None = None,

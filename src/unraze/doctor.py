@@ -105,8 +105,8 @@ def gflops(operation: Callable[[], Tensor], work: float, *, seconds: float) -> f
     while len(times) < 3 or time.perf_counter() - started < seconds:
         before = time.perf_counter()
         last = operation()
-        if last.is_cuda:
-            torch.cuda.synchronize()
+        if last.device.type != "cpu":
+            torch.accelerator.synchronize()
         times.append(time.perf_counter() - before)
     return work / sorted(times)[len(times) // 2] / 1e9
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from unraze import generate, pictures
 from unraze.config import SampleConfig, remedy
 from unraze.errors import InputError, UnrazeError
+from unraze.files import cannot_make
 from unraze.generate import Classes, Model, Progress
 from unraze.ranks import Ranks
 
@@ -127,6 +128,19 @@ def fresh_folder(run: Path, kind: str = "samples") -> Path:
     names = (p.name.removeprefix(f"{kind}-") for p in run.glob(f"{kind}-*"))
     taken = [int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name)]
     return run / f"{kind}-{max(taken, default=-1) + 1:05d}"
+
+
+def make_folder(run: Path, kind: str = "samples") -> Path:
+    """Makes it; another command may take its number meanwhile. Raises `UnrazeError`."""
+    while True:
+        folder = fresh_folder(run, kind)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UnrazeError(cannot_make(folder, error)) from error
+        return folder
 
 
 def understood(recipe: Mapping[str, Any], picture: Path) -> Recipe:

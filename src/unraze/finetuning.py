@@ -84,7 +84,9 @@ def create(
             f"{images.source}: images of {images.pixels.shape[1:]}, while {model.run} draws "
             f"{model.shape}; give --size {h}x{w} --channels {c}, or leave them out"
         )
-    same = config.train.classes and model.class_names == images.class_names
+    # the names of clusters are numbers, as those of classes may be
+    knows_classes = model.clusters is None and model.class_names == images.class_names
+    same = config.train.classes and knows_classes
     if not _knows_nothing(model) and not same:
         raise InputError(
             f"{model.run}: its network knows images of its {model.num_classes} classes alone; give "
@@ -131,7 +133,9 @@ def _held_out_the_same(model: Model, images: Images) -> bool:
     """Whether the model saw none of what is held out of these images: it was trained on the same
     ones, and so was what it began with itself."""
     before = model.config.begun
-    return model.data == images.fingerprint and (before is None or before.unseen)
+    if model.data != images.fingerprint or runs.saw_others(Run(Path(model.run))):
+        return False
+    return before is None or before.unseen
 
 
 def _knows_nothing(model: Model) -> bool:

@@ -32,6 +32,7 @@ from unraze.config import (
     Config,
     SampleConfig,
     explained,
+    replaced,
 )
 from unraze.denoiser import Denoiser, Prediction, clipped, denoiser, guided
 from unraze.errors import CheckpointError, InputError, UnrazeError
@@ -314,15 +315,13 @@ def changed(settings: SampleConfig, changes: Mapping[str, Any]) -> SampleConfig:
     and only `random` keeps its noise in the last step; with another number of steps than a list of
     times has, the steps are even in time.
     """
-    own: dict[str, Any] = {}
+    values = replaced("sample", settings.model_dump(), changes)
     if changes.get("steps", settings.steps) != settings.steps and isinstance(
         settings.spacing, tuple
     ):
-        own["spacing"] = "time"
-    if changes.get("sampler", settings.sampler) != settings.sampler:
-        own |= {**dict.fromkeys(OF_A_SAMPLER), "final_noise": False}
+        values["spacing"] = "time"
     try:
-        return SampleConfig.model_validate(settings.model_dump() | own | dict(changes))
+        return SampleConfig.model_validate(values | dict(changes))
     except ValidationError as error:
         raise InputError(f"sample: {explained(error)}") from error
 

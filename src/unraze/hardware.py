@@ -22,6 +22,7 @@ __all__ = [
     "moment",
     "peak_memory",
     "require_device",
+    "require_kept",
     "require_pictures",
     "resident",
     "seconds_between",
@@ -64,6 +65,16 @@ def require_pictures(count: int, shape: Sequence[int], device: str = "cpu") -> N
             f"{count} pictures of {' x '.join(map(str, shape[1:]))} at once need "
             f"{needed / 2**30:,.0f} GiB and more, this machine has {memory(device) / 2**30:,.0f}; "
             "give a smaller --batch, if the size is what it should be"
+        )
+
+
+def require_kept(count: int, shape: Sequence[int], given: str) -> None:
+    """Raises `InputError`, which begins with what was given, where so many pictures (C, H, W), a
+    byte a value, are more than the machine's memory."""
+    if (needed := count * math.prod(shape)) > memory():
+        raise InputError(
+            f"{given}: so many pictures are {needed / 2**30:,.0f} GiB, more than this machine's "
+            "memory; give fewer"
         )
 
 

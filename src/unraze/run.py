@@ -68,6 +68,7 @@ __all__ = [
     "read_rows",
     "require_free",
     "rows_in",
+    "saw_others",
     "summaries",
     "summary",
     "trainer_here",
@@ -375,6 +376,12 @@ def write_data(run: Run, images: Images, name: str, accepted: Sequence[str] = ()
 def read_data(run: Run) -> Record | None:
     """What `write_data` kept; None for a run of before that was, or where it is damaged."""
     return record.read(run.data)
+
+
+def saw_others(run: Run) -> bool:
+    """Whether it was trained on other images before those of now (`--accept-changed-data`)."""
+    kept = read_data(run)
+    return kept is not None and bool(kept.accepted)
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:

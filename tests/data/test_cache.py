@@ -216,6 +216,19 @@ def test_many_small_files_are_decoded_once(classes: Path, monkeypatch: pytest.Mo
     assert np.array_equal(again.pixels, few.pixels)
 
 
+def test_a_run_finds_what_was_decoded_before_it_knew_the_channels(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MANY_FILES", 3)
+    first = load(DataConfig(source=str(classes), size=(8, 8)))
+    assert isinstance(first.pixels, np.memmap)
+    monkeypatch.setattr(reading, "read_one", None)  # nothing is decoded again, nor looked at
+    monkeypatch.setattr(reading, "look", None)
+    for channels in (None, first.pixels.shape[1]):
+        again = load(DataConfig(source=str(classes), size=(8, 8), channels=channels))
+        assert np.array_equal(again.pixels, first.pixels)
+
+
 def test_many_small_files_are_read_where_nothing_can_be_kept(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

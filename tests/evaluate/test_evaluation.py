@@ -38,6 +38,7 @@ from unraze.evaluate.reference import Reference, of_run
 from unraze.evaluate.samples import drawn, in_proportion, labels_asked, to_draw
 from unraze.evaluate.stage import Stage, finish
 from unraze.generate import Model
+from unraze.run import Run, write_data
 
 COUNT = 30
 Running = Generator[Stage, None, tuple[Evaluation, np.ndarray | None]]
@@ -390,6 +391,27 @@ def test_what_a_begun_run_may_have_seen_is_said(
         stages = running(tmp_path / str(number), one, reference, ready, parts=["figures"])
         _, found = stages_of(stages)
         assert (evaluations.MAY_HAVE_SEEN in found.remarks) == says
+
+
+def test_what_its_training_does_to_held_out_images_is_said(
+    model: Model, reference: Reference, ready: Small, tmp_path: Path
+) -> None:
+    """That they chose the checkpoint, and that others stood in their place before."""
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    plain = replace(model, run=str(run.path), folder=run.checkpoints / "step-00000002")
+    best = replace(plain, folder=run.best / "step-00000002")
+    said = {evaluations.SAW_OTHERS, evaluations.CHOSEN}
+
+    def remarks(name: str, one: Model) -> set[str]:
+        _, found = stages_of(running(tmp_path / name, one, reference, ready, parts=["figures"]))
+        return said & set(found.remarks)
+
+    assert remarks("plain", plain) == set()
+    assert remarks("best", best) == {evaluations.CHOSEN}
+    write_data(run, reference.training, "name", accepted=["0" * 64])
+    assert remarks("changed", plain) == {evaluations.SAW_OTHERS}
+    assert remarks("changed-best", best) == said
 
 
 def test_weights_that_are_ruined_are_said(

@@ -125,9 +125,9 @@ def test_two_drawings_that_are_kept_at_once_are_in_folders_of_their_own(
     made = [ended(job(browser, "sample", run=ids["run"], count=2, seed=seed)) for seed in (1, 2)]
     fresh, both, found = drawing.fresh_folder, threading.Barrier(2), list[Path]()
 
-    def same(run: Path) -> Path:
+    def same(run: Path, kind: str) -> Path:
         """The same folder for the first two who ask."""
-        folder = fresh(run)
+        folder = fresh(run, kind)
         found.append(folder)
         if len(found) <= 2:
             both.wait(10)
@@ -152,9 +152,9 @@ def test_a_drawing_that_is_kept_twice_at_once_is_kept_once(
     made = ended(job(browser, "sample", run=ids["run"], count=1))
     fresh, second = drawing.fresh_folder, threading.Event()
 
-    def slowly(run: Path) -> Path:
+    def slowly(run: Path, kind: str) -> Path:
         second.wait(0.3)
-        return fresh(run)
+        return fresh(run, kind)
 
     monkeypatch.setattr(drawing, "fresh_folder", slowly)
     with ThreadPoolExecutor(2) as threads:

@@ -196,7 +196,7 @@ def to_web(
     The network is computed by onnxruntime-web; the samplers around it are plain JavaScript.
     """
     from unraze import generate
-    from unraze.interop import web
+    from unraze.interop import exports, web
 
     if port is not None and not serve:
         raise InputError(f"--port {port}: is of --serve; give that too, or leave it out")
@@ -214,6 +214,7 @@ def to_web(
                 )
         else:
             _require_free_place(folder)
+            exports.require_packages("onnx")  # before its runtime is fetched
             print("exporting the network, to be compared with the original", flush=True)
             found, notes = web.export(
                 model,

@@ -60,8 +60,11 @@ def distill(
     /,
     *,
     calls: Annotated[
-        int, Parameter(group=SAMPLING, help="Network calls an image of the new run, 1 or 2.")
-    ] = 2,
+        int | None,
+        Parameter(
+            group=SAMPLING, help="Network calls an image of the new run, 1 or 2; 2 if absent."
+        ),
+    ] = None,
     guidance: Annotated[
         float | None,
         Parameter(

@@ -8,7 +8,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     import numpy as np
 
     from unraze.drawing import Film, Order
+    from unraze.ranks import Ranks
 
 __all__ = [
     "MOST_PICTURES",
     "again",
     "draw",
     "overview",
+    "own_folder",
     "require_file_place",
     "require_new",
     "require_ours",
@@ -37,9 +39,24 @@ __all__ = [
 
 LONGEST_NAME = 255
 """Bytes of a file's or a folder's name: what the usual file systems take."""
-PICTURES = re.compile(r"(\d{5,})\.png|grid\.png|film\.gif")
-"""The names that sampling gives to what it writes into a folder."""
+PICTURES = re.compile(r"(\d{5,})\.png|grid\.png")
+PICTURES_AND_FILM = re.compile(rf"{PICTURES.pattern}|film\.gif")
+"""The names that sampling gives to what it writes into a folder, without a film and with one."""
 MOST_PICTURES = 10**8
+
+
+@contextmanager
+def own_folder(run: Path, ranks: Ranks) -> Iterator[Path]:
+    """RUN/samples-00000, or the next number that is free: made at once, so that no other command
+    takes it, and gone again where nothing was drawn into it."""
+    from unraze import drawing
+
+    folder = ranks.first(drawing.make_folder, run)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> None:
@@ -50,9 +67,10 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
     finished is removed again.
     """
     from unraze import drawing, pictures
+    from unraze.hardware import memory_told
 
     filmed = drawing.Film() if film else None
-    with _array(npy, order.count) as add:
+    with memory_told("give a smaller --batch"), _array(npy, order.count) as add:
         for numbers, pixels in _batches(order, filmed):
             if folder is not None:
                 with writing(folder):

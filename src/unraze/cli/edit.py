@@ -158,7 +158,8 @@ def vary(
         float | None,
         Parameter(
             group=SAMPLING,
-            help="How far towards the class, 1 is none; the run's own if absent, 1 with --of.",
+            help="How far towards the class, 1 is none; if absent the run's own with --class, and "
+            "none without it or with --of.",
         ),
     ] = None,
     steps: Annotated[
@@ -767,8 +768,7 @@ def _write(
     from unraze.cli.show import follow_drawing
     from unraze.edit import recipes
 
-    folder = how.out or drawing.fresh_folder(run, "edits")
-    require_place(folder, f"--out {folder}")
+    require_place(how.out or run, f"--out {how.out or run}")
     drawn: list[np.ndarray] = []
     states: list[np.ndarray] = []
     times: list[float] = []
@@ -783,6 +783,7 @@ def _write(
     results = np.concatenate(drawn)
     recipe = recipes.recipe_of(model, wish, about, raw=how.raw)
     given = [] if first is None else [_like(model, one) for one in first]
+    folder = how.out or drawing.make_folder(run, "edits")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if inverted:

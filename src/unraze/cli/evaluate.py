@@ -267,11 +267,13 @@ def _run(
 
     from unraze import generate
     from unraze.cli.drawing import require_place
+    from unraze.cli.show import follow_reading
     from unraze.evaluate.evaluation import Subject, evaluate_run, require_enough
     from unraze.evaluate.places import places_of_run
     from unraze.evaluate.reference import of_run, of_run_against
     from unraze.evaluate.samples import classes_drawn, draw_share, in_proportion
     from unraze.evaluate.stage import finish
+    from unraze.hardware import require_kept
     from unraze.untrusted import require_no_links
 
     given = {key: value for key, value in changes.items() if value is not None}
@@ -280,6 +282,7 @@ def _run(
         model = generate.load(path, raw=raw, step=checkpoint, device=device)
         settings = generate.asked(model, given)
         next(generate.generate(model, 1, seed=seed, settings=settings))  # refuses what will not do
+    require_kept(count, model.shape, f"-n {count}")
     if model.config.distilled is not None:
         # a jump along the flow is no mean of x_0, which these are about
         parts = tuple(part for part in parts if part not in NEED_A_NETWORK)
@@ -287,11 +290,15 @@ def _run(
             raise InputError("--skip: leaves nothing to measure of a distilled run; leave less out")
     ranks.first(require_no_links, path)
     ranks.first(require_place, path / "eval", str(path))
-    reference = ranks.in_turn(
-        lambda: (
-            of_run(model) if against is None else of_run_against(model, against, skip_bad=skip_bad)
-        )
-    )
+    console = Console(stderr=True)
+    show = follow_reading(console) if ranks.is_first else None
+
+    def held_against() -> Reference:
+        if against is None:
+            return of_run(model, progress=show)
+        return of_run_against(model, against, skip_bad=skip_bad, progress=show)
+
+    reference = ranks.in_turn(held_against)
     require_enough(f"-n {count}", count, reference, parts)
     subject = Subject(
         kind="run",
@@ -309,7 +316,6 @@ def _run(
     places = places_of_run(
         path / "eval", model, reference, settings=settings, count=count, seed=seed
     )
-    console = Console(stderr=True)
     print(_told(subject, reference), flush=True)
     _tell_skipped(reference.held_out)
     if ranks.count > 1 and ("figures" in parts or "memorisation" in parts):
@@ -353,6 +359,7 @@ def _images(
     from rich.console import Console
 
     from unraze.cli.drawing import require_ours, require_place
+    from unraze.cli.show import follow_reading
     from unraze.config import DataConfig
     from unraze.data import load
     from unraze.evaluate.evaluation import Subject, evaluate_images, require_enough
@@ -366,12 +373,13 @@ def _images(
         DataConfig(source=source, size=size, channels=channels, skip_bad=skip_bad)
         for source in (str(target), against)
     )
-    images, reference = load(ours), of_source(theirs)
+    console = Console(stderr=True)
+    show = follow_reading(console)
+    images, reference = load(ours, progress=show), of_source(theirs, progress=show)
     require_same_shape(images, reference)
     require_enough(f"{target}: {len(images)} images", len(images), reference, parts)
     subject = Subject(kind="images", name=str(target), generated=len(images))
     places = places_of_images(folder, images, reference)
-    console = Console(stderr=True)
     print(_told(subject, reference), flush=True)
     _tell_skipped(images, reference.held_out)
     spaces = _spaces(features, reference, parts, places, subject, console, None)
@@ -498,6 +506,8 @@ def _spaces(
     from unraze.evaluate.features import spaces, to_train
 
     recipes = () if features is not None else to_train(reference.training)
+    if recipes and not {"figures", "memorisation"} & set(parts):
+        return ()  # nor are there figures of before in features that are yet to be trained
     found = () if recipes else _at_hand(features, reference, console)
     count = subject.generated
     seconds = {

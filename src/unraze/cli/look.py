@@ -43,6 +43,10 @@ Channels = Annotated[
     Literal[1, 3] | None,
     Parameter(group=DATA, help="1 grey, 3 colour; the images' own if absent."),
 ]
+Fit = Annotated[
+    Literal["crop", "pad", "stretch"],
+    Parameter(group=DATA, help="How an image of another aspect is brought to the size."),
+]
 Background = Annotated[
     str, Parameter(group=DATA, help="The colour that transparency is flattened onto.")
 ]
@@ -69,6 +73,7 @@ def check(
     *,
     size: Size = None,
     channels: Channels = None,
+    fit: Fit = "crop",
     background: Background = "white",
     skip_bad: SkipBad = False,
     held_out: HeldOut = HELD_OUT,
@@ -99,6 +104,7 @@ def check(
             source,
             size=size,
             channels=channels,
+            fit=fit,
             background=background,
             skip_bad=skip_bad,
             held_out=held_out,
@@ -123,10 +129,7 @@ def stats(
     *,
     size: Size = None,
     channels: Channels = None,
-    fit: Annotated[
-        Literal["crop", "pad", "stretch"],
-        Parameter(group=DATA, help="How an image of another aspect is brought to the size."),
-    ] = "crop",
+    fit: Fit = "crop",
     background: Background = "white",
     skip_bad: SkipBad = False,
     held_out: HeldOut = HELD_OUT,

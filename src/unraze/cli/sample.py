@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
@@ -114,7 +115,8 @@ def sample(
         Parameter(
             group=SAMPLING,
             negative="",
-            help="Restart: the part of t/T that it goes through again; 0.05 0.2 if none is given.",
+            help="Restart: the part of t/T that it goes through again; the run's own if absent, or "
+            "0.05 0.2.",
         ),
     ] = None,
     restart_repeats: Annotated[
@@ -250,15 +252,17 @@ def sample(
     from unraze.cli.drawing import (
         MOST_PICTURES,
         PICTURES,
+        PICTURES_AND_FILM,
         draw,
         overview,
+        own_folder,
         require_new,
         require_ours,
         require_place,
         set_threads,
     )
     from unraze.cli.train import spoken_for
-    from unraze.drawing import MOST_AT_ONCE, Order, fresh_folder, share_of
+    from unraze.drawing import MOST_AT_ONCE, Order, share_of
 
     for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--seed", seed, 0)):
         if value is not None and value < least:
@@ -285,7 +289,7 @@ def sample(
     of_config = {f"sample.{key}": option for key, option in names.items()}
     where = "cpu" if device is None else device
     named = told_as_options({"train.threads": "--threads"} | of_config | names)
-    with named, spoken_for(where) as ranks:
+    with named, spoken_for(where) as ranks, ExitStack() as stack:
         if npy is not None and ranks.count > 1:
             raise InputError("--npy: one process writes it; leave torchrun out, or give --out")
         set_threads(threads)
@@ -339,8 +343,9 @@ def sample(
         )
         folder = None
         if out is not None or npy is None or film:
-            folder = out or ranks.first(fresh_folder, run)
-            ranks.first(require_ours, folder, PICTURES, whole.count)
+            folder = out or stack.enter_context(own_folder(run, ranks))
+            names_of = PICTURES_AND_FILM if film else PICTURES
+            ranks.first(require_ours, folder, names_of, whole.count)
             ranks.first(require_place, folder, f"--out {folder}")
         if (tuned := generate.tuned_for(model, given)) is not None:
             calls = generate.calls_of(model, settings)

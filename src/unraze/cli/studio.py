@@ -109,13 +109,15 @@ def studio(
 def _source(given: str) -> str:
     """What is on disk by its full path, for a training is begun from any folder; raises
     `InputError` for what is neither there nor a name or an address."""
+    from unraze.data import NAMES, hub, remote, shards
+
+    if given in NAMES or hub.is_source(given) or remote.is_address(given):
+        return given
     if os.path.exists(given):
         return str(Path(given).resolve())
-    from unraze.data import NAMES, hub, remote
-
-    if not (given in NAMES or hub.is_source(given) or remote.is_address(given)):
-        raise InputError(
-            f"--data {given}: there is no such file or folder, nor a data set of that name; give a "
-            f"path, hf:NAME, or one of {' and '.join(NAMES)}"
-        )
-    return given
+    if shards.named(given) is not None:
+        return str(Path(given).absolute())
+    raise InputError(
+        f"--data {given}: there is no such file or folder, nor a data set of that name; give a "
+        f"path, hf:NAME, or one of {' and '.join(NAMES)}"
+    )

@@ -178,8 +178,8 @@ def train(
         int | None,
         Parameter(
             group=NETWORK,
-            help="Where there are no classes: condition on so many clusters of alike images, which "
-            "are found first; the preset's if absent, 0 for none.",
+            help="Without --classes: condition on so many clusters of alike images, which are "
+            "found first, at most one for each 100 images; the preset's if absent, 0 for none.",
         ),
     ] = None,
     batch: Annotated[
@@ -298,6 +298,8 @@ def train(
             ranks.first(refuse_early, wanted, out)
             images = read_images(wanted, ranks)
             run = ranks.first(_created, wanted, images, model, out, ranks)
+        if clusters and (had := ranks.first(_clusters_of, run)) < clusters:
+            print(f"--clusters {clusters}: are {had or 'none'}, each wants 100 images on average")
         return follow(run, images, track=track, ranks=ranks)
 
 
@@ -344,15 +346,18 @@ def _go_on(
     """Trains a run that is there from where it is."""
     from unraze import run as runs
     from unraze.data import NAMES
-    from unraze.data.reading import IMPORTED
+    from unraze.data.reading import IMPORTED, IN_MEMORY
+    from unraze.hardware import require_device
 
     config = ranks.first(runs.read_config, found)
+    with told_as_options({"device": f"{found.path / 'config.toml'}: train.device"}):
+        require_device(config.train.device)
     require_trackers(track, found)
     try:
         images = read_images(config, ranks)
     except DataError as error:
         source = config.data.source
-        if source in NAMES or source.startswith(IMPORTED) or os.path.exists(source):
+        if source in NAMES or source.startswith((IMPORTED, IN_MEMORY)) or os.path.exists(source):
             raise
         file = found.path / "config.toml"
         raise DataError(f"{error}; if they were moved, say in {file} where to: source") from error
@@ -385,6 +390,12 @@ def _created(
         return finetuning.create(model, wanted, images, out=out, ranks=ranks, **how)
     config = training.prepare(wanted, images, ranks)
     return runs.create(config, out=out, ranks=ranks.count, **how)
+
+
+def _clusters_of(run: Run) -> int:
+    from unraze import run as runs
+
+    return runs.read_config(run).train.clusters
 
 
 @contextmanager

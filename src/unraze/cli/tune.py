@@ -52,7 +52,8 @@ def tune(
             group=SAMPLING,
             negative="",
             show_default=False,
-            help="Network calls to search for, one number each time; 4 6 8 10 15 20 if absent.",
+            help="Network calls to search for, 2 to 100, one number each time; 4 6 8 10 15 20 if "
+            "absent.",
         ),
     ] = (),
     n: Annotated[
@@ -77,11 +78,12 @@ def tune(
 
     from unraze import generate
     from unraze.cli.drawing import MOST_PICTURES, require_place, set_threads
-    from unraze.cli.show import clock, follow_stages
+    from unraze.cli.show import clock, follow_reading, follow_stages
     from unraze.evaluate import tuning
     from unraze.evaluate.features import first_space
     from unraze.evaluate.forecast import call_time
     from unraze.evaluate.reference import of_run
+    from unraze.hardware import require_kept
     from unraze.run import find, is_busy
     from unraze.untrusted import require_no_links
 
@@ -93,6 +95,7 @@ def tune(
     with told_as_options({"train.threads": "--threads", "device": "--device"}):
         set_threads(threads)
         model = generate.load(run, step=checkpoint, device=device or "cpu", tuned=False)
+    require_kept(n, model.shape, f"-n {n}")
     if model.config.distilled is not None:
         raise InputError(
             f"{run}: is distilled and jumps as far as it was taught to, so there is nothing to "
@@ -111,9 +114,9 @@ def tune(
         )
     require_no_links(run)
     require_place(run / "tune", str(run))
-    reference = of_run(model)
-    tuning.require_enough(reference, n)  # training the features takes longest
     console = Console(stderr=True)
+    reference = of_run(model, progress=follow_reading(console))
+    tuning.require_enough(reference, n)  # training the features takes longest
     try:
         space = follow_stages(first_space(reference.training, reference.held_out), console)
         search = tuning.search(model, reference, space, count=n, folder=run / "tune")

@@ -70,13 +70,15 @@ _DIGITS_TRAIN = 1500
 Progress = Callable[[int, int], None]
 
 
-def read(name: str, split: Literal["train", "test"] = "train") -> Arrays:
-    """A data set's images, fetched where need be; raises as `get` does."""
+def read(
+    name: str, split: Literal["train", "test"] = "train", *, progress: Progress | None = None
+) -> Arrays:
+    """A data set's images, fetched where need be; raises, and tells `progress`, as `get` does."""
     match name:
         case "digits":
             return _digits(split)
         case "fashion-mnist":
-            folder = get(name)
+            folder = get(name, progress=progress)
             return idx.read(folder, split, source=name, class_names=FASHION_CLASS_NAMES)
         case _:
             raise _unknown(name)

@@ -151,12 +151,15 @@ def _read(
     memory: int,
 ) -> Images:
     """The images of a part; raises `_Undivided` where there is to be none of that kind."""
+    with quiet_decoders():
+        shape = _shape(found, config, background)
+    # a run keeps what was found, and is to find again what was kept before it knew
+    asked, config = config, config.model_copy(update={"size": shape[1:], "channels": shape[0]})
     name = _key(found, config, part)
     images = cache.kept(name, found.source)
     if images is not None:
         return images
     with quiet_decoders():
-        shape = shape_of(found, config, background)
         size = _count(found) * math.prod(shape)
         is_quick = isinstance(found, Arrays) or _count(found) < MANY_FILES
 
@@ -174,6 +177,8 @@ def _read(
                     for each, key in zip(parts, names, strict=True)
                 ]
                 _on_disk(found, config, shape, chunks(), made)
+            if asked != config:
+                cache.keep_value(_key(found, asked, "shape"), {"shape": list(shape)})
         except UnrazeError as error:
             if isinstance(error, InputError) or size > memory:
                 raise
@@ -193,13 +198,13 @@ def find(
 ) -> Pictures | Arrays:
     """What a source is and holds: a name of `NAMES`, hf: and a name, an address, or else a path.
 
-    `progress` is told how many images are found, of 0, where that takes a while. Raises
-    `DataError`.
+    `progress` is told how many images are found, of 0, or bytes fetched, of how many, where that
+    takes a while. Raises `DataError`.
 
     A folder called as a data set is meant by ./digits.
     """
     if source in named.NAMES:
-        return named.read(source, split)
+        return named.read(source, split, progress=progress)
     if hub.is_source(source):
         return hub.read(source, split)
     try:
@@ -463,6 +468,15 @@ def _picture_chunks(
             yield _Chunk(stacked, list(read), bad)
 
 
+def _shape(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:
+    """`shape_of`, which looks at each file; as it was kept with the images, where they are."""
+    known = cache.kept_value(_key(found, config, "shape"))
+    if known is None:
+        return shape_of(found, config, background)
+    channels, height, width = known["shape"]
+    return channels, height, width
+
+
 def shape_of(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:
     """(C, H, W) that the images are brought to: what the configuration asks, or their own.
 
@@ -608,7 +622,7 @@ def _nothing(source: str) -> DataError:
     )
 
 
-def _key(found: Pictures | Arrays, config: DataConfig, part: Part) -> str:
+def _key(found: Pictures | Arrays, config: DataConfig, part: Part | Literal["shape"]) -> str:
     path = found.source
     if hub.is_source(path):
         path = hub.absolute(path)

@@ -144,7 +144,8 @@ def vary(model: Model, image: Tensor, wish: Wish, *, strength: float) -> Iterato
     end = strength * float(model.schedule.times[-1])
     if not model.config.loss.continuous:
         end = float(round(end))
-    if end == 0:
+    alpha_bar, _ = model.schedule.at(torch.tensor(end, dtype=torch.float64))
+    if alpha_bar == 1:  # so little that nothing is destroyed
         batches = _batches(wish)
         for done, numbers in enumerate(batches, 1):
             x = image.expand(len(numbers), -1, -1, -1).clone()

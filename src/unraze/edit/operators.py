@@ -97,7 +97,7 @@ def blurred(sigma: float) -> Operator:
 
     Beyond the edge the picture goes on as its mirror image does.
     """
-    if not 0 < sigma < math.inf:
+    if not 0 < 3 * sigma < math.inf:
         raise ValueError(f"sigma = {sigma:g}: give a number above 0")
     reach = max(1, math.ceil(3 * sigma))
 

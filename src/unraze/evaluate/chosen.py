@@ -28,10 +28,13 @@ def label_nats(model: Model, labels: Sequence[int | None]) -> Array:
 
     As the cluster is a function of the image, -ln p(x) ≤ -ln p(c) - ln p(x|c): what is measured
     given the cluster becomes a bound for the image alone. A class is data, so given is given.
+    p(c) = (n_c + 1)/(N + K), for a cluster of none of the N images may be that of a held-out one.
     """
     if model.clusters is None:
         return np.zeros(len(labels))
-    found: Array = -np.log(model.clusters.shares[np.array(labels)])
+    count, clusters = len(model.clusters.labels), len(model.clusters.shares)
+    p = (model.clusters.shares * count + 1) / (count + clusters)
+    found: Array = -np.log(p[np.array(labels)])
     return found
 
 

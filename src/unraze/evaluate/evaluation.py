@@ -6,7 +6,7 @@ evaluation called again takes what is there and makes the rest; another one take
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
@@ -34,6 +34,7 @@ from unraze.evaluate.reference import Reference
 from unraze.evaluate.samples import drawn, in_proportion, labels_asked
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model
+from unraze.run import Run, saw_others
 
 __all__ = [
     "EVALUATION",
@@ -64,6 +65,16 @@ UNKNOWN = (
 MAY_HAVE_SEEN = (
     "The weights that this run began with may have been trained on the images that it holds out, "
     "which flatters every figure, and on others, among which no copies were looked for."
+)
+SAW_OTHERS = (
+    "This run was trained on other images before those of now took their place "
+    "(`--accept-changed-data`): what it holds out now may have been among them, which flatters "
+    "every figure, and among those that are gone no copies were looked for."
+)
+CHOSEN = (
+    "This checkpoint was chosen by the held-out images that it is measured against, as the best of "
+    "its training, which flatters it a little; `unraze eval FOLDER --against IMAGES` holds samples "
+    "against others."
 )
 FEWEST_OF_A_CLASS = 20
 """Fewer images of a class than this, real or generated, have no figure of their own."""
@@ -209,12 +220,21 @@ def evaluate_run(
     )
     yield from _of_network(model, reference, parts, places, measured, seconds)
     result = _whole(subject, reference, measured, seconds)
-    begun = model.config.begun
+    return replace(result, remarks=(*result.remarks, *_of_its_training(model))), samples
+
+
+def _of_its_training(model: Model) -> Iterator[str]:
+    """What the run's history says against what its held-out images say."""
     if not model.data:
-        result = replace(result, remarks=(*result.remarks, UNKNOWN))
-    elif begun is not None and not begun.unseen:
-        result = replace(result, remarks=(*result.remarks, MAY_HAVE_SEEN))
-    return result, samples
+        yield UNKNOWN
+        return
+    begun, run = model.config.begun, Run(Path(model.run))
+    if begun is not None and not begun.unseen:
+        yield MAY_HAVE_SEEN
+    if saw_others(run):
+        yield SAW_OTHERS
+    if model.folder is not None and model.folder.parent == run.best:
+        yield CHOSEN
 
 
 def evaluate_images(

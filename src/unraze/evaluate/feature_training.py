@@ -1,6 +1,6 @@
 """How the networks of features are trained: by labels, by contrast, or by filling in.
 
-    labels     cross entropy with a tenth of the label smoothed away
+    labels     cross entropy with a twentieth of the label smoothed away
     contrast   l_i = -log exp(z_i·z_j/τ) / Σ_{k≠i} exp(z_i·z_k/τ), where z_i and z_j come from two
                views of one image (Chen et al. 2020, arXiv:2002.05709, eq. 1)
     fill in    ‖x - decoder(encoder(x with half its places blanked))‖² (He et al. 2021,
@@ -207,7 +207,7 @@ def contrast(z: Tensor) -> Tensor:
 
 
 def _kept(draw: Tensor, height: int, width: int) -> Tensor:
-    """(B, 1, h, w), 0 within a rectangle of a quarter to half of each side and 1 elsewhere."""
+    """(B, 1, h, w), 0 within a rectangle of a quarter to 3/8 of each side and 1 elsewhere."""
     half = 0.25 + 0.125 * (draw[:, 2] + 1) / 2
     y, x = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
     inside_y = (y[None] - draw[:, :1]).abs() < half[:, None]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from unraze.config import DataConfig
 from unraze.data import Images, load
+from unraze.data.reading import Progress
 from unraze.errors import CheckpointError, DataError, InputError
 from unraze.generate import Model
 
@@ -34,8 +35,8 @@ class Reference:
     flip: bool
 
 
-def of_run(model: Model) -> Reference:
-    """The images that a run was trained on, and its held-out part.
+def of_run(model: Model, *, progress: Progress | None = None) -> Reference:
+    """The images that a run was trained on, and its held-out part; `progress` as of `load`.
 
     Raises `DataError` where they cannot be read, or where there is no held-out part, and
     `CheckpointError` where they are not those that the weights were trained on: what is held out
@@ -47,7 +48,7 @@ def of_run(model: Model) -> Reference:
             "does not say; say what it is to be held against: unraze eval RUN --against IMAGES"
         )
     data = model.config.data
-    training = load(data, split="train")
+    training = load(data, split="train", progress=progress)
     if model.data != training.fingerprint:
         raise CheckpointError(
             f"{model.run}: the images of {training.source} are not those it was trained on (their "
@@ -56,7 +57,7 @@ def of_run(model: Model) -> Reference:
             "`unraze eval FOLDER --against IMAGES`"
         )
     try:
-        held_out = load(data, split="held-out")
+        held_out = load(data, split="held-out", progress=progress)
     except DataError as error:
         raise DataError(
             f"{error}: draw samples with `unraze sample` and evaluate these, `unraze eval FOLDER "
@@ -67,7 +68,9 @@ def of_run(model: Model) -> Reference:
     return Reference(training, held_out, data.flip)
 
 
-def of_run_against(model: Model, source: str, *, skip_bad: bool = False) -> Reference:
+def of_run_against(
+    model: Model, source: str, *, skip_bad: bool = False, progress: Progress | None = None
+) -> Reference:
     """Images for a model that does not say what it was trained on: of a source, at its own size.
 
     Whether these were trained on is not known: where they were, likelihoods flatter the model, and
@@ -80,20 +83,22 @@ def of_run_against(model: Model, source: str, *, skip_bad: bool = False) -> Refe
     assert channels in (1, 3)
     wanted: Literal[1, 3] = 1 if channels == 1 else 3
     found = of_source(
-        DataConfig(source=source, size=(height, width), channels=wanted, skip_bad=skip_bad)
+        DataConfig(source=source, size=(height, width), channels=wanted, skip_bad=skip_bad),
+        progress=progress,
     )
     if model.config.train.classes:
         _require_labels(found.held_out, model)
     return found
 
 
-def of_source(data: DataConfig) -> Reference:
+def of_source(data: DataConfig, *, progress: Progress | None = None) -> Reference:
     """Images that are no run's: a known data set's two parts, or a folder's two halves.
 
     Raises `DataError` where they cannot be read or are too few to be divided.
     """
     halves = data.model_copy(update={"held_out": SHARE_OF_A_FOLDER})
-    return Reference(load(halves, split="train"), load(halves, split="held-out"), data.flip)
+    training = load(halves, split="train", progress=progress)
+    return Reference(training, load(halves, split="held-out", progress=progress), data.flip)
 
 
 def require_same_shape(images: Images, reference: Reference) -> None:

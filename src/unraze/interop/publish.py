@@ -142,13 +142,14 @@ def write_shared(model: Model, folder: Path, *, licence: str | None = None) -> N
         shutil.copyfile(run.path / "env.json", folder / "env.json")
     if model.clusters is not None:
         clusters.write(shared.clusters, model.clusters)
+    state = {key: value for key, value in saved.state.items() if key != "shards"}  # it has none now
     checkpoint.save(
         shared.checkpoints,
         saved.step,
         model=saved.model,
         ema=saved.ema,
         optim={},
-        state=saved.state | {"config": config.model_dump(mode="json")},
+        state=state | {"config": config.model_dump(mode="json")},
         keep=1,
     )
     moved = load(folder)

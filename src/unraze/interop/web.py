@@ -190,7 +190,10 @@ def _fetch(kept: Path) -> None:
                 f"npm could not fetch onnxruntime-web ({why}); try again online, or give the "
                 "folder of that package: --runtime FOLDER"
             )
-        kept.mkdir(parents=True, exist_ok=True)
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnrazeError(files.cannot_make(kept, error)) from error
         with tarfile.open(archives[0]) as archive:
             for name in RUNTIME:
                 member = archive.extractfile(f"package/dist/{name}")

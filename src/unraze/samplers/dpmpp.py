@@ -37,7 +37,7 @@ def dpmpp_2m_sde(
     """x_s = (β̄_s/β̄_t) e^{-ηh} x_t + ᾱ_s (1-e^{-(1+η)h}) D + β̄_s √(1-e^{-2ηh}) z.
 
     D = x̂_0 + (x̂_0 - x̂_0')/(2r) as in `dpmpp_2m`, which η = 0 is. Source: η = 1 is SDE-DPM-Solver++
-    (2M), appendix B; other η by the same variation of constants, dx's noise times η (k-diffusion's
+    (2M), appendix B; other η by the same variation of constants, dx's noise times √η (k-diffusion's
     midpoint form). Raises `ValueError` for η outside [0, 1], or η > 0 without noise.
     """
     check_eta(eta, noise)

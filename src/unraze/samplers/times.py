@@ -62,7 +62,9 @@ def karras(schedule: Schedule, steps: int, *, rho: float = 7.0, whole: bool = Fa
 
 def _range(schedule: Schedule) -> Tensor:
     lowest, highest = SIGMA_RANGE
-    return torch.stack([torch.tensor(lowest).double(), schedule.theta[-1].tan().clamp(0, highest)])
+    last = schedule.theta[-1].tan().clamp(0, highest)
+    first = torch.tensor(lowest).double().minimum(last / 2)  # the latter of a chain that ends there
+    return torch.stack([first, last])
 
 
 def _from_levels(schedule: Schedule, levels: Tensor, whole: bool) -> Schedule:

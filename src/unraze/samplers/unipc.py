@@ -22,7 +22,7 @@ def unipc(denoise: Denoiser, x: Tensor, schedule: Schedule, *, order: int = 3) -
 
     UniP predicts x_s from the last `order` predictions; UniC corrects it with that at the predicted
     x_s, which is also the next step's, so a step costs one call and has order `order` + 1. ρ solves
-    Σ ρ_m r_m^{k-1} = k! h φ_{k+1}(h)/B(h) with B(h) = e^{-h}-1 (B2), and is ½ where it is one.
+    Σ ρ_m r_m^{k-1} = k! z φ_{k+1}(z)/(e^z - 1) with z = -h (B2), and is ½ where it is one.
     Predicts x̂_0; λ = ln(ᾱ/β̄), h = λ_s - λ_t. The first steps and the last are of lower order; a
     prediction at λ = -∞ (ᾱ_T = 0) stands on no polynomial in λ and is left out of it. Source:
     algorithms 7 and 8. Raises `ValueError` for an order that is not 1, 2 or 3.

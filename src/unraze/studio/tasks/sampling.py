@@ -11,9 +11,7 @@ from torch import nn
 
 from unraze import drawing, generate, pictures
 from unraze.drawing import Film, Order
-from unraze.errors import UnrazeError
 from unraze.evaluate.stage import Stage
-from unraze.files import cannot_make
 from unraze.generate import Model
 from unraze.run import Run
 from unraze.studio.asked import Sampled
@@ -189,7 +187,7 @@ def keep(shown: Drawing) -> None:
     with shown.lock:
         if shown.folder is not None:
             return
-        folder = _made(Path(shown.order.model.run))
+        folder = drawing.make_folder(Path(shown.order.model.run))
         count = shown.order.count
         for number, one in enumerate(pictures.to_pil(final)):
             recipe = drawing.recipe_of(shown.order, range(count), number)
@@ -197,16 +195,3 @@ def keep(shown: Drawing) -> None:
         whole, recipe = drawing.grid_of(shown.order, final)
         pictures.write_png(whole, folder / "grid.png", recipe)
         shown.folder = str(folder)
-
-
-def _made(run: Path) -> Path:
-    """A new folder for pictures in a run's; another drawing may take its number meanwhile."""
-    while True:
-        folder = drawing.fresh_folder(run)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UnrazeError(cannot_make(folder, error)) from error
-        return folder
