@@ -373,7 +373,8 @@ def by_minutes(results: list[dict[str, Any]], of: Material) -> Figure:
 
 def summary_of(data: str, seeds: Sequence[int]) -> str:
     """The name of a summary: that of other seeds than the first ones does not replace theirs."""
-    others = "" if seeds[0] == 0 else f"-seeds-{'-'.join(map(str, seeds))}"
+    are_first = list(seeds) == list(range(len(seeds)))
+    others = "" if are_first else f"-seeds-{'-'.join(map(str, seeds))}"
     return f"time-to-quality{f'-{data[:-1]}' if data else ''}{others}"
 
 

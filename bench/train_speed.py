@@ -142,7 +142,8 @@ def configured(name: str, case: Case, images: Images) -> Config:
 
 
 def contender(name: str, case: Case, images: Images) -> Contender:
-    """Builds one; the network of diffusers takes the place of `fast`'s in `fast`'s training."""
+    """Builds one; the network of diffusers takes the place of `fast`'s in `fast`'s training, but
+    for the optimiser."""
     trainee = begin(configured(name, case, images), images)
     if name == "diffusers":
         network = FromDiffusers(case.shape)

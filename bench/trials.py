@@ -146,10 +146,11 @@ def differences(result: dict[str, Any], config: Config, drawing: dict[str, Any])
     """The sections in which a kept trial's configuration is another, but for threads and steps."""
     if json.loads(json.dumps(drawing)) != result["drawing"]:
         return "ways of drawing"
-    # whatever its steps of sampling are, it is drawn as `judged` says
-    same = {"train.threads": None, "sample.steps": 0}
+    same = {"train.threads": None}
     then = updated(from_dict(result["config"]), same).model_dump()
     now = updated(config, same).model_dump()
+    for each in (then, now):
+        del each["sample"]["steps"]  # which `judged` chooses
     return ", ".join(key for key in now if key != "about" and now[key] != then[key])
 
 

@@ -296,6 +296,7 @@ def test_other_seeds_have_a_summary_of_their_own() -> None:
     assert time_to_quality.summary_of("", [0, 1, 2]) == "time-to-quality"
     assert time_to_quality.summary_of("emoji-32px-", [0]) == "time-to-quality-emoji-32px"
     assert time_to_quality.summary_of("", [3, 4]) == "time-to-quality-seeds-3-4"
+    assert time_to_quality.summary_of("", [0, 7]) == "time-to-quality-seeds-0-7"
 
 
 def test_what_is_said_of_time_to_quality_is_the_best_peer_s(small: trials.Material) -> None:
@@ -347,6 +348,8 @@ def test_a_trial_of_another_configuration_is_another() -> None:
     result = {"config": kept_config, "drawing": {"sample.guidance_interval": [0.2, 0.8]}}
     drawing = {"sample.guidance_interval": (0.2, 0.8)}
     assert trials.differences(result, config, drawing) == ""
+    times = {"sample.spacing": (0.0, 500.0, 1000.0), "sample.steps": 2}
+    assert trials.differences(result, updated(config, times), drawing) == "sample"
     wider = updated(config, {"network.widths": (96, 192), "train.lr": 1e-3})
     assert trials.differences(result, wider, drawing) == "network, train"
     assert trials.differences(result, config, {}) == "ways of drawing"

@@ -25,7 +25,7 @@ from PIL import Image
 from processes import Forker, has_ended, wait_for
 
 from unraze import cli as commands, generate, pictures
-from unraze.cli import look, main, show
+from unraze.cli import drawing, look, main, show, studio
 from unraze.cli.app import SCHEDULE_KINDS
 from unraze.config import (
     DataConfig,
@@ -40,6 +40,7 @@ from unraze.config import (
 from unraze.data import load, load_images
 from unraze.data.held_out import held_out
 from unraze.errors import UnrazeError
+from unraze.ranks import ALONE
 from unraze.run import find, read_config
 from unraze.schedule import SCHEDULES
 
@@ -624,6 +625,14 @@ def test_sampling_into_the_run_takes_a_fresh_folder(
     assert last_line(capfd) == "run/samples-00002"
 
 
+def test_two_that_sample_into_the_run_at_once_have_folders_of_their_own(run: Path) -> None:
+    with drawing.own_folder(run, ALONE) as first, drawing.own_folder(run, ALONE) as second:
+        assert (first.name, second.name) == ("samples-00000", "samples-00001")
+        (second / "00000.png").touch()
+    assert not first.exists()  # nothing was drawn
+    assert second.exists()
+
+
 def test_an_array_alone_writes_no_pictures(run: Path) -> None:
     before = snapshot(run)
     assert main(["sample", "run", "-n", "2", "--npy", "a.npy"]) == 0
@@ -880,6 +889,33 @@ def test_a_run_of_clusters_draws_them_by_number_and_as_often_as_they_are(
     refused(capfd, ["resume", "told"], "clusters.safetensors", "bring it back")
 
 
+def test_fewer_clusters_than_were_asked_for_are_told(
+    many: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "many.npy", "--steps", "1", "--out", "few", *TINY]
+    assert main([*command, "--clusters", "8"]) == 0
+    assert "--clusters 8: are none, each wants 100 images" in capfd.readouterr().out
+
+
+def test_a_run_whose_device_is_not_here_says_where_it_stands(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = run / "config.toml"
+    file.write_text(file.read_text().replace('device = "cpu"', 'device = "cuda:63"'))
+    refused(capfd, ["resume", "run"], "run/config.toml: train.device = 'cuda:63'")
+
+
+def test_the_studio_s_data_is_named_as_for_training(elsewhere: Path) -> None:
+    for name in ("x-000.tar", "x-001.tar"):
+        Path(name).touch()
+    Path("digits").mkdir()
+    Path("mine").mkdir()
+    assert studio._source("digits") == "digits"  # the data set; the folder is ./digits
+    assert studio._source("hf:some/name") == "hf:some/name"
+    for given in ("./digits", "mine", "x-000.tar", "x-{000..001}.tar", "*.tar"):
+        assert studio._source(given) == os.path.normpath(elsewhere / given)
+
+
 def test_a_run_without_classes_has_none_to_draw(
     plain: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -894,6 +930,8 @@ def test_pictures_of_others_are_never_overwritten_or_mixed(
     Path("mine/holiday.png").write_bytes(b"sea")
     refused(capfd, ["sample", "run", "--out", "mine"], "mine", "holiday.png", "--out")
     refused(capfd, ["sample", "run", "--out", "mine/holiday.png"], "not a folder")
+    assert main(["sample", "run", "-n", "3", "--film", "--out", "of"]) == 0
+    refused(capfd, ["sample", "run", "-n", "3", "--seed", "1", "--out", "of"], "of", "film.gif")
     assert main(["sample", "run", "-n", "3", "--out", "o"]) == 0
     refused(capfd, ["sample", "run", "-n", "2", "--out", "o"], "o", "00002.png")
     assert main(["sample", "run", "-n", "3", "--seed", "1", "--out", "o"]) == 0
@@ -1294,6 +1332,10 @@ def test_data_commands_tell_what_is_held_out(
     assert re.search(rf"images +{100 - apart}\nheld out +{apart}\n", told), told
     assert main(["data", "check", "many.npy"]) == 0
     assert f"{apart} of 100 images are held out" in capfd.readouterr().out
+    assert main(["data", "check", "many.npy", "--size", "8x4", "--fit", "stretch", "--all"]) == 0
+    named = set(re.findall(r"number \d+", capfd.readouterr().out.partition("held out")[2]))
+    fitted = DataConfig(source="many.npy", size=(8, 4), fit="stretch", held_out=0.1)
+    assert named == set(load(fitted, split="held-out").names)
     for source, says in {"digits": "its own test part", "photos": "none"}.items():
         assert main(["data", "stats", source]) == 0
         assert re.search(rf"held out +{says}\n", capfd.readouterr().out)

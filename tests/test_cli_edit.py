@@ -176,6 +176,7 @@ def test_the_same_seed_gives_the_same_files(
         ),
         ("restore RUN 0.png --operator downsample:x", "give a number above 0"),
         ("restore RUN 0.png --operator blur:-1", "give a number above 0"),
+        ("restore RUN 0.png --operator blur:1e308", "give a number above 0"),
         ("restore RUN 0.png --operator grey", "no colours to restore"),
         ("restore RUN 0.png --operator noise", "say with --noise"),
         ("restore RUN 0.png --operator blur:1 --noise -1 --spoil", "--noise = -1: give a number"),
@@ -281,7 +282,7 @@ def test_help_says_in_how_many_calls_and_how_guided_it_edits(
     found = settings["steps"], settings["guidance"]
     if command == "vary":
         assert "the run's own if absent" in calls
-        assert "the run's own if absent" in scale
+        assert "the run's own with --class" in scale
         assert found == (own.steps, own.guidance)
     else:
         assert calls.endswith("50 if absent")

@@ -217,7 +217,7 @@ def test_images_are_the_same_from_a_folder_a_zip_and_an_array(
     for target in ("pictures", "packed.zip", "array.npy"):
         lines = told(capfd, ["eval", target, "--against", str(made_once.data)])
         assert lines[0].startswith(f"{target}: 12 images against 60 held-out images of")
-        assert lines[-1] == f"{Path(target).stem}-evaluation/report.html"
+        assert lines[-1] == f"{target}-evaluation/report.html"
         values = plain(file_named(lines))
         assert values["subject"].pop("name") == target
         found.append(values)
@@ -226,6 +226,22 @@ def test_images_are_the_same_from_a_folder_a_zip_and_an_array(
     assert found[0]["spaces"][0]["hash"] == made_once.spaces[0].hash
     lines = told(capfd, ["eval", "pictures", "--against", str(made_once.data), "--out", "there"])
     assert lines[-1] == "there/report.html"
+    shutil.copytree(folder, "run/samples-00000")
+    lines = told(capfd, ["eval", "run/samples-00000", "--against", str(made_once.data)])
+    assert lines[-1] == "run-samples-00000-evaluation/report.html"
+
+
+def test_features_that_nothing_asks_for_are_not_trained(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNRAZE_CACHE", str(here.parent / "nothing"))
+    without = ["--skip", "figures", "--skip", "memorisation"]
+    lines = told(capfd, ["eval", "run", "-n", "20", *without, "--skip", "flow"])
+    assert not [line for line in lines if line.startswith("features:") or "feature net" in line]
+    found = EVALUATION.validate_json(file_named(lines).read_bytes())
+    assert found.bounds
+    monkeypatch.setattr("unraze.hardware.memory", lambda device="cpu": 1100)  # 17 such pictures
+    refused(capfd, ["eval", "run", "-n", "20"], "-n 20: so many pictures are")
 
 
 def test_images_that_cannot_be_read_are_left_out_and_counted(

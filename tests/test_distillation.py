@@ -348,6 +348,25 @@ class TestRefused:
             create(model, configuration(model), other, out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
+    def test_that_its_teacher_saw_other_images_is_kept(self, teacher: Path, tmp_path: Path) -> None:
+        """Which its own record of images does not tell."""
+        before = shutil.copytree(teacher, tmp_path / "teacher")
+        images = two_kinds()
+        create(load(before), configuration(load(before)), images, out=tmp_path / "a")
+        assert runs.read_config(Run(tmp_path / "a")).begun is None
+        name = runs.identity_of(Run(before))
+        runs.write_data(Run(before), images, name, accepted=["0" * 64])
+        new = create(
+            load(before),
+            configuration(load(before), changes={"train.steps": 2}),
+            images,
+            out=tmp_path / "b",
+        )
+        begun = runs.read_config(new).begun
+        assert begun is not None
+        assert not begun.unseen
+        assert list(train(new, images))[-1].phase == "done"  # from its teacher's weights, as ever
+
     @pytest.mark.parametrize(
         ("calls", "changes", "says"),
         [

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unraze import checkpoint, clusters, run as runs
-from unraze.config import Config, idle, updated
+from unraze.config import BegunConfig, Config, idle, updated
 from unraze.data import Images
 from unraze.errors import InputError
 from unraze.generate import Model, can_be_guided, load
@@ -198,6 +198,9 @@ def create(
             f"{images.source}: are not the images that {model.run} was trained on (their "
             f"fingerprint is {images.fingerprint[:12]}…, was {model.data[:12]}…): bring them back"
         )
+    if runs.saw_others(runs.Run(Path(model.run))):  # of which the new one's own record is silent
+        before = BegunConfig(run=str(Path(model.run).resolve()), checkpoint=_hash(model))
+        config = config.model_copy(update={"begun": before})
     run = runs.create(prepare(config, images), out=out, command=command)
     if model.clusters is not None:
         clusters.write(run.clusters, model.clusters)

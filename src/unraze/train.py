@@ -419,6 +419,8 @@ def train(
             _require_its_images, run, config, saved, images, accept_changed_data
         ):
             yield _said(run, ranks, accepted)
+        if saved is None and config.train.clusters and not ranks.first(run.clusters.is_file):
+            yield Report("measuring", 0, 0, message="finding clusters of alike images")
         clusters = ranks.first(clusters_of, run, config, images, saved)
         if saved is None and clusters is not None:
             sizes = np.bincount(clusters.labels)

@@ -17,6 +17,7 @@ from unraze.edit.editing import Inverted, Wish
 from unraze.edit.operators import Observed, blurred, downsampled, identity
 from unraze.errors import InputError
 from unraze.generate import Model, Progress
+from unraze.schedule import from_config
 from unraze.train import fit
 
 
@@ -60,6 +61,36 @@ def test_no_strength_gives_the_image_and_more_strength_strays_further(
         for s in (0.1, 0.4, 1.0)
     ]
     assert 0 < off[0] < off[1] < off[2]
+
+
+@pytest.fixture(scope="module")
+def between(model: Model) -> Model:
+    """The model as one that knows the times between the steps, of which it has 300."""
+    loss = model.config.loss.model_copy(update={"continuous": True})
+    schedule = model.config.schedule.model_copy(update={"steps": 300})
+    config = model.config.model_copy(update={"loss": loss, "schedule": schedule})
+    return replace(model, config=config, schedule=from_config(schedule))
+
+
+@pytest.mark.parametrize("spacing", ["karras", "log_snr", "angle"])
+@pytest.mark.parametrize("strength", [1e-300, 1e-9, 1e-7, 1e-5, 2e-3, 0.07])
+def test_however_little_strength_is_a_way(
+    between: Model, image: Tensor, strength: float, spacing: Any
+) -> None:
+    """Also so little that ᾱ rounds to 1, and 0.07 of 300 steps, which is a little above 21."""
+    asked, way = wish(between), {"sampler": "adams", "spacing": spacing, "steps": 5}
+    asked = replace(asked, settings=generate.changed(asked.settings, way))
+    found = results(editing.vary(between, image, asked, strength=strength))
+    assert found.isfinite().all()
+    assert strength > 0.01 or float((found - image).abs().max()) < 0.2
+    led = editing.change_class(
+        between, image, replace(asked, classes=(0,)), of=(1,), strength=strength
+    )
+    if strength < 1e-6:
+        with pytest.raises(InputError, match="leaves the image as it is"):
+            list(led)
+    else:
+        assert results(led).isfinite().all()
 
 
 def test_full_strength_is_drawing(model: Model, image: Tensor) -> None:

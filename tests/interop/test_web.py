@@ -398,6 +398,10 @@ def test_what_cannot_be_a_page(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
     with pytest.raises(UnrazeError, match=r"could not fetch onnxruntime-web \(no network\)"):
         web.runtime_in(None)
+    npm.write_text("#!/bin/sh\ntouch made.tgz\n")
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UnrazeError, match="cannot be made"):
+        web.runtime_in(None)
     assert not (tmp_path / "page").exists()
 
 

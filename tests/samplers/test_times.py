@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from unraze.edit.variation import below
 from unraze.errors import InputError
 from unraze.samplers import even_angles, even_log_snr, even_times, karras
 from unraze.schedule import angle, cosine, linear
@@ -84,6 +85,17 @@ def test_levels_of_karras_and_of_log_snr_are_those_of_the_formula(schedule, step
         sigma = kept.beta_bar / kept.alpha_bar
         # the noisiest level is T itself, whatever σ is there
         torch.testing.assert_close(sigma[1:-1], levels[:-1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("choose", [even_log_snr, karras])
+def test_levels_rise_where_the_end_is_below_the_least(choose) -> None:
+    """An image of which next to nothing was destroyed: σ of its end is less than 0.002."""
+    end = below(angle(1000), 1.2)
+    kept = choose(end, 2)
+    sigma = kept.beta_bar / kept.alpha_bar
+    assert sigma[-1] < 0.002
+    assert sigma[1] == pytest.approx(float(sigma[-1] / 2), rel=1e-6)
+    assert (kept.times[0], kept.times[-1]) == (0, 1.2)
 
 
 @settings(deadline=None)

@@ -55,8 +55,9 @@ def own_folder(run: Path, ranks: Ranks) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with suppress(OSError):  # it is not empty
-            folder.rmdir()
+        if ranks.is_first:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> None:

@@ -140,7 +140,9 @@ def evaluate(
     out: Annotated[
         Path | None,
         Parameter(
-            group=OUTPUT, help="For images: folder of the report; NAME-evaluation if absent."
+            group=OUTPUT,
+            help="For images: folder of the report; NAME-evaluation if absent, of a run's pictures "
+            "RUN-NAME-evaluation.",
         ),
     ] = None,
 ) -> int:
@@ -366,7 +368,7 @@ def _images(
     from unraze.evaluate.places import places_of_images
     from unraze.evaluate.reference import of_source, require_same_shape
 
-    folder = out or Path(f"{target.resolve().stem or 'images'}-evaluation")
+    folder = out or Path(f"{_name_of(target)}-evaluation")
     require_ours(folder, OURS)
     require_place(folder, f"--out {folder}")
     ours, theirs = (
@@ -387,6 +389,15 @@ def _images(
     result = _followed(stages, console)
     file = places.result(spaces, "images")
     return _finish(result, file, folder / "report.html", images.pixels, reference)
+
+
+def _name_of(images: Path) -> str:
+    """What images are called, in one word: of those in a run's folder with that of the run."""
+    from unraze import run as runs
+
+    place = images.resolve()
+    name = place.name or "images"
+    return f"{place.parent.name}-{name}" if runs.is_run(place.parent) else name
 
 
 @app.command(
@@ -506,9 +517,9 @@ def _spaces(
     from unraze.evaluate.features import spaces, to_train
 
     recipes = () if features is not None else to_train(reference.training)
-    if recipes and not {"figures", "memorisation"} & set(parts):
-        return ()  # nor are there figures of before in features that are yet to be trained
     found = () if recipes else _at_hand(features, reference, console)
+    if not {"figures", "memorisation"} & set(parts):
+        recipes = ()  # nor are there figures of before in features that are yet to be trained
     count = subject.generated
     seconds = {
         "training feature networks, once": forecast.features_time(recipes, reference.training),
@@ -529,8 +540,9 @@ def _spaces(
     print(_how_long(seconds), flush=True)
     if recipes:
         found = _followed(spaces(reference.training, reference.held_out), console)
-    kinds = "; ".join(f"{space.name}, weights {space.hash[:12]}" for space in found)
-    print(f"features: {kinds}", flush=True)
+    if found:
+        kinds = "; ".join(f"{space.name}, weights {space.hash[:12]}" for space in found)
+        print(f"features: {kinds}", flush=True)
     return found
 
 

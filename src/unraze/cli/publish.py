@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -59,13 +60,17 @@ def publish(
     from unraze.interop.card import is_card
 
     if runs.is_run(folder):
-        from unraze import generate
+        from rich.console import Console
 
+        from unraze import generate
+        from unraze.cli.show import follow_drawing
+
+        show = partial(follow_drawing, console=Console())
         model = generate.load(folder, step=checkpoint)
         publishing.require_hub(name)  # packing may draw pictures for the card
         with (
             told_as_options({"licence": "--licence"}),
-            publishing.packed(model, licence=licence) as made,
+            publishing.packed(model, licence=licence, follow=show) as made,
         ):
             done = publishing.publish(made, name, private=private, in_place_of=publishing.OF_A_RUN)
     else:

@@ -342,11 +342,14 @@ def sample(
             raw=raw,
         )
         folder = None
-        if out is not None or npy is None or film:
-            folder = out or stack.enter_context(own_folder(run, ranks))
+        if out is not None:
             names_of = PICTURES_AND_FILM if film else PICTURES
-            ranks.first(require_ours, folder, names_of, whole.count)
-            ranks.first(require_place, folder, f"--out {folder}")
+            ranks.first(require_ours, out, names_of, whole.count)
+            ranks.first(require_place, out, f"--out {out}")
+            folder = out
+        elif npy is None or film:
+            ranks.first(require_place, run, str(run))
+            folder = stack.enter_context(own_folder(run, ranks))
         if (tuned := generate.tuned_for(model, given)) is not None:
             calls = generate.calls_of(model, settings)
             guided = settings.guidance, settings.guidance_interval

@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 
 from unraze.cli.app import DATA, LOOK, Device, app, told_as_options
 from unraze.cli.look import RUNS, require_runs
-from unraze.errors import InputError
+from unraze.errors import DataError, InputError
 
 __all__ = ["studio"]
 
@@ -115,8 +115,11 @@ def _source(given: str) -> str:
         return given
     if os.path.exists(given):
         return str(Path(given).resolve())
-    if shards.named(given) is not None:
-        return str(Path(given).absolute())
+    try:
+        if shards.named(given) is not None:
+            return str(Path(given).expanduser().absolute())
+    except DataError as error:
+        raise InputError(f"--data {error}") from error
     raise InputError(
         f"--data {given}: there is no such file or folder, nor a data set of that name; give a "
         f"path, hf:NAME, or one of {' and '.join(NAMES)}"

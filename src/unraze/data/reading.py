@@ -109,7 +109,7 @@ def load(
         split: "train"; "test" for a source that has a test part of its own (IDX, CIFAR-10, `.npz`
             with x_test, the data sets known by name); "held-out" for that test part, or else for
             the share `config.held_out`, which "train" leaves out (see `unraze.data.held_out`).
-        progress: told how many images of how many are read.
+        progress: told how many images of how many are read; of a data set that is fetched, bytes.
         memory: sets of more bytes than this, and those of `MANY_FILES` or more, are decoded once
             into a memory-mapped cache; `MEMORY_BYTES` if absent, or a quarter of what this process
             may have where that is less.
@@ -158,13 +158,14 @@ def _read(
     name = _key(found, config, part)
     images = cache.kept(name, found.source)
     if images is not None:
+        _keep_shape(found, asked, shape)
         return images
     with quiet_decoders():
         size = _count(found) * math.prod(shape)
         is_quick = isinstance(found, Arrays) or _count(found) < MANY_FILES
 
         def chunks() -> Iterator[_Chunk]:
-            return _chunks(found, config, shape, background, progress)
+            return _chunks(found, asked, shape, background, progress)
 
         if size <= memory and is_quick:
             return _in_memory(found, config, shape, chunks(), _Taken(part, config.held_out))
@@ -177,8 +178,7 @@ def _read(
                     for each, key in zip(parts, names, strict=True)
                 ]
                 _on_disk(found, config, shape, chunks(), made)
-            if asked != config:
-                cache.keep_value(_key(found, asked, "shape"), {"shape": list(shape)})
+            _keep_shape(found, asked, shape)
         except UnrazeError as error:
             if isinstance(error, InputError) or size > memory:
                 raise
@@ -475,6 +475,12 @@ def _shape(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Sha
         return shape_of(found, config, background)
     channels, height, width = known["shape"]
     return channels, height, width
+
+
+def _keep_shape(found: Pictures | Arrays, config: DataConfig, shape: Shape) -> None:
+    name = _key(found, config, "shape")
+    if None in (config.size, config.channels) and cache.kept_value(name) is None:
+        cache.keep_value(name, {"shape": list(shape)})
 
 
 def shape_of(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:

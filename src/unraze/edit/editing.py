@@ -121,6 +121,11 @@ def settings_to_inpaint(
     return settings_for(model, changes, by="repaint" if method == "repaint" else "posterior")
 
 
+NOTHING = 1e-6
+"""β̄ of a noise that is none: the picture in [-1, 1] has the same float32 numbers but for the last
+few bits, and between it and 0 there is hardly another ᾱ."""
+
+
 def settings_to_vary(model: Model, changes: dict[str, Any], *, guided: bool) -> SampleConfig:
     """How to vary an image with these changes: as the run samples, guided only where there is a
     class to be guided to, or guidance is asked for. Raises `InputError`."""
@@ -141,11 +146,8 @@ def vary(model: Model, image: Tensor, wish: Wish, *, strength: float) -> Iterato
         raise InputError(f"strength = {strength:g}: give a number from 0, the image itself, to 1")
     _require(model, wish, image)
     image = image.to(generate.device_of(model))
-    end = strength * float(model.schedule.times[-1])
-    if not model.config.loss.continuous:
-        end = float(round(end))
-    alpha_bar, _ = model.schedule.at(torch.tensor(end, dtype=torch.float64))
-    if alpha_bar == 1:  # so little that nothing is destroyed
+    end = _end(model, strength)
+    if _is_nothing(model, end):
         batches = _batches(wish)
         for done, numbers in enumerate(batches, 1):
             x = image.expand(len(numbers), -1, -1, -1).clone()
@@ -291,8 +293,10 @@ def change_class(
     _require(model, wish, image)
     _require(model, replace(wish, classes=of))
     image = image.to(generate.device_of(model))
-    end = strength * float(model.schedule.times[-1])
-    end = end if model.config.loss.continuous else max(1.0, float(round(end)))
+    end = _end(model, strength)
+    end = end if model.config.loss.continuous else max(1.0, end)
+    if _is_nothing(model, end):
+        raise InputError(f"strength = {strength:g}: leaves the image as it is; give more")
     chain, _ = _part(model, wish.settings, end)
 
     def walked(numbers: range) -> Iterator[Step]:
@@ -418,6 +422,18 @@ def _given(
             raise ValueError(f"method = {method}: is of inpainting alone")
         case _:
             assert_never(method)
+
+
+def _end(model: Model, strength: float) -> float:
+    """The training time t = strength·T, a whole one for a network that knows no other."""
+    end = round(strength * float(model.schedule.times[-1]), 9)  # 0.07·300 is a little above 21
+    return end if model.config.loss.continuous else float(round(end))
+
+
+def _is_nothing(model: Model, t: float) -> bool:
+    """Whether nothing of an image is destroyed at t."""
+    _, beta_bar = model.schedule.at(torch.tensor(t, dtype=torch.float64))
+    return bool(beta_bar < NOTHING)
 
 
 def _part(model: Model, settings: SampleConfig, end: float) -> tuple[Schedule, int]:

@@ -484,17 +484,17 @@ def _whole(
         subject=subject,
         against=against,
         seconds=seconds,
-        remarks=_remarks(subject, against),
+        remarks=_remarks(subject, against, measures_samples=bool(measured.get("spaces"))),
         **measured,
     )
 
 
-def _remarks(subject: Subject, against: Against) -> tuple[str, ...]:
+def _remarks(subject: Subject, against: Against, *, measures_samples: bool) -> tuple[str, ...]:
     said = [
         "Intervals cover the drawing of samples and of real images, not training: another seed of "
         "the training gives another model.",
     ]
-    if subject.generated < 10_000:
+    if subject.generated < 10_000 and measures_samples:
         said.append(
             f"{subject.generated} samples: Fréchet distances fall as samples grow in number; "
             "published ones are of 50,000 and of other features, so do not put them side by side."

@@ -29,6 +29,7 @@ __all__ = [
     "jackknife",
     "normal",
     "rows_at_once",
+    "standard_error",
     "wilson",
 ]
 
@@ -113,6 +114,11 @@ def jackknife(value: float, without: Array, sizes: Array) -> float:
     own = len(sizes) * value - ((1 - 1 / h) * without).sum()
     pseudo = h * value - (h - 1) * without
     return float(((pseudo - own) ** 2 / (h - 1)).mean())
+
+
+def standard_error(values: Array) -> float:
+    """That of the mean of independent numbers (N,)."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def normal(value: float, parts: tuple[tuple[float, int], ...]) -> tuple[float, float]:

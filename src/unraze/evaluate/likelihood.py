@@ -31,6 +31,7 @@ from unraze.data import to_float
 from unraze.denoiser import Denoiser, Prediction
 from unraze.errors import InputError
 from unraze.evaluate.chosen import chosen_for, label_nats
+from unraze.evaluate.intervals import standard_error
 from unraze.evaluate.stage import Stage
 from unraze.flow import log_normal
 from unraze.generate import Model, changed, denoiser_of, plan_of
@@ -291,7 +292,7 @@ def _summed(
                 t_first=float(chain.times[group[0]]),
                 t_last=float(chain.times[group[-1]]),
                 bits=float(cost.mean()),
-                error=_error(cost),
+                error=standard_error(cost),
             )
             for (group, _), cost in zip(groups, terms[1:], strict=True)
         ),
@@ -447,13 +448,8 @@ def _share(sigma: Sigma, prediction: Prediction) -> Tensor:
 def _interval(values: Array) -> tuple[float, float, float]:
     """The mean of independent numbers, and Student's 95 % interval for it."""
     mean = float(values.mean())
-    half = float(scipy.stats.t.ppf(COVERAGE, len(values) - 1)) * _error(values)
+    half = float(scipy.stats.t.ppf(COVERAGE, len(values) - 1)) * standard_error(values)
     return mean, mean - half, mean + half
-
-
-def _error(values: Array) -> float:
-    """The standard error of the mean."""
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _note(model: Model, first: str, *, few: int = IMAGES) -> str:

@@ -25,6 +25,7 @@ from unraze.data import evenly, to_float
 from unraze.denoiser import Denoiser
 from unraze.errors import InputError
 from unraze.evaluate.chosen import chosen_for
+from unraze.evaluate.intervals import standard_error
 from unraze.evaluate.stage import Stage
 from unraze.generate import Model, denoiser_of
 from unraze.loss import weighted
@@ -231,20 +232,15 @@ def _row(
         t=t,
         alpha_bar=float(alpha_bar),
         training=float(ours.mean()),
-        training_error=_error(ours),
+        training_error=standard_error(ours),
         held_out=float(theirs.mean()),
-        held_out_error=_error(theirs),
+        held_out_error=standard_error(theirs),
         difference=float(above.mean()),
-        difference_error=_error(above),
+        difference_error=standard_error(above),
         linear=None if np.isnan(linear).any() else float(linear.mean()),
-        overfitted=bool(above.mean() > bound * _error(above)),
-        underfitted=bool(beyond > bound * np.hypot(_error(ours), _error(linear))),
+        overfitted=bool(above.mean() > bound * standard_error(above)),
+        underfitted=bool(beyond > bound * np.hypot(standard_error(ours), standard_error(linear))),
     )
-
-
-def _error(values: Array) -> float:
-    """The standard error of the mean."""
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _words(rows: Sequence[NoiseLevel], last: float) -> str:

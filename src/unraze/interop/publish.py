@@ -21,7 +21,14 @@ from unraze.data.hub import hub_name, is_reachable
 from unraze.data.reading import IMPORTED, IN_MEMORY
 from unraze.errors import CheckpointError, InputError, UnrazeError
 from unraze.generate import Model, keep_tuning, load
-from unraze.interop.card import CARD, PICTURE, require_card_of, source_name, write_card
+from unraze.interop.card import (
+    CARD,
+    PICTURE,
+    Follow,
+    require_card_of,
+    source_name,
+    write_card,
+)
 from unraze.run import Run
 
 __all__ = ["OF_A_RUN", "Published", "packed", "publish", "require_hub", "write_shared"]
@@ -107,20 +114,22 @@ def publish(
 
 
 @contextmanager
-def packed(model: Model, *, licence: str | None = None) -> Iterator[Path]:
+def packed(model: Model, *, licence: str | None = None, follow: Follow = iter) -> Iterator[Path]:
     """A temporary folder with what of the model's run is to be handed on; see `write_shared`."""
     with tempfile.TemporaryDirectory(prefix="unraze-") as made:
         folder = Path(made) / Path(model.run).resolve().name
-        write_shared(model, folder, licence=licence)
+        write_shared(model, folder, licence=licence, follow=follow)
         yield folder
 
 
-def write_shared(model: Model, folder: Path, *, licence: str | None = None) -> None:
+def write_shared(
+    model: Model, folder: Path, *, licence: str | None = None, follow: Follow = iter
+) -> None:
     """Writes a run that another machine can draw from, with its card, into a new folder.
 
-    The card is that of the run where it has one, else it is written. Raises `InputError` for a
-    licence where there is a card and for a card of other weights, `CheckpointError` where the model
-    is of no checkpoint.
+    The card is that of the run where it has one, else it is written; `follow` as of `write_card`.
+    Raises `InputError` for a licence where there is a card and for a card of other weights,
+    `CheckpointError` where the model is of no checkpoint.
     """
     run = runs.find(Path(model.run))
     if model.folder is None:
@@ -160,7 +169,7 @@ def write_shared(model: Model, folder: Path, *, licence: str | None = None) -> N
         if (run.path / PICTURE).is_file():
             shutil.copyfile(run.path / PICTURE, folder / PICTURE)
     else:
-        write_card(folder, model, licence=licence)
+        write_card(folder, model, licence=licence, follow=follow)
 
 
 def _without_places(config: Config) -> Config:

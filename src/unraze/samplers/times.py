@@ -37,7 +37,7 @@ def even_angles(schedule: Schedule, steps: int, *, whole: bool = False) -> Sched
 
 
 def even_log_snr(schedule: Schedule, steps: int, *, whole: bool = False) -> Schedule:
-    """`steps` steps, even in ln(ᾱ/β̄) between σ = β̄/ᾱ of 0.002 and of min(σ_T, 80).
+    """`steps` steps, even in ln(ᾱ/β̄) between σ = β̄/ᾱ of min(0.002, σ_T/2) and of min(σ_T, 80).
 
     The noisiest level is T itself, the last time 0, as in `karras`. The spacing of DPM-Solver (Lu
     et al. 2022, arXiv:2206.00927, section 3.4). `whole` and errors as in `even_angles`.
@@ -49,7 +49,7 @@ def even_log_snr(schedule: Schedule, steps: int, *, whole: bool = False) -> Sche
 
 
 def karras(schedule: Schedule, steps: int, *, rho: float = 7.0, whole: bool = False) -> Schedule:
-    """`steps` steps, even in σ^{1/ρ} between σ = β̄/ᾱ of 0.002 and of min(σ_T, 80).
+    """`steps` steps, even in σ^{1/ρ} between σ = β̄/ᾱ of min(0.002, σ_T/2) and of min(σ_T, 80).
 
     The noisiest level is T itself, since that is where sampling begins, and the last time is 0.
     Source: Karras et al. 2022, arXiv:2206.00364, eq. 5. `whole` and errors as in `even_angles`.
