@@ -9,12 +9,13 @@ Each of these commands goes on where it was, and so do all of them together.
 """
 
 import argparse
-import importlib.util
 import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import peers
 
 from unraze import checkpoint
 from unraze.cli.tune import FEWEST_CALLS, MOST_CALLS
@@ -35,7 +36,7 @@ def settle(
 
     What would not do is said before the hour that it takes.
     """
-    if importlib.util.find_spec("diffusers") is None:
+    if not peers.is_installed("diffusers"):
         sys.exit("diffusers: not installed; it is one of the development tools (bench/README.md)")
     if options.run is not None:
         return

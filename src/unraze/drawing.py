@@ -19,9 +19,9 @@ from torch import Tensor
 from unraze import generate, pictures
 from unraze.config import SampleConfig, remedy
 from unraze.errors import InputError, UnrazeError
-from unraze.files import cannot_make
 from unraze.generate import Classes, Model, Progress
 from unraze.ranks import Ranks
+from unraze.run import make_next
 
 __all__ = [
     "FILM_AT_MOST",
@@ -131,16 +131,8 @@ def fresh_folder(run: Path, kind: str = "samples") -> Path:
 
 
 def make_folder(run: Path, kind: str = "samples") -> Path:
-    """Makes it; another command may take its number meanwhile. Raises `UnrazeError`."""
-    while True:
-        folder = fresh_folder(run, kind)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UnrazeError(cannot_make(folder, error)) from error
-        return folder
+    """Makes it, for this process alone; raises `UnrazeError`."""
+    return make_next(lambda: fresh_folder(run, kind))
 
 
 def understood(recipe: Mapping[str, Any], picture: Path) -> Recipe:

@@ -28,7 +28,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,6 +60,7 @@ __all__ = [
     "last_row",
     "locked",
     "log",
+    "make_next",
     "make_numbered",
     "of_launch",
     "read_config",
@@ -260,13 +261,20 @@ def _make(folder: Path, *, parents: bool = False) -> None:
 
 
 def make_numbered(runs: Path, source: str) -> Path:
-    """Makes the folder of the next number, named after the data.
+    """Makes the folder of the next number, named after the data; raises `UnrazeError`."""
 
-    Another process may take that number meanwhile.
-    """
-    while True:
+    def free() -> Path:
         taken = [int(m[1]) for p in runs.glob("*") if (m := re.match(r"(\d{5})-", p.name))]
-        folder = runs / f"{max(taken, default=-1) + 1:05d}-{_slug(source)}"
+        return runs / f"{max(taken, default=-1) + 1:05d}-{_slug(source)}"
+
+    return make_next(free)
+
+
+def make_next(free: Callable[[], Path]) -> Path:
+    """Makes the folder that is the next free one, as often as another process takes it meanwhile;
+    raises `UnrazeError`."""
+    while True:
+        folder = free()
         try:
             folder.mkdir(parents=True)
         except FileExistsError:

@@ -151,14 +151,22 @@ def _read(
     memory: int,
 ) -> Images:
     """The images of a part; raises `_Undivided` where there is to be none of that kind."""
-    with quiet_decoders():
-        shape = _shape(found, config, background)
+    # of files that must be looked at for it, the shape is kept with the images
+    is_open = isinstance(found, Pictures) and None in (config.size, config.channels)
+    kept_as = _key(found, config, "shape") if is_open else ""
+    known = cache.kept_value(kept_as) if is_open else None
+    shape = _shape(found, config, background, known)
+
+    def keep_shape() -> None:
+        if is_open and known is None:
+            cache.keep_value(kept_as, {"shape": list(shape)})
+
     # a run keeps what was found, and is to find again what was kept before it knew
     asked, config = config, config.model_copy(update={"size": shape[1:], "channels": shape[0]})
     name = _key(found, config, part)
     images = cache.kept(name, found.source)
     if images is not None:
-        _keep_shape(found, asked, shape)
+        keep_shape()
         return images
     with quiet_decoders():
         size = _count(found) * math.prod(shape)
@@ -178,7 +186,7 @@ def _read(
                     for each, key in zip(parts, names, strict=True)
                 ]
                 _on_disk(found, config, shape, chunks(), made)
-            _keep_shape(found, asked, shape)
+            keep_shape()
         except UnrazeError as error:
             if isinstance(error, InputError) or size > memory:
                 raise
@@ -468,19 +476,15 @@ def _picture_chunks(
             yield _Chunk(stacked, list(read), bad)
 
 
-def _shape(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:
-    """`shape_of`, which looks at each file; as it was kept with the images, where they are."""
-    known = cache.kept_value(_key(found, config, "shape"))
+def _shape(
+    found: Pictures | Arrays, config: DataConfig, background: Rgb, known: dict[str, Any] | None
+) -> Shape:
+    """`shape_of`, or the shape that was kept."""
     if known is None:
-        return shape_of(found, config, background)
+        with quiet_decoders():
+            return shape_of(found, config, background)
     channels, height, width = known["shape"]
     return channels, height, width
-
-
-def _keep_shape(found: Pictures | Arrays, config: DataConfig, shape: Shape) -> None:
-    name = _key(found, config, "shape")
-    if None in (config.size, config.channels) and cache.kept_value(name) is None:
-        cache.keep_value(name, {"shape": list(shape)})
 
 
 def shape_of(found: Pictures | Arrays, config: DataConfig, background: Rgb) -> Shape:
