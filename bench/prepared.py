@@ -10,6 +10,7 @@ Each of these commands goes on where it was, and so do all of them together.
 
 import argparse
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -91,9 +92,12 @@ def _made(run: Path, command: Sequence[str]) -> None:
 
 def _unraze(*command: str) -> None:
     with subprocess.Popen([sys.executable, "-m", "unraze", *command]) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # it saves, and ends
         try:
             code = child.wait()
         except KeyboardInterrupt:  # which the command has had too: it saves
             code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if code:
         sys.exit(code)

@@ -4,6 +4,8 @@ import argparse
 import json
 import math
 import re
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,7 @@ import torch
 import train_speed
 import trials
 from PIL import Image
+from processes import wait_for
 
 from unraze import checkpoint, train as training
 from unraze.config import Config, DistilledConfig, preset, updated
@@ -523,6 +526,17 @@ def test_the_run_of_few_steps_is_made_and_gone_on_with(
     prepared.distilled(prepared.ten([5, 20], tmp_path))
     tune = ("tune", ten, "--calls", "20")
     assert asked == [("resume", ten), tune, ("resume", two), ("resume", one)]
+
+
+def test_who_stops_the_benchmark_stops_the_training_that_it_began(tmp_path: Path) -> None:
+    stats = tmp_path / "run" / "stats.jsonl"
+    words = ["train", "digits", "--steps", "100000", "--out", str(tmp_path / "run")]
+    line = [sys.executable, "-c", f"import prepared; prepared._unraze(*{words})"]
+    with subprocess.Popen(line, cwd=Path(prepared.__file__).parent) as process:
+        wait_for(lambda: stats.exists() and stats.stat().st_size)
+        process.terminate()
+        assert process.wait(60) == 130
+    assert checkpoint.listing(tmp_path / "run" / "checkpoints")
 
 
 def test_what_the_run_of_few_steps_cannot_be_is_said_before_it_is_made(

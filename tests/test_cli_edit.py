@@ -111,6 +111,24 @@ def test_each_command_writes_its_results_with_their_recipe(
     assert ("PSNR" in said) == ("--spoil" in words)
 
 
+def test_results_that_are_done_outlive_an_interruption(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tired.py").write_text(
+        "import pathlib\n\n"
+        "def operator(x):\n"
+        "    if pathlib.Path('out/00001.png').exists():\n"
+        "        raise KeyboardInterrupt\n"
+        "    return x\n",
+        encoding="utf-8",
+    )
+    line = ["restore", str(run), "0.png", "--operator", "tired.py:operator", "--steps", "4"]
+    assert main(["edit", *line, "-n", "5", "--batch", "1", "--out", "out"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert sorted(p.name for p in Path("out").iterdir()) == ["00000.png", "00001.png"]
+    assert pictures.read_recipe(Path("out/00001.png"))["result"] == 1
+
+
 def test_an_inversion_is_kept_and_its_error_said(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,12 +46,12 @@ MOST_PICTURES = 10**8
 
 
 @contextmanager
-def own_folder(run: Path, ranks: Ranks) -> Iterator[Path]:
+def own_folder(run: Path, ranks: Ranks, kind: str = "samples") -> Iterator[Path]:
     """RUN/samples-00000, or the next number that is free: made at once, so that no other command
     takes it, and gone again where nothing was drawn into it."""
     from unraze import drawing
 
-    folder = ranks.first(drawing.make_folder, run)
+    folder = ranks.first(drawing.make_folder, run, kind)
     try:
         yield folder
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -757,56 +757,62 @@ def _write(
 ) -> int:
     """Draws, writes the results with their recipe, and says where they are.
 
-    Nothing is written before all is drawn. `first` stands before the results in the grid, the last
-    of it what was `seen`, where that is a picture; to `whole` the results are compared.
+    Nothing is written before the first of them are done, and these as soon as they are. `first`
+    stands before the results in the grid, the last of it what was `seen`, where that is a picture;
+    to `whole` the results are compared.
     """
     import numpy as np
     from rich.console import Console
 
     from unraze import drawing, pictures
-    from unraze.cli.drawing import require_place, writing
+    from unraze.cli.drawing import own_folder, require_place, writing
     from unraze.cli.show import follow_drawing
     from unraze.edit import recipes
+    from unraze.ranks import ALONE
 
     require_place(how.out or run, f"--out {how.out or run}")
+    recipe = recipes.recipe_of(model, wish, about, raw=how.raw)
     drawn: list[np.ndarray] = []
     states: list[np.ndarray] = []
     times: list[float] = []
     batches = -(-wish.count // wish.batch)
-    for moment in follow_drawing(moments, Console()):
-        is_filmed = film and not strip and moment.numbers.start == 0
-        if is_filmed and moment.done in drawing.kept_states(moment.total // batches):
-            states.append(pictures.pixels_of(moment.x[: drawing.FILM_AT_MOST]))
-            times.append(moment.t)
-        if moment.finished:
+    with ExitStack() as stack:
+        folder = how.out or stack.enter_context(own_folder(run, ALONE, "edits"))
+        for moment in follow_drawing(moments, Console()):
+            is_filmed = film and not strip and moment.numbers.start == 0
+            if is_filmed and moment.done in drawing.kept_states(moment.total // batches):
+                states.append(pictures.pixels_of(moment.x[: drawing.FILM_AT_MOST]))
+                times.append(moment.t)
+            if not moment.finished:
+                continue
             drawn.append(recipes.pixels_of(model, moment.x))
-    results = np.concatenate(drawn)
-    recipe = recipes.recipe_of(model, wish, about, raw=how.raw)
-    given = [] if first is None else [_like(model, one) for one in first]
-    folder = how.out or drawing.make_folder(run, "edits")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if inverted:
-            found = inverted[0]
-            np.save(folder / "noise.npy", found.noise[0].cpu().numpy())
-            pictures.write_png(pictures.to_pil(results)[0], folder / "again.png", recipe)
-            print(f"made again, it differs by {found.error:.4f} (root mean square, of [-1, 1])")
-        else:
-            for number, picture in enumerate(pictures.to_pil(results)):
-                one = recipe | {"result": number}
-                pictures.write_png(picture, folder / f"{number:05d}.png", one)
-        if first and seen and about["edit"] in ("inpaint", "restore"):
-            name = "given" if about["edit"] == "inpaint" else "seen"
-            known = pictures.to_pil(first[-1][None].clamp(-1, 1))[0]
-            pictures.write_png(known, folder / f"{name}.png", recipe)
-        name = "strip" if strip else "grid"
-        whole_picture = recipes.together(given, results, strip=strip)
-        pictures.write_png(whole_picture, folder / f"{name}.png", recipe)
-        if film and strip:
-            frames = recipes.there_and_back(results)
-            pictures.write_film(frames, folder / "film.gif", recipe, hold_last_ms=80)
-        elif film:
-            pictures.write_film(pictures.film_frames(states, times), folder / "film.gif", recipe)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                for number, picture in zip(moment.numbers, pictures.to_pil(drawn[-1]), strict=True):
+                    name = f"{number:05d}" if inverted is None else "again"
+                    one = recipe | ({"result": number} if inverted is None else {})
+                    pictures.write_png(picture, folder / f"{name}.png", one)
+        results = np.concatenate(drawn)
+        given = [] if first is None else [_like(model, one) for one in first]
+        with writing(folder):
+            if inverted:
+                found = inverted[0]
+                np.save(folder / "noise.npy", found.noise[0].cpu().numpy())
+                print(f"made again, it differs by {found.error:.4f} (root mean square, of [-1, 1])")
+            if first and seen and about["edit"] in ("inpaint", "restore"):
+                name = "given" if about["edit"] == "inpaint" else "seen"
+                known = pictures.to_pil(first[-1][None].clamp(-1, 1))[0]
+                pictures.write_png(known, folder / f"{name}.png", recipe)
+            name = "strip" if strip else "grid"
+            whole_picture = recipes.together(given, results, strip=strip)
+            pictures.write_png(whole_picture, folder / f"{name}.png", recipe)
+            if film and strip:
+                frames = recipes.there_and_back(results)
+                pictures.write_film(frames, folder / "film.gif", recipe, hold_last_ms=80)
+            elif film:
+                pictures.write_film(
+                    pictures.film_frames(states, times), folder / "film.gif", recipe
+                )
     if whole is not None:
         print(_nearness(results, whole, given[-1] if given and seen else None))
     print(folder)
