@@ -57,6 +57,7 @@ Draw = Callable[[Model, range, int], Array]
 """(model, which samples, seed) -> uint8 (samples, C, H, W)."""
 
 RESULTS = Path(__file__).parent / "results" / "few-steps"
+CALLS = (5, 10, 20)
 AT_ONCE = 64
 REFERENCE = "random, σ = β"
 LEAST = 2.0**-12
@@ -293,6 +294,12 @@ def told(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> list[
     return lines
 
 
+def summary_of(calls: Sequence[int]) -> str:
+    """The name of a summary: that of other calls than those that are asked for by default does not
+    replace theirs."""
+    return "few-steps" if tuple(calls) == CALLS else f"few-steps-{'-'.join(map(str, calls))}-calls"
+
+
 def by_calls(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> Figure:
     """Distance by calls, a panel a space: a line a sampler, each at the best of its spacings."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -341,7 +348,7 @@ def main() -> None:
         nargs="?",
         help="of `unraze train fashion-mnist`; absent: one is trained, tuned and distilled",
     )
-    parser.add_argument("--calls", default="5,10,20")
+    parser.add_argument("--calls", default=",".join(map(str, CALLS)))
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -384,16 +391,17 @@ def main() -> None:
     names = [space.name for space in of[1]]
     lines = told(cells, names, steps)
     print("\n".join(lines))
+    name = summary_of(all_calls)
     kept.summary(
         options.out,
-        "few-steps",
+        name,
         seeds=[options.seed],
         options=options,
         told=lines,
         cells=cells,
         checkpoint=model.checkpoint,
     )
-    kept.figure(options.out / "few-steps.png", by_calls(cells, names, steps))
+    kept.figure(options.out / f"{name}.png", by_calls(cells, names, steps))
 
 
 if __name__ == "__main__":

@@ -302,6 +302,12 @@ def test_other_seeds_have_a_summary_of_their_own() -> None:
     assert time_to_quality.summary_of("", [0, 7]) == "time-to-quality-seeds-0-7"
 
 
+def test_other_calls_have_a_summary_of_their_own() -> None:
+    assert few_steps.summary_of([5, 10, 20]) == "few-steps"
+    assert few_steps.summary_of([10]) == "few-steps-10-calls"
+    assert few_steps.summary_of([5, 10]) == "few-steps-5-10-calls"
+
+
 def test_what_is_said_of_time_to_quality_is_the_best_peer_s(small: trials.Material) -> None:
     """Above the floor, ours over the peer with the least mean; and the hour of each."""
 

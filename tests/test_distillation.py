@@ -505,8 +505,8 @@ def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> Non
     guided = {"loss.teacher_guidance": 2.0}
     assert configuration(model, changes=guided).train.steps == round(200 / 2.3)
     object.__setattr__(model, "config", updated(model.config, {"train.optimizer": "muon"}))
-    assert configuration(model).train.steps == round(200 / 1.6)
-    assert configuration(model, changes=guided).train.steps == round(200 / 1.9)
+    assert configuration(model).train.steps == round(200 / 1.7)
+    assert configuration(model, changes=guided).train.steps == round(200 / 2.0)
 
 
 def test_of_a_training_that_was_stopped_the_budget_is_what_it_took(

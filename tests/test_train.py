@@ -117,6 +117,23 @@ def test_a_step_is_measured_in_the_dtype_that_is_asked_for(
     assert found["bfloat16"] > 0
 
 
+def test_what_is_measured_is_told_the_clusters_of_the_run(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def seconds_of(trainee: step_of_training.Trainee, step: int) -> float:
+        told.append(trainee.num_classes)
+        return 1.0
+
+    monkeypatch.setattr(measure, "_seconds_of", seconds_of)
+    changes = {"train.clusters": 4, "train.steps": 2, "train.checkpoint_every": None}
+    many = Images.from_arrays(np.tile(tiny_images.pixels, (20, 1, 1, 1)))
+    model = fit(many, updated(tiny_config, changes), out=tmp_path / "run")
+    assert model.num_classes > 1
+    assert set(told) == {model.num_classes}
+
+
 def test_bfloat16_is_to_earn_what_it_leaves_out() -> None:
     assert measure.fastest({"float32": 1.0, "bfloat16": 0.95}) == "float32"
     assert measure.fastest({"float32": 1.0, "bfloat16": 0.9}) == "bfloat16"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unraze import ema, run as runs
+from unraze.clusters import Clusters
 from unraze.config import Config, updated
 from unraze.data import Images
 from unraze.evaluate import during
@@ -47,15 +48,18 @@ def measured(
     config: Config,
     images: Images,
     run: Run,
+    clusters: Clusters | None = None,
     ranks: Ranks = ALONE,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Config, float] | None:
     """Fixes what depends on the machine's speed, steps and dtype, and writes it into the run; also
-    the seconds that a step takes. Several `ranks` measure together, and the first one fixes it, and
-    alone asks whether to `stop`: None then, and nothing is fixed."""
+    the seconds that a step takes, of a network that is told these `clusters`, where it is. Several
+    `ranks` measure together, and the first one fixes it, and alone asks whether to `stop`: None
+    then, and nothing is fixed."""
     budget = 60 * config.train.minutes if config.train.minutes else math.inf
     most = config.train.steps // 20 if config.train.steps else 200
-    seconds = seconds_a_step(config, images, most, min(5.0, 0.03 * budget), ranks, stop)
+    longest = min(5.0, 0.03 * budget)
+    seconds = seconds_a_step(config, images, most, longest, ranks, stop, clusters)
     return None if seconds is None else ranks.first(fixed, config, run, seconds)
 
 
@@ -143,14 +147,16 @@ def seconds_a_step(
     seconds: float,
     ranks: Ranks,
     stop: Callable[[], bool],
+    clusters: Clusters | None = None,
 ) -> dict[str, float] | None:
     """The median time of a step in each dtype that the run may be of, the first step left out; None
-    where it was to stop meanwhile.
+    where it was to stop meanwhile. A network that is told `clusters` is to be measured with them:
+    where it is distilled, a guided teacher is asked twice.
 
     At most so many steps and `seconds` for each, of a run that is then thrown away. The dtypes take
     turns, step by step, so that what else the machine does meanwhile costs them alike.
     """
-    scratch = begin(config, images, ranks=ranks)
+    scratch = begin(config, images, clusters=clusters, ranks=ranks)
     in_dtype = [
         replace(scratch, config=updated(config, {"train.dtype": dtype}))
         for dtype in _dtypes(config, ranks)

@@ -441,7 +441,7 @@ def train(
         minutes, seconds = config.train.minutes, None
         if saved is None and not (fixed and (few or ranks.first(run.stats.is_file))):
             yield Report("measuring", 0, 0, message="measuring the speed of this machine")
-            fixed_now = measured(config, images, run, ranks, stop)
+            fixed_now = measured(config, images, run, clusters, ranks, stop)
             if fixed_now is None:
                 _log(run, ranks, STOPPED_EARLY)
                 yield Report("stopped", 0, 0, message=STOPPED_EARLY)
