@@ -58,6 +58,7 @@ Draw = Callable[[Model, range, int], Array]
 
 RESULTS = Path(__file__).parent / "results" / "few-steps"
 CALLS = (5, 10, 20)
+SAMPLES = 2000
 AT_ONCE = 64
 REFERENCE = "random, σ = β"
 LEAST = 2.0**-12
@@ -294,10 +295,16 @@ def told(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> list[
     return lines
 
 
-def summary_of(calls: Sequence[int]) -> str:
-    """The name of a summary: that of other calls than those that are asked for by default does not
-    replace theirs."""
-    return "few-steps" if tuple(calls) == CALLS else f"few-steps-{'-'.join(map(str, calls))}-calls"
+def summary_of(calls: Sequence[int], options: argparse.Namespace) -> str:
+    """The name of a summary: what was asked for otherwise does not replace that of what is measured
+    by default."""
+    told = {
+        f"{'-'.join(map(str, calls))}-calls": sorted(calls) != sorted(CALLS),
+        f"{options.samples}-samples": options.samples != SAMPLES,
+        f"seed-{options.seed}": options.seed != 0,
+        f"only-{kept.slug(options.only)}": bool(options.only),
+    }
+    return "-".join(["few-steps", *(name for name, is_other in told.items() if is_other)])
 
 
 def by_calls(cells: list[dict[str, Any]], names: Sequence[str], steps: int) -> Figure:
@@ -349,7 +356,7 @@ def main() -> None:
         help="of `unraze train fashion-mnist`; absent: one is trained, tuned and distilled",
     )
     parser.add_argument("--calls", default=",".join(map(str, CALLS)))
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="labels that hold this text")
@@ -391,7 +398,7 @@ def main() -> None:
     names = [space.name for space in of[1]]
     lines = told(cells, names, steps)
     print("\n".join(lines))
-    name = summary_of(all_calls)
+    name = summary_of(all_calls, options)
     kept.summary(
         options.out,
         name,

@@ -48,7 +48,13 @@ def counted_once() -> Iterator[None]:
     """What a step keeps in memory is counted once of each configuration: a tenth of a second."""
     count, found = training.kept_for_gradients, dict[object, int]()
 
-    def kept(network: torch.nn.Module, config: Config, at_once: int | None = None) -> int:
+    def kept(
+        network: torch.nn.Module,
+        config: Config,
+        at_once: int | None = None,
+        *,
+        num_classes: int = 0,
+    ) -> int:
         train = config.train
         key = (
             *(part.model_dump_json() for part in (config.data, config.network, config.loss)),
@@ -56,7 +62,7 @@ def counted_once() -> Iterator[None]:
             *((name, p.shape) for name, p in network.named_parameters()),
         )
         if key not in found:
-            found[key] = count(network, config, at_once)
+            found[key] = count(network, config, at_once, num_classes=num_classes)
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:

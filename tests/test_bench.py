@@ -302,10 +302,12 @@ def test_other_seeds_have_a_summary_of_their_own() -> None:
     assert time_to_quality.summary_of("", [0, 7]) == "time-to-quality-seeds-0-7"
 
 
-def test_other_calls_have_a_summary_of_their_own() -> None:
-    assert few_steps.summary_of([5, 10, 20]) == "few-steps"
-    assert few_steps.summary_of([10]) == "few-steps-10-calls"
-    assert few_steps.summary_of([5, 10]) == "few-steps-5-10-calls"
+def test_what_is_asked_for_otherwise_has_a_summary_of_its_own() -> None:
+    usual = Namespace(samples=2000, seed=0, only="")
+    assert few_steps.summary_of([5, 20, 10], usual) == "few-steps"
+    assert few_steps.summary_of([5, 10], usual) == "few-steps-5-10-calls"
+    other = Namespace(samples=500, seed=1, only="unipc")
+    assert few_steps.summary_of([10], other) == "few-steps-10-calls-500-samples-seed-1-only-unipc"
 
 
 def test_what_is_said_of_time_to_quality_is_the_best_peer_s(small: trials.Material) -> None:

@@ -158,6 +158,11 @@ def test_the_parts_that_ask_for_a_mean_are_left_out_of_an_evaluation(
         (["--set", "network.kind=unet"], ["network.kind is that of runs/a", "leave it out"]),
         (["--set", "schedule.kind=linear"], ["schedule.kind is that of runs/a"]),
         (["--set", "train.classes=false"], ["train.classes is that of runs/a"]),
+        (["--set", "sample.guidance=2"], ["sample.guidance = 2", "`unraze distill` --guidance"]),
+        (
+            ["--set", "sample.guidance_interval=[0.1, 0.8]"],
+            ["sample.guidance_interval = 0.1, 0.8", "leave them out"],
+        ),
         (["--set", "train.clusters=3"], ["train.clusters is that of runs/a"]),
         (["--set", "loss.variance=learned"], ["loss.variance is that of runs/a"]),
         (["--set", "loss.self_conditioning=true"], ["loss.self_conditioning is that of runs/a"]),

@@ -1,10 +1,13 @@
 """`unraze edit`: each command writes what it says, and refuses in one line what cannot be."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluated import digits_file, small_run
@@ -13,6 +16,7 @@ from unraze import pictures
 from unraze.cli import main
 from unraze.config import Config, updated
 from unraze.data import Images
+from unraze.generate import Progress
 from unraze.run import find, read_config
 from unraze.train import fit
 
@@ -117,16 +121,79 @@ def test_results_that_are_done_outlive_an_interruption(
     Path("tired.py").write_text(
         "import pathlib\n\n"
         "def operator(x):\n"
-        "    if pathlib.Path('out/00001.png').exists():\n"
+        "    there = pathlib.Path('out/00001.png').exists()\n"
+        "    if there and not pathlib.Path('out/grid.png').exists():\n"
         "        raise KeyboardInterrupt\n"
         "    return x\n",
         encoding="utf-8",
     )
     line = ["restore", str(run), "0.png", "--operator", "tired.py:operator", "--steps", "4"]
-    assert main(["edit", *line, "-n", "5", "--batch", "1", "--out", "out"]) == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert sorted(p.name for p in Path("out").iterdir()) == ["00000.png", "00001.png"]
-    assert pictures.read_recipe(Path("out/00001.png"))["result"] == 1
+    line += ["-n", "5", "--batch", "1", "--out", "out"]
+    assert main(["edit", *line]) == 130
+    said = capsys.readouterr()
+    assert "2 of 5 pictures are in out" in said.out
+    assert "interrupted" in said.err
+    two = ["00000.png", "00001.png"]
+    assert sorted(p.name for p in Path("out").iterdir()) == two
+    recipe = pictures.read_recipe(Path("out/00001.png"))
+    assert (recipe["result"], recipe["batch"]) == (1, [1, 1])
+    assert len(recipe["code"]) == 64
+
+    # nor are they mixed with those of an older one that were to be written over
+    edited(capsys, *["blur:1" if word == "tired.py:operator" else word for word in line])
+    assert main(["edit", *line]) == 130
+    assert sorted(p.name for p in Path("out").iterdir()) == two
+
+
+def test_what_a_picture_has_where_it_is_not_known_says_nothing(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Image.open("0.png") as picture:
+        pixels = np.asarray(picture).copy()
+    for name, grey in (("black", 0), ("white", 255)):
+        pixels[4:] = grey
+        Image.fromarray(pixels).save(f"{name}.png")
+    for method in ("mmps", "pigdm", "diffpir", "dps"):
+        made = []
+        for name in ("black", "white"):
+            line = ["restore", str(run), f"{name}.png", "--operator", "missing:mask.png"]
+            line += ["--method", method, "--steps", "5", "--out", f"{method}-{name}"]
+            folder, _ = edited(capsys, *line)
+            made.append(np.asarray(Image.open(folder / "00000.png")))
+            recipe = pictures.read_recipe(folder / "00000.png")
+            assert recipe["mask"] == "0,4,8,4"
+        np.testing.assert_array_equal(*made)
+
+
+def test_memory_that_an_edit_cannot_have_is_one_line(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vary(*args: Any, **how: Any) -> Iterator[Any]:
+        raise MemoryError
+        yield
+
+    before = sorted(run.iterdir())
+    monkeypatch.setattr("unraze.edit.editing.vary", vary)
+    assert main(["edit", "vary", str(run), "0.png"]) == 1
+    assert re.search(r"out of memory .*; give a smaller --batch$", capsys.readouterr().err)
+    assert sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize("film", [[], ["--film"]])
+def test_what_is_not_a_number_is_one_line(
+    run: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    film: list[str],
+) -> None:
+    def vary(*args: Any, **how: Any) -> Iterator[Progress]:
+        x = torch.full((4, 1, 8, 8), torch.nan)
+        yield Progress(range(4), 0.0, x, x, 1, 1, finished=True)
+
+    monkeypatch.setattr("unraze.edit.editing.vary", vary)
+    assert main(["edit", "vary", str(run), "0.png", *film]) == 1
+    assert "what was drawn is not a number; give more steps" in capsys.readouterr().err
 
 
 def test_an_inversion_is_kept_and_its_error_said(

@@ -495,6 +495,15 @@ def test_borders_of_ones_own_are_calls_of_ones_own(teacher: Path) -> None:
     assert config.loss.teacher_steps == 4
 
 
+def test_what_the_teacher_does_not_know_it_cannot_teach(teacher: Path) -> None:
+    model = load(teacher)
+    told = replace(model, config=updated(model.config, {"train.label_dropout": 0.0}))
+    with pytest.raises(InputError, match="cannot teach what is without one"):
+        configuration(told, changes={"train.label_dropout": 0.1})
+    assert configuration(told, changes={"train.label_dropout": 0.0}).train.label_dropout == 0
+    assert configuration(model, changes={"train.label_dropout": 0.2}).train.label_dropout == 0.2
+
+
 def test_the_default_budget_is_less_than_the_training_took(teacher: Path) -> None:
     """A step is the student there and back, target and teacher, where training's is there and back
     alone; and muon's own work, where training was not by muon."""

@@ -280,15 +280,17 @@ def test_a_model_of_diffusers_is_trained_on(
         warnings.simplefilter("ignore")
         from diffusers import UNet2DModel
     torch.manual_seed(0)
-    UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).save_pretrained(tmp_path / "theirs")
+    for name, rows in (("theirs", None), ("told", 10)):
+        UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            num_class_embeds=rows,
+        ).save_pretrained(tmp_path / name)
     old, new = str(tmp_path / "old"), str(tmp_path / "new")
     assert main(["import", "diffusers", str(tmp_path / "theirs"), "--out", old]) == 0
     few = ["--steps", "3", "--batch", "8", "--dtype", "float32", "--threads", "1"]
@@ -300,3 +302,8 @@ def test_a_model_of_diffusers_is_trained_on(
     classes = ["--classes", "--out", str(tmp_path / "classes")]
     assert main(["train", "digits", *few, "--from", old, *classes]) == 0
     assert main(["sample", classes[-1], "-n", "2", "--steps", "3", "--class", "4"]) == 0
+    # one that knows classes, and no images without, is trained on with the same ones alone
+    told, on = str(tmp_path / "told run"), str(tmp_path / "on")
+    assert main(["import", "diffusers", str(tmp_path / "told"), "--out", told]) == 0
+    assert main(["train", "digits", *few, "--from", told, "--classes", "--out", on]) == 0
+    assert main(["sample", on, "-n", "2", "--steps", "3", "--class", "4"]) == 0

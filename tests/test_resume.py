@@ -264,3 +264,16 @@ def test_evaluations_in_training_resume_too(
     assert figures(run) == figures(whole)
     assert best(run) == best(whole)
     assert weights(run) == weights(whole)
+
+
+def test_images_that_changed_before_the_first_checkpoint_are_told(
+    tiny_config: Config, tiny_images: Images, tmp_path: Path
+) -> None:
+    run = start(tiny_config, tiny_images, tmp_path / "run")
+    runs.write_data(run, tiny_images, runs.identity(tiny_config, tiny_images))  # and was killed
+    others = Images.from_arrays(255 - tiny_images.pixels)
+    for accept in (False, True):
+        with pytest.raises(CheckpointError, match="has no checkpoint yet: bring them back"):
+            list(train(run, others, accept_changed_data=accept))
+    finish(run, tiny_images)
+    assert checkpoint.listing(run.checkpoints)

@@ -19,17 +19,19 @@ from unraze import (
     measure,
     optim,
     pictures,
+    preview,
     rng,
     run as runs,
     step as step_of_training,
     train as training,
 )
-from unraze.config import Config, DataConfig, TrainConfig, preset, updated
+from unraze.config import Config, DataConfig, TrainConfig, from_dict, preset, updated
 from unraze.data import Images, load, load_images, to_float
 from unraze.denoiser import denoiser
 from unraze.errors import DataError, DivergedError, InputError
 from unraze.generate import generate
 from unraze.measure import fixed, told, too_short
+from unraze.preview import CALLS, SHARE, share_of
 from unraze.process import destroy
 from unraze.ranks import ALONE, Ranks
 from unraze.step import kept_for_gradients, network_of
@@ -105,6 +107,54 @@ def test_what_the_machine_does_beside_measuring_costs_both_dtypes_alike(
     assert next(count) == 2 * 20
     assert measure.fastest(found) == "bfloat16"
     assert found["bfloat16"] / found["float32"] == pytest.approx(0.6)
+
+
+def test_both_kinds_of_step_of_a_self_conditioned_network_count_alike(
+    tiny_config: Config, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that look twice take 1.3 of the others, however many there are of each."""
+    for seed in range(5):
+        changes = {"loss.self_conditioning": True, "train.seed": seed}
+        config = prepare(updated(tiny_config, changes), tiny_images)
+        kinds: list[bool] = []
+
+        def seconds_of(trainee: step_of_training.Trainee, step: int) -> float:
+            kinds.append(batches.looks_twice(trainee.config.train, step))  # noqa: B023
+            return 1.3 if kinds[-1] else 1.0  # noqa: B023
+
+        monkeypatch.setattr(measure, "_seconds_of", seconds_of)
+        found = measure.seconds_a_step(config, tiny_images, 5, 60.0, ALONE, lambda: False)
+        assert found == {"float32": pytest.approx(1.15)}
+        assert set(kinds[1:]) == {False, True}
+
+
+def test_previews_that_are_close_have_their_time(tiny_config: Config) -> None:
+    config = updated(tiny_config, {"train.preview_every": None, "train.minutes": 1.0})
+    assert share_of(config) == SHARE == share_of(updated(config, {"train.preview_every": 10_000}))
+    # two pictures by these calls of a third of an image of a step, of which it has eight
+    each = 2 * preview.quick(config, CALLS).steps / 3 / 8
+    assert share_of(updated(config, {"train.preview_every": 1})) == pytest.approx(each / (1 + each))
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (2, {"train.label_dropout": 0.1}),
+        (1, {"train.label_dropout": 0.0}),
+        (4, {"train.label_dropout": 0.0}),
+    ],
+)
+def test_a_table_of_classes_has_as_many_rows_as_are_asked_for(
+    tiny_images: Images, rows: int, changes: dict[str, Any]
+) -> None:
+    network: dict[str, Any] = {"kind": "unet2d", "num_class_embeds": rows}
+    network |= {"block_out_channels": [8, 16], "norm_num_groups": 4}
+    kinds = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    train = {"steps": 1, "classes": True}
+    config = from_dict({"network": network | kinds, "train": train})
+    with pytest.raises(InputError, match=f"num_class_embeds = {rows}: there are 2 classes.*give 3"):
+        prepare(updated(config, changes), tiny_images)
+    prepare(updated(config, changes | {"network.num_class_embeds": 3}), tiny_images)
 
 
 def test_a_step_is_measured_in_the_dtype_that_is_asked_for(
@@ -241,9 +291,18 @@ class TestBlowUp:
     ) -> None:
         self.poison(monkeypatch, {6, 7, 8}, once=True)
         config = updated(tiny_config, {"train.checkpoint_every": 4})
-        seen: list[Report] = []
+        given_up, seen = [], list[Report]()
+        remove = training.remove_previews_after
+
+        def removed(run: runs.Run, step: int) -> None:
+            before = {int(p.stem[5:]) for p in run.samples.glob("step-*.png")}
+            remove(run, step)
+            given_up.append(sorted(before - {int(p.stem[5:]) for p in run.samples.glob("*.png")}))
+
+        monkeypatch.setattr(training, "remove_previews_after", removed)
         fit(tiny_images, config, out=tmp_path / "run", report=seen.append)
         assert any("back to step 4" in (r.message or "") for r in seen)
+        assert given_up == [[6]]
         rows = runs.read_rows(runs.Run(tmp_path / "run").stats)
         assert [row["step"] for row in rows] == list(range(1, 13))
         resolved = runs.read_config(runs.Run(tmp_path / "run")).train
@@ -736,7 +795,8 @@ def test_a_preview_names_the_weights_that_drew_it(
 
 
 def test_the_budget_is_told_in_steps_time_and_memory(tiny_config: Config) -> None:
-    config = updated(tiny_config, {"train.steps": 600, "train.dtype": "bfloat16"})
+    changes = {"train.steps": 600, "train.dtype": "bfloat16", "train.preview_every": None}
+    config = updated(tiny_config, changes)
     said = told(config, 1200, 0.25, 3 * 2**29)
     assert said == "600 steps of 8 images, 4.0 epochs, bfloat16; about 2:36, 1.5 GiB of memory"
 

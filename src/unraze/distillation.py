@@ -171,6 +171,11 @@ def _require_of_this_run(model: Model, given: Mapping[str, Any], where: str) -> 
                 f"{where}: {key}: a network is distilled at the steps of its teacher "
                 "(loss.teacher_steps), times of its own it has none; leave it out"
             )
+        if key == "train.label_dropout" and value and not model.config.train.label_dropout:
+            raise InputError(
+                f"{where}: train.label_dropout = {value}: {model.run} saw a label with every image "
+                "(train.label_dropout = 0), so it cannot teach what is without one; leave it out"
+            )
         taken = key in OF_THE_TEACHER or key.split(".")[0] in OF_THE_TEACHER
         # a network of whole steps alone was never asked between them
         taken |= key == "loss.continuous" and bool(value) and not model.config.loss.continuous

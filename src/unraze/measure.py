@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from unraze import ema, run as runs
+from unraze.batches import looks_twice
 from unraze.clusters import Clusters
 from unraze.config import Config, updated
 from unraze.data import Images
 from unraze.evaluate import during
 from unraze.hardware import has_bfloat16
-from unraze.preview import SHARE
+from unraze.preview import share_of
 from unraze.ranks import ALONE, Ranks
 from unraze.run import Run
 from unraze.step import Trainee, begin, clip, gradients
@@ -31,6 +32,7 @@ __all__ = [
     "fixed",
     "measured",
     "seconds_a_step",
+    "share_of_steps",
     "told",
     "too_short",
 ]
@@ -70,7 +72,7 @@ def fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config, 
     if config.train.checkpoint_every is None:
         changes["train.checkpoint_every"] = max(1, round(SAVE_SECONDS / seconds[best]))
     if config.train.minutes is not None:
-        usable = 60 * config.train.minutes * _share_of_steps(config)
+        usable = 60 * config.train.minutes * share_of_steps(config)
         changes["train.steps"] = max(1, round(usable / seconds[best]))
     speed = ", ".join(f"{config.train.batch / s:.0f} images/s in {d}" for d, s in seconds.items())
     asked = f"; {config.train.minutes:g} minutes" if config.train.minutes else ""
@@ -79,9 +81,9 @@ def fixed(config: Config, run: Run, seconds: dict[str, float]) -> tuple[Config, 
     return config, seconds[best]
 
 
-def _share_of_steps(config: Config) -> float:
+def share_of_steps(config: Config) -> float:
     """What of the time is left for steps, beside previews and evaluations."""
-    return 1 - SHARE - (during.SHARE if config.train.eval_every else 0.0)
+    return 1 - share_of(config) - (during.SHARE if config.train.eval_every else 0.0)
 
 
 def told(config: Config, count: int, seconds: float, memory: int) -> str:
@@ -90,7 +92,7 @@ def told(config: Config, count: int, seconds: float, memory: int) -> str:
     steps, batch = config.train.steps or 0, config.train.batch
     words = f"{steps} step{'' if steps == 1 else 's'} of {batch} images"
     words += f", {steps * batch / count:.1f} epochs, {config.train.dtype}"
-    minutes, rest = divmod(round(steps * seconds / _share_of_steps(config)), 60)
+    minutes, rest = divmod(round(steps * seconds / share_of_steps(config)), 60)
     return f"{words}; about {minutes}:{rest:02}, {memory / 2**30:.1f} GiB of memory"
 
 
@@ -106,7 +108,7 @@ def too_short(config: Config, minutes: float | None, seconds: float | None) -> s
     count = f"{steps} step{'' if steps == 1 else 's'}"
     if minutes is None or seconds is None:
         return f"TOO SHORT: {count}, and {few}: give --steps {fewest} or more"
-    needed = math.ceil(fewest * seconds / _share_of_steps(config) / 60)
+    needed = math.ceil(fewest * seconds / share_of_steps(config) / 60)
     return (
         f"TOO SHORT: {minutes:g} minutes are {count} here, and {few}: give --minutes {needed}, "
         "or a smaller --size"
@@ -150,8 +152,9 @@ def seconds_a_step(
     clusters: Clusters | None = None,
 ) -> dict[str, float] | None:
     """The median time of a step in each dtype that the run may be of, the first step left out; None
-    where it was to stop meanwhile. A network that is told `clusters` is to be measured with them:
-    where it is distilled, a guided teacher is asked twice.
+    where it was to stop meanwhile. Of a self-conditioned network the mean of two medians: half of
+    its steps look twice, and take longer. A network that is told `clusters` is to be measured with
+    them: where it is distilled, a guided teacher is asked twice.
 
     At most so many steps and `seconds` for each, of a run that is then thrown away. The dtypes take
     turns, step by step, so that what else the machine does meanwhile costs them alike.
@@ -162,22 +165,29 @@ def seconds_a_step(
         for dtype in _dtypes(config, ranks)
     ]
     each = len(in_dtype)
+    kinds = 2 if config.loss.self_conditioning and config.distilled is None else 1
     times: list[float] = []
     started = time.monotonic()
+
+    def kind_of(step: int) -> bool:
+        return kinds == 2 and looks_twice(config.train, step)
 
     def what_next() -> Literal["stop", "step", "end"]:
         if stop():
             return "stop"
         rounds, begun = divmod(len(times), each)
         enough = rounds >= max(5, most) or time.monotonic() - started >= seconds * each
-        return "end" if rounds >= 2 and not begun and enough else "step"
+        every_kind = len({kind_of(1 + k) for k in range(1, rounds)}) == kinds
+        return "end" if not begun and enough and every_kind else "step"
 
     while (then := ranks.first(what_next)) != "end":
         if then == "stop":
             return None
         rounds, turn = divmod(len(times), each)
         times.append(_seconds_of(in_dtype[turn], 1 + rounds))
-    medians = np.median(np.reshape(times, (-1, each))[1:], axis=0)
+    taken = np.reshape(times, (-1, each))[1:]
+    kind = np.array([kind_of(2 + k) for k in range(len(taken))])
+    medians = np.mean([np.median(taken[kind == one], axis=0) for one in set(kind)], axis=0)
     return {one.config.train.dtype: float(m) for one, m in zip(in_dtype, medians, strict=True)}
 
 

@@ -15,10 +15,31 @@ from unraze.generate import Model, Stopped, dtype_of, quick, sample
 from unraze.run import Run
 from unraze.step import Trainee, plain
 
-__all__ = ["SHARE", "averaged_model", "is_previewed", "preview", "preview_interval", "write_reals"]
+__all__ = [
+    "averaged_model",
+    "is_previewed",
+    "preview",
+    "preview_interval",
+    "remove_previews_after",
+    "share_of",
+    "write_reals",
+]
 
 SHARE = 0.04
-"""The most of the training time that previews may take."""
+"""Of the training time, what previews may take."""
+CALLS = 25
+"""Network calls an image."""
+FORWARD = 1 / 3
+"""What a forward pass is taken for: so much of a training step's image."""
+
+
+def share_of(config: Config) -> float:
+    """Of the time of a run, what its previews take: `SHARE`, or more where they are so close that
+    two pictures each, one a side, are more than that."""
+    if config.train.preview_every is None:
+        return SHARE
+    least = 2 * quick(config, CALLS).steps * FORWARD / config.train.batch
+    return max(SHARE, least / (config.train.preview_every + least))
 
 
 def preview_interval(config: Config) -> int:
@@ -43,10 +64,9 @@ def preview(
     """
     ranks = trainee.ranks
     config = trainee.config
-    settings = quick(trainee.config, 25)
-    calls = settings.steps
-    # a forward pass takes about a third of a training step
-    affordable = SHARE * preview_interval(config) * config.train.batch * 3 / (2 * calls)
+    settings = quick(trainee.config, CALLS)
+    each = 2 * settings.steps * FORWARD
+    affordable = SHARE * preview_interval(config) * config.train.batch / each
     count = max(1, min(32, int(affordable)))
     sides, hashes = [], []
     for weights in (trainee.network.state_dict(), trainee.average):
@@ -85,6 +105,14 @@ def preview(
         },
     )
     return True
+
+
+def remove_previews_after(run: Run, step: int) -> None:
+    """Removes the previews of a course that is given up from this step on."""
+    for file in run.samples.glob("step-*.png"):
+        number = file.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
+            file.unlink()
 
 
 def _file(run: Run, step: int) -> Path:

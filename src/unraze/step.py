@@ -297,9 +297,11 @@ def plain(trainee: Trainee, weights: Mapping[str, Tensor]) -> nn.Module:
     return network
 
 
-def kept_for_gradients(network: nn.Module, config: Config, at_once: int | None = None) -> int:
+def kept_for_gradients(
+    network: nn.Module, config: Config, at_once: int | None = None, *, num_classes: int = 0
+) -> int:
     """Bytes of what a step's forward pass keeps for its backward pass, of `at_once` images, or as
-    many as one process has at once.
+    many as one process has at once, which are told of so many classes.
 
     Counted, not measured: `network` is one of the device "meta", which holds shapes alone. Weights
     are left out; under bfloat16 every value is taken to have two bytes.
@@ -315,8 +317,9 @@ def kept_for_gradients(network: nn.Module, config: Config, at_once: int | None =
 
     with torch.device("meta"):
         x, t = torch.empty(part, config.data.channels or 1, *config.data.size), torch.empty(part)
+        told = {"classes": torch.zeros(part, dtype=torch.long)} if num_classes else {}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        network(x, t)
+        network(x, t, **told)
     weights = {id(p.untyped_storage()) for p in network.parameters()}
     total = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
     return total // 2 if config.train.dtype == "bfloat16" else total

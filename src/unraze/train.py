@@ -39,6 +39,7 @@ from unraze.config import (
     Config,
     LeanConfig,
     LossConfig,
+    UNet2DConfig,
     from_dict,
     idle,
     preset,
@@ -61,6 +62,7 @@ from unraze.preview import (
     is_previewed,
     preview,
     preview_interval,
+    remove_previews_after,
     write_reals,
 )
 from unraze.ranks import ALONE, Ranks
@@ -214,6 +216,7 @@ def prepare(config: Config, images: Images, ranks: Ranks = ALONE) -> Config:
     if (minutes := train.minutes or 0) > MOST_MINUTES:
         raise InputError(f"train.minutes = {minutes}: is more than ten years; give less")
     num_classes = len(images.class_names) if train.classes else config.train.clusters
+    _require_rows(config, num_classes)
     weighing, step = require_memory(config, num_classes=num_classes, ranks=ranks)
     _require_memory_for_all(config, images, weighing, step, ranks)
     if train.eval_every is not None:
@@ -228,6 +231,13 @@ def _require_a_way(config: Config, schedule: Schedule) -> None:
         raise InputError(
             f'sample.final_noise = true: sampler = "{config.sample.sampler}" has none; leave it '
             "out, or take random"
+        )
+    guidance, (low, high) = config.sample.guidance, config.sample.guidance_interval
+    if config.distilled is not None and (guidance, low, high) != (1.0, 0.0, 1.0):
+        raise InputError(
+            f"sample.guidance = {guidance:g}, sample.guidance_interval = {low:g}, {high:g}: a "
+            "distilled network has learned its guidance; leave them out, and give `unraze distill` "
+            "--guidance and --guidance-interval"
         )
     whole = not config.loss.continuous
     try:
@@ -262,6 +272,22 @@ def _require_what_acts(config: Config) -> None:
             f"{getattr(values, key.split('.')[1])}, but with {' or '.join(needed)}; leave it at "
             f"{default:g}"
         )
+
+
+def _require_rows(config: Config, num_classes: int) -> None:
+    """Raises `InputError` where a table of classes has not as many rows as it is asked for."""
+    network, train = config.network, config.train
+    if not (num_classes and isinstance(network, UNet2DConfig) and network.num_class_embeds):
+        return
+    untold = not train.classes or train.label_dropout > 0
+    rows, needed = network.num_class_embeds, num_classes + untold
+    if needed <= rows <= num_classes + 1:
+        return
+    kind = "classes" if train.classes else "clusters"
+    raise InputError(
+        f"network.num_class_embeds = {rows}: there are {num_classes} {kind}, and a row more for "
+        f"images without one where train.label_dropout > 0: give {num_classes + 1}, or leave it out"
+    )
 
 
 def _require_own_guidance(config: Config) -> None:
@@ -313,7 +339,7 @@ def require_memory(
             f"train.batch = {batch}: so many images of {height} x {width} at once need more than "
             f"the {gib:,.0f} GiB that there are{among}; give less, or --set train.accumulate=PARTS"
         )
-    step = kept_for_gradients(network, config, at_once)
+    step = kept_for_gradients(network, config, at_once, num_classes=num_classes)
     if (needed := (weighing + step) / 2**30) > gib:
         raise InputError(
             f"network: a step of train.batch = {batch} images of {height} x {width} needs "
@@ -382,9 +408,10 @@ def train(
     """Trains a run from its newest whole checkpoint, or from its beginning, to its end.
 
     `run` holds a configuration that `prepare` made; `images` are those it was made with, or others,
-    where `accept_changed_data`. `stop` is asked after every step, and within evaluations and
-    previews: when it says yes, the run is saved, "stopped" is reported, and that is all. Several
-    `ranks` train it together, all of which call this; the first one reads and writes the folder.
+    where `accept_changed_data` and there is a checkpoint. `stop` is asked after every step, and
+    within evaluations and previews: when it says yes, the run is saved, "stopped" is reported, and
+    that is all. Several `ranks` train it together, all of which call this; the first one reads and
+    writes the folder.
     Raises `InputError` where this machine lacks the memory or the device, `DivergedError` where
     training cannot be rescued, `CheckpointError` where the run cannot be continued, `UnrazeError`
     where the disk is full.
@@ -938,6 +965,7 @@ def _roll_back(trainee: Trainee, run: Run, state: dict[str, Any]) -> int:
     if ranks.is_first:
         for folder in (run.checkpoints, run.best):  # the best of a course that is given up is none
             checkpoint.remove_after(folder, step)
+        remove_previews_after(run, step)
         runs.truncate_rows(run, step)
     return step
 
@@ -995,9 +1023,16 @@ def _require_its_images(
 ) -> str | None:
     """Raises `CheckpointError` where the images are not those that a run was trained on, unless
     that is accepted: then what it means is returned. It is accepted once and for all."""
+    kept = runs.read_data(run)
+    if saved is None and kept is not None and kept.fingerprint != images.fingerprint:
+        raise CheckpointError(
+            f"{run.path}: the images are not those that it was begun with "
+            f"({record.changes(kept, images)}), and it has no checkpoint yet: bring them back, or "
+            "train anew, by which nothing is lost"
+        )
     if saved is None or not saved.state["data"]:
         return None
-    kept, about = runs.read_data(run), saved.state["model"]
+    about = saved.state["model"]
     name = saved.state.get("run") or runs.identity(config, images)
     if saved.state["data"] == images.fingerprint:
         if kept is None:  # a run of before this was kept

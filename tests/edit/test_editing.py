@@ -101,6 +101,24 @@ def test_full_strength_is_drawing(model: Model, image: Tensor) -> None:
     assert float((found.clamp(-1, 1) - drawn).abs().mean()) < 0.05
 
 
+@pytest.mark.parametrize("method", ["mmps", "pigdm", "diffpir", "dps"])
+def test_estimates_are_clipped_and_what_moves_a_step_is_not(
+    model: Model, image: Tensor, method: Any
+) -> None:
+    asked = wish(model, by="posterior")
+    moments = list(editing.inpaint(model, image, LOWER, asked, method=method))
+    most = max(float(moment.estimate.abs().max()) for moment in moments)
+    assert (most > 1.001) == (method == "dps")
+
+
+def test_noise_that_an_edit_has_of_its_own_is_whole(model: Model) -> None:
+    half = generate.changed(model.config.sample, {"sampler": "random", "sigma_share": 0.5})
+    config = model.config.model_copy(update={"sample": half})
+    for by in ("repaint", "class"):
+        settings = editing.settings_for(replace(model, config=config), {}, by=by)
+        assert settings.sigma_share is None
+
+
 def test_results_depend_on_their_number_and_seed_alone(model: Model, image: Tensor) -> None:
     together = results(editing.vary(model, image, wish(model), strength=0.5))
     apart = results(editing.vary(model, image, wish(model, batch=1), strength=0.5))

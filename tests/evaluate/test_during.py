@@ -12,7 +12,7 @@ import torch
 
 from evaluated import Small, few_steps, small_config
 from unraze import checkpoint, generate, run as runs, step as step_of_training, train as training
-from unraze.config import Config, updated
+from unraze.config import Config, preset, updated
 from unraze.data import Images, load, to_uint8
 from unraze.errors import InputError
 from unraze.evaluate import during
@@ -89,9 +89,19 @@ def test_all_evaluations_together_cost_no_more_than_their_share(
 
 
 def test_more_samples_are_affordable_the_rarer_they_are() -> None:
-    assert affordable(100, 64) == int(0.1 * 100 * 64 * 3 / 25)
-    assert affordable(1000, 64) == 10 * 0.1 * 100 * 64 * 3 / 25
-    assert affordable(500, 64) == affordable(1000, 32)
+    config, half = (updated(preset("fast"), {"train.batch": batch}) for batch in (64, 32))
+    assert affordable(config, 100) == int(0.1 * 100 * 64 * 3 / 25)
+    assert affordable(config, 1000) == 10 * 0.1 * 100 * 64 * 3 / 25
+    assert affordable(config, 500) == affordable(half, 1000)
+
+
+def test_of_a_distilled_run_more_samples_are_affordable() -> None:
+    """It draws them in the calls that it was distilled to."""
+    config = updated(preset("fast"), {"train.batch": 64})
+    jumps = {"loss.objective": "consistency", "loss.borders": (0, 600, 1000)}
+    jumps |= {"sample.sampler": "consistency", "sample.steps": 2, "sample.guidance": 1.0}
+    jumps |= {"distilled": {"run": "a", "checkpoint": "0" * 64}}
+    assert affordable(updated(config, jumps), 100) == int(0.1 * 100 * 64 * 3 / 2)
 
 
 def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None:
@@ -108,7 +118,7 @@ def test_too_often_is_refused_and_the_remedy_is_the_least_that_will_do() -> None
         with pytest.raises(InputError):
             require_worth(updated(config, {"train.eval_every": least - 1}), ENOUGH)
         interval = least if steps is None else steps / math.ceil(steps / least)
-        assert affordable(interval, 64) >= FEWEST
+        assert affordable(config, interval) >= FEWEST
 
 
 def test_minutes_that_turn_out_to_be_few_steps_are_evaluated_more_rarely() -> None:
@@ -231,7 +241,7 @@ def test_the_ruler_holds_the_held_out_images(by: Ruler, ready: Small) -> None:
     unseen = load(config.data, split="held-out").pixels
     np.testing.assert_array_equal(by.real, ready.spaces[0].extract(unseen))
     assert by.space.hash == ready.spaces[0].hash
-    assert by.count == affordable(15, 64) == 11
+    assert by.count == affordable(config, 15) == 11
 
 
 def test_many_held_out_images_are_taken_evenly(

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST_PICTURES",
     "again",
+    "clear",
     "draw",
     "overview",
     "own_folder",
@@ -33,13 +35,15 @@ __all__ = [
     "require_new",
     "require_ours",
     "require_place",
+    "saying_where",
     "set_threads",
     "writing",
 ]
 
 LONGEST_NAME = 255
 """Bytes of a file's or a folder's name: what the usual file systems take."""
-PICTURES = re.compile(r"(\d{5,})\.png|grid\.png")
+NUMBERED = re.compile(r"(\d{5,})\.png")
+PICTURES = re.compile(rf"{NUMBERED.pattern}|grid\.png")
 PICTURES_AND_FILM = re.compile(rf"{PICTURES.pattern}|film\.gif")
 """The names that sampling gives to what it writes into a folder, without a film and with one."""
 MOST_PICTURES = 10**8
@@ -71,19 +75,47 @@ def draw(order: Order, folder: Path | None, npy: Path | None, *, film: bool) -> 
     from unraze.hardware import memory_told
 
     filmed = drawing.Film() if film else None
-    with memory_told("give a smaller --batch"), _array(npy, order.count) as add:
+    out_of_memory = memory_told("give a smaller --batch")
+    with out_of_memory, _array(npy, order.count) as add, saying_where(order.count) as done:
         for numbers, pixels in _batches(order, filmed):
             if folder is not None:
                 with writing(folder):
-                    folder.mkdir(parents=True, exist_ok=True)
+                    if not done:
+                        own = range(order.first, order.first + order.count)
+                        clear(folder, own, *(() if order.first else ("grid.png", "film.gif")))
                     for number, picture in zip(numbers, pictures.to_pil(pixels), strict=True):
                         recipe = drawing.recipe_of(order, numbers, number)
                         pictures.write_png(picture, folder / f"{number:05d}.png", recipe)
+                    done[folder] += len(numbers)
             add(pixels)
         if folder is not None and filmed is not None and order.first == 0:
             frames, recipe = drawing.film_of(order, filmed)
             with writing(folder):
                 pictures.write_film(frames, folder / "film.gif", recipe)
+
+
+def clear(folder: Path, numbers: range, *others: str) -> None:
+    """Makes a folder, if need be, where these pictures are to be, 00000.png say, and files of other
+    names: without those that were there before, so that pictures of two drawings are not mixed
+    where the second one is interrupted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        found = NUMBERED.fullmatch(file.name)
+        if (found and int(found[1]) in numbers) or file.name in others:
+            file.unlink()
+
+
+@contextmanager
+def saying_where(count: int) -> Iterator[Counter[Path]]:
+    """A number for each folder, of the pictures that were written into it; which is said of them,
+    of `count` in all, where drawing is interrupted."""
+    done = Counter[Path]()
+    try:
+        yield done
+    except KeyboardInterrupt:
+        for folder, number in done.items():
+            print(f"{number} of {count} pictures are in {folder}")
+        raise
 
 
 def overview(order: Order, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["inpaint", "interpolate", "invert", "restore", "vary"]
 
 MOST_RESULTS = 10_000
+OTHERS = ("again.png", "film.gif", "given.png", "grid.png", "noise.npy", "seen.png", "strip.png")
+"""What is written beside the results."""
 
 edit = App(
     name="edit",
@@ -334,7 +337,7 @@ def restore(
         from unraze.edit import editing
         from unraze.edit.operators import Observed, shape_seen
 
-        apply = _operator(operator, model.shape, fit, seed, spoil)
+        apply, told = _operator(operator, model.shape, fit, seed, spoil)
         if operator == "noise" and noise <= 0:
             raise InputError("--operator noise: say with --noise how much there is, 0.5 say")
         settings = editing.settings_for(model, _given(steps, guidance), by="posterior")
@@ -360,6 +363,8 @@ def restore(
                 )
             x0, picture = _read(image, shape, fit, f"--operator {operator}")
             y = x0[None]
+        if "mask" in told:  # what there is where nothing is known says nothing
+            y = apply(y)
         try:
             seen = Observed(y, apply, noise)
         except ValueError as error:
@@ -369,6 +374,7 @@ def restore(
             "edit": "restore",
             "image": picture,
             "operator": operator,
+            **told,
             "noise": noise,
             "spoil": spoil,
             "method": method,
@@ -662,27 +668,26 @@ def _operator(
     fit: Fitting | None,
     seed: int,
     spoil: bool,
-) -> Operator:
-    """The operator of --operator; raises `InputError` for one that is not known."""
+) -> tuple[Operator, dict[str, str | dict[str, str]]]:
+    """The operator of --operator, and what a recipe says of the file that it was made from, if of
+    any; raises `InputError` for one that is not known."""
     from unraze import rng
-    from unraze.edit import operators
+    from unraze.edit import operators, recipes
 
     name, _, value = text.partition(":")
     if name in ("grey", "noise"):
         if value:
             raise InputError(f"--operator {text}: takes no value; give {name}")
         if name == "noise":
-            return operators.identity
+            return operators.identity, {}
         if shape[0] == 1:
             raise InputError("--operator grey: the run's images have no colours to restore")
-        return operators.grey
+        return operators.grey, {}
     if name in ("downsample", "blur"):
         try:
-            return (
-                operators.downsampled(int(value))
-                if name == "downsample"
-                else operators.blurred(float(value))
-            )
+            if name == "downsample":
+                return operators.downsampled(int(value)), {}
+            return operators.blurred(float(value)), {}
         except ValueError as error:
             example = {"downsample": "downsample:4", "blur": "blur:1.5"}[name]
             raise InputError(f"--operator {text}: give a number above 0, {example} say") from error
@@ -695,7 +700,8 @@ def _operator(
         try:
             share = float(value)
         except ValueError:
-            return operators.only(~_mask(value, f"--operator {text}", shape, fit))
+            unknown = _mask(value, f"--operator {text}", shape, fit)
+            return operators.only(~unknown), {"mask": recipes.mask_told(unknown)}
         if not 0 < share < 1:
             raise InputError(f"--operator {text}: a share lies between 0 and 1, 0.8 say")
         if not spoil:
@@ -704,9 +710,10 @@ def _operator(
                 "or the whole picture and --spoil"
             )
         chosen = rng.uniform(seed, "missing", shape[1] * shape[2]).reshape(shape[1:]) >= share
-        return operators.only(chosen)
+        return operators.only(chosen), {"mask": recipes.mask_told(~chosen)}
     if name.endswith(".py") and value:
-        return _own(Path(name), value)
+        own = _own(Path(name), value)
+        return own, {"code": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
     raise InputError(
         f"--operator {text}: is not known; give downsample:4, blur:1.5, grey, missing:MASK.png, "
         "noise, or FILE.py:FUNCTION"
@@ -765,9 +772,10 @@ def _write(
     from rich.console import Console
 
     from unraze import drawing, pictures
-    from unraze.cli.drawing import own_folder, require_place, writing
+    from unraze.cli.drawing import clear, own_folder, require_place, saying_where, writing
     from unraze.cli.show import follow_drawing
     from unraze.edit import recipes
+    from unraze.hardware import memory_told
     from unraze.ranks import ALONE
 
     require_place(how.out or run, f"--out {how.out or run}")
@@ -776,22 +784,27 @@ def _write(
     states: list[np.ndarray] = []
     times: list[float] = []
     batches = -(-wish.count // wish.batch)
-    with ExitStack() as stack:
+    with memory_told("give a smaller --batch"), ExitStack() as stack:
+        done = stack.enter_context(saying_where(wish.count))
         folder = how.out or stack.enter_context(own_folder(run, ALONE, "edits"))
         for moment in follow_drawing(moments, Console()):
             is_filmed = film and not strip and moment.numbers.start == 0
             if is_filmed and moment.done in drawing.kept_states(moment.total // batches):
-                states.append(pictures.pixels_of(moment.x[: drawing.FILM_AT_MOST]))
+                states.append(recipes.pixels_of(model, moment.x[: drawing.FILM_AT_MOST]))
                 times.append(moment.t)
             if not moment.finished:
                 continue
             drawn.append(recipes.pixels_of(model, moment.x))
             with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+                if not done:
+                    clear(folder, range(wish.count), *OTHERS)
                 for number, picture in zip(moment.numbers, pictures.to_pil(drawn[-1]), strict=True):
                     name = f"{number:05d}" if inverted is None else "again"
-                    one = recipe | ({"result": number} if inverted is None else {})
-                    pictures.write_png(picture, folder / f"{name}.png", one)
+                    one = recipes.of_result(recipe, moment.numbers, number)
+                    pictures.write_png(
+                        picture, folder / f"{name}.png", one if inverted is None else recipe
+                    )
+                done[folder] += len(moment.numbers)
         results = np.concatenate(drawn)
         given = [] if first is None else [_like(model, one) for one in first]
         with writing(folder):

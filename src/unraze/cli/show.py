@@ -27,8 +27,10 @@ __all__ = [
 
 T = TypeVar("T")
 
+FIRST_SECONDS = 2.0
+"""When the first line is printed where there is no terminal to draw a bar in."""
 PLAIN_SECONDS = 5.0
-"""How often a line is printed where there is no terminal to draw a bar in."""
+"""How often there is one from then on."""
 
 
 def follow_training(reports: Iterator[Report], console: Console) -> Report:
@@ -152,8 +154,9 @@ def follow_stages(stages: Generator[Stage, None, T], console: Console) -> T:
 
 
 def _now_and_then(*, at_once: bool = False) -> Callable[..., bool]:
-    """A question that is answered yes every `PLAIN_SECONDS`, and whenever it is asked with True."""
-    said = float("-inf") if at_once else time.monotonic()
+    """A question that is answered yes after `FIRST_SECONDS`, or at once, then every
+    `PLAIN_SECONDS`, and whenever it is asked with True."""
+    said = float("-inf") if at_once else time.monotonic() + FIRST_SECONDS - PLAIN_SECONDS
 
     def due(anyway: bool = False) -> bool:
         nonlocal said

@@ -204,8 +204,9 @@ def train(
         Parameter(
             name="--from",
             group=NETWORK,
-            help="Go on from the weights of a run: its network, schedule, loss and sampler, the "
-            "preset's training at a tenth of its learning rate.",
+            help="Go on from the weights of a run: its network, schedule, loss and sampler, its "
+            "size, channels and clusters where none are given, the preset's training at a tenth "
+            "of its learning rate.",
         ),
     ] = None,
     allow_signal: Annotated[

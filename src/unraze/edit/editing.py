@@ -61,8 +61,13 @@ another class."""
 WALKS: dict[Walk, dict[str, Any]] = {
     "flow": {"sampler": "ddim", "eta": 0.0},
     "posterior": {"sampler": "ddim", "eta": 1.0},
-    "repaint": {"sampler": "random", "sigma": "beta_tilde", "final_noise": False},
-    "class": {"sampler": "random", "sigma": "beta", "final_noise": True},
+    "repaint": {
+        "sampler": "random",
+        "sigma": "beta_tilde",
+        "sigma_share": None,
+        "final_noise": False,
+    },
+    "class": {"sampler": "random", "sigma": "beta", "sigma_share": None, "final_noise": True},
 }
 
 REPEATS = 5
@@ -181,11 +186,7 @@ def restore(
 
     def walked(numbers: range) -> Iterator[Step]:
         bare = _denoiser(model, wish, len(numbers), clipped=False)
-        bound = partial(generate.bounded, model, wish.settings)
-        given = partial(_given, method, model, way.chain, seen=believed, as_published=True)
-        # what these two give moves the step, and is no estimate
-        moves = method in ("pigdm", "dps")
-        denoise = given(held(bare, bound)) if moves else bound(given(bare))
+        denoise = _given(method, model, way.chain, wish.settings, bare, believed, as_published=True)
         x = generate.start(model, wish.seed, numbers)
         noise = generate.noise_of(model, wish.seed, numbers)
         return walk(denoise, x, way.chain, wish.settings, noise)
@@ -241,10 +242,11 @@ def inpaint(
             how: dict[str, Any] = {"known": given, "mask": known, "repeats": repeats}
             return repaint(denoise, x, chain, noise=noise, **how)
         bare = _denoiser(model, wish, len(numbers), clipped=False)
-        if method != "replace":
+        if method == "replace":
+            denoise = generate.bounded(model, settings, bare)
+        else:
             seen = Observed(given * known, only(known), LEAST_SIGMA)
-            bare = _given(method, model, chain, bare, seen, as_published=False)
-        denoise = generate.bounded(model, settings, bare)
+            denoise = _given(method, model, chain, settings, bare, seen, as_published=False)
         denoise = replaced(denoise, model.schedule, given, known)
         return walk(denoise, x, chain, settings, noise)
 
@@ -397,27 +399,32 @@ def _given(
     method: Inpainting,
     model: Model,
     chain: Schedule,
-    denoise: Denoiser,
+    settings: SampleConfig,
+    bare: Denoiser,
     seen: Observed,
     *,
     as_published: bool,
 ) -> Denoiser:
-    """The denoiser, given what is seen; `as_published` is the weight of ΠGDM, which comes nearer to
-    what is to be restored, and less near to what is to be filled in.
+    """The `bare` denoiser, given what is seen, in the bounds of the settings; `as_published` is the
+    weight of ΠGDM, which comes nearer to what is to be restored, and less near to what is to be
+    filled in.
 
-    σ_data², a pixel's mean square, stands for its variance, which it is not below.
+    What ΠGDM gives so, and DPS, moves the step, and is no estimate: what they begin from is held in
+    the bounds. σ_data², a pixel's mean square, stands for its variance, which it is not below.
     """
     schedule, variance = model.schedule, model.sigma_data**2
+    bound = partial(generate.bounded, model, settings)
     match method:
         case "mmps":
-            return mmps(denoise, schedule, seen, variance=variance)
+            return bound(mmps(bare, schedule, seen, variance=variance))
+        case "pigdm" if as_published:
+            return pigdm(held(bare, bound), schedule, seen, variance=variance, chain=chain)
         case "pigdm":
-            weighted = chain if as_published else None
-            return pigdm(denoise, schedule, seen, variance=variance, chain=weighted)
+            return bound(pigdm(bare, schedule, seen, variance=variance))
         case "diffpir":
-            return diffpir(denoise, schedule, seen, variance=variance)
+            return bound(diffpir(bare, schedule, seen, variance=variance))
         case "dps":
-            return dps(denoise, chain, seen)
+            return dps(held(bare, bound), chain, seen)
         case "repaint" | "replace":
             raise ValueError(f"method = {method}: is of inpainting alone")
         case _:

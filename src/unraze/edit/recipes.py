@@ -20,6 +20,7 @@ __all__ = [
     "inpainted",
     "interpolated",
     "mask_told",
+    "of_result",
     "pixels_of",
     "recipe_of",
     "there_and_back",
@@ -31,16 +32,21 @@ Array = np.ndarray[Any, Any]
 
 
 def recipe_of(model: Model, wish: Wish, about: dict[str, Any], *, raw: bool) -> dict[str, Any]:
-    """The recipe of all results; a picture of one of them adds its number as `result`."""
+    """The recipe of all results, whose first batch it names; see `of_result`."""
     plain = generate.recipe(
         model,
         wish.settings,
         seed=wish.seed,
         classes=wish.classes or "none",
-        batch=range(wish.count),
+        batch=range(min(wish.batch, wish.count)),
         raw=raw,
     )
     return plain | {"kind": "edit"} | {key: v for key, v in about.items() if v is not None}
+
+
+def of_result(recipe: dict[str, Any], numbers: range, number: int) -> dict[str, Any]:
+    """The recipe of one result, of the batch `numbers`."""
+    return recipe | {"batch": [numbers.start, len(numbers)], "result": number}
 
 
 def varied(image: dict[str, Any], *, strength: float, of: int | None) -> dict[str, Any]:

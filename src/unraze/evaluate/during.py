@@ -99,23 +99,28 @@ class Cost:
         return self.evaluating / (self.evaluating + self.rest)
 
 
-def affordable(steps: float, batch: int) -> int:
+def affordable(config: Config, steps: float) -> int:
     """Samples whose drawing takes `SHARE` of so many training steps."""
-    return int(SHARE * steps * batch / (FORWARD * CALLS))
+    return int(SHARE * steps * config.train.batch / _cost(config))
+
+
+def _cost(config: Config) -> float:
+    """What a sample takes, in images of a training step."""
+    return FORWARD * quick(config, CALLS).steps
 
 
 def require_worth(config: Config, held_out: Images) -> None:
     """Raises `InputError` where so few samples are affordable that they would say nothing, or so
     few images are held out."""
-    every, steps, batch = config.train.eval_every, config.train.steps, config.train.batch
+    every, steps = config.train.eval_every, config.train.steps
     if every is not None and len(held_out) < FEWEST_REAL:
         raise InputError(
             f"train.eval_every = {every}: {len(held_out)} held-out images of {held_out.source} are "
             f"too few to judge by; hold out at least {FEWEST_REAL}, or train without --eval-every"
         )
-    if every is None or affordable(_interval(every, steps), batch) >= FEWEST:
+    if every is None or affordable(config, _interval(every, steps)) >= FEWEST:
         return
-    least = math.ceil(FEWEST * CALLS * FORWARD / (SHARE * batch))
+    least = math.ceil(FEWEST * _cost(config) / (SHARE * config.train.batch))
     too_dear = f"drawing the {FEWEST} samples that say something takes more than {SHARE:.0%}"
     if steps is not None and steps < least:
         raise InputError(
@@ -133,12 +138,12 @@ def require_worth(config: Config, held_out: Images) -> None:
 def every_of(config: Config) -> int:
     """Every how many steps a run is evaluated: as it asks, or more rarely, where minutes turned out
     to be so few steps that it would take more than `SHARE` of them; once at least."""
-    every, steps, batch = config.train.eval_every, config.train.steps, config.train.batch
+    every, steps = config.train.eval_every, config.train.steps
     assert every is not None
     assert steps is not None
-    if affordable(_interval(every, steps), batch) >= FEWEST:
+    if affordable(config, _interval(every, steps)) >= FEWEST:
         return every
-    times = affordable(steps, batch) // FEWEST
+    times = affordable(config, steps) // FEWEST
     return math.ceil(steps / max(1, times))
 
 
@@ -163,7 +168,7 @@ def ruler(config: Config, training: Images, held_out: Images) -> Generator[Stage
     space = yield from first_space(training, held_out)
     real = yield from features_of_images(space, held_out, "features of held-out images")
     chosen = evenly(len(real), MOST_REAL)
-    count = affordable(_interval(every, steps), config.train.batch)
+    count = affordable(config, _interval(every, steps))
     return Ruler(space, real[chosen], min(MOST, max(FEWEST, count)), every, held_out)
 
 

@@ -62,7 +62,8 @@ class Edits:
         if number >= len(final):
             raise Missing(f"there is no picture {number}, there are {len(final)}")
         one = pictures.to_pil(final[number : number + 1])[0]
-        return pictures.png_bytes(one, self.recipe | {"result": number})
+        of = recipes.of_result(self.recipe, range(len(final)), number)
+        return pictures.png_bytes(one, of)
 
     def grid(self) -> bytes:
         """The file that `unraze edit` writes of all of them; raises `Missing`."""

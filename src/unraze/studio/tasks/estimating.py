@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from unraze.config import Config
+from unraze.config import Config, updated
 from unraze.data import Images, load
 from unraze.evaluate.stage import Stage
 from unraze.hardware import memory, resident
-from unraze.measure import fastest, seconds_a_step
+from unraze.measure import fastest, seconds_a_step, share_of_steps, too_short
 from unraze.ranks import ALONE
 from unraze.step import network_of
 from unraze.studio.work import Cancelled, Task, Work
@@ -47,9 +47,10 @@ def _told(
 ) -> dict[str, Any]:
     with torch.device("meta"):
         network = network_of(config, num_classes=classes)
-    minutes, batch = config.train.minutes, config.train.batch
-    steps = config.train.steps or max(1, round(60 * (minutes or 0) / seconds))
-    total = 60 * minutes if minutes else steps * seconds
+    minutes, batch, share = config.train.minutes, config.train.batch, share_of_steps(config)
+    steps = config.train.steps or max(1, round(60 * (minutes or 0) * share / seconds))
+    total = 60 * minutes if minutes else steps * seconds / share
+    warning = too_short(updated(config, {"train.steps": steps}), minutes, seconds)
     count, channels, height, width = images.pixels.shape
     return {
         "images": count,
@@ -64,6 +65,7 @@ def _told(
         "words": (
             f"{steps:,} steps of {batch} images, {steps * batch / count:.1f} times all {count:,} "
             f"of them, in about {_clock(total)}; about {needed / 2**30:.1f} GiB of memory."
+            f"{'' if warning is None else f' {warning}.'}"
         ),
     }
 
