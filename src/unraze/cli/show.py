@@ -156,7 +156,8 @@ def follow_stages(stages: Generator[Stage, None, T], console: Console) -> T:
 def _now_and_then(*, at_once: bool = False) -> Callable[..., bool]:
     """A question that is answered yes after `FIRST_SECONDS`, or at once, then every
     `PLAIN_SECONDS`, and whenever it is asked with True."""
-    said = float("-inf") if at_once else time.monotonic() + FIRST_SECONDS - PLAIN_SECONDS
+    before = PLAIN_SECONDS - min(FIRST_SECONDS, PLAIN_SECONDS)
+    said = float("-inf") if at_once else time.monotonic() - before
 
     def due(anyway: bool = False) -> bool:
         nonlocal said
