@@ -195,6 +195,15 @@ def test_what_a_network_says_means_the_same(kind: str) -> None:
 
 
 @needs_node
+def test_the_step_s_ratio_between_steps_is_the_schedule_s() -> None:
+    schedule = schedules.linear()
+    times = torch.tensor([0.0, 1.0, 1.4, 37.25, 999.5, 1000.0], dtype=torch.float64)
+    given = {"ratios": schedule.step_ratio(schedule.times).tolist(), "times": times.tolist()}
+    found = in_javascript("given.times.map((t) => s.between(given.ratios, t))", given)
+    assert found == pytest.approx(schedule.step_ratio(times).tolist())
+
+
+@needs_node
 def test_noise_is_normal_and_a_function_of_seed_number_and_step() -> None:
     code = """[[...s.normals(5, 0, 20000)], [...s.normals(5, 1, 20000)],
         [...s.normals(6, 0, 20000)], [...s.normals(5, 0, 20000, 1)], [...s.normals(5, 0, 20000)]]"""

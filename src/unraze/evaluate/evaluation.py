@@ -57,7 +57,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """What an evaluation consists of; the last three need the network, not its samples."""
 
 FEWEST = {"figures": 7, "memorisation": 1, "levels": 2, "bound": 2, "flow": 2}
-"""The fewest images, real ones and samples, without which a part cannot be measured at all."""
+"""The fewest real images, and of parts that need samples the fewest of these, without which it
+cannot be measured at all."""
+OF_SAMPLES = ("figures", "memorisation")
 UNKNOWN = (
     "Which images this model was trained on is not known: copies were looked for among the "
     "training part of those named, and likelihoods flatter it where it was trained on the rest."
@@ -174,7 +176,7 @@ def require_enough(generated: str, count: int, reference: Reference, parts: Sequ
                 f"needs {least}; train with more images or a larger --held-out, or leave it out: "
                 f"--skip {part}"
             )
-        if count < least:
+        if part in OF_SAMPLES and count < least:
             raise InputError(
                 f"{generated}: too few for {part}; give at least {least}, a thousand for figures "
                 f"that say much, or leave it out: --skip {part}"

@@ -6,7 +6,7 @@
     FOLDER/step-00001000-….json             the result, of all of it
 
 The dots are a hash. So an evaluation that was stopped goes on, and one of more samples, or in other
-features, draws no sample twice.
+features, draws none twice but those of a last batch that was not full.
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,9 @@
 """The samples that are evaluated, drawn in parts: a stopped evaluation finds those it has.
 
 A part is one batch, a file that is called by its first and last image and is there only once it is
-whole. The noise of an image depends on its number alone, and a batch is always the same images, so
-that samples drawn in one go and in several are the same bytes, and more samples begin with the
-fewer.
+whole. The noise of an image depends on its number alone, and a batch is always the same images but
+for the last, so that samples drawn in one go and in several are the same bytes, and more samples
+begin with the fewer; those of a last batch that is not full are drawn again for more.
 """
 
 import time

@@ -149,7 +149,8 @@ def calls_to_make(model: Model, calls: Sequence[int], count: int) -> int:
     guided = len(GUIDANCE) if can_be_guided(model) else 0
     each = len(SPACINGS) + len(DISCOUNTS) + 2 * (len(SOLVERS) - 1) + guided + 1
     own = calls_of(model, model.config.sample)
-    return count * (each * sum(calls) + own) + GRID * PROBES
+    way = GRID * PROBES * (1 if model.config.sample.guidance == 1 else 2)
+    return count * (each * sum(calls) + own) + way
 
 
 def tuned(

@@ -3,7 +3,7 @@
 
 import * as ort from "./ort/ort.wasm.min.mjs";
 import {
-  adams, classOf, clipped, consistency, ddim, evenAngles, evenTimes, guided, karras, keep, normals,
+  adams, between, classOf, clipped, consistency, ddim, evenAngles, evenTimes, guided, karras, keep, normals,
   predict, scheduleOf, thetaAt,
 } from "./sampler.js";
 
@@ -136,7 +136,7 @@ function denoiser(classes, scale) {
     if (about.self_conditioning) feeds.previous = new ort.Tensor("float32", previous ?? new Float32Array(x.length), dims);
     for (const name of Object.keys(feeds)) if (!session.inputNames.includes(name)) delete feeds[name];
     const raw = (await session.run(feeds)).raw.data;
-    const stepRatio = about.step_ratio?.[Math.round(t)];
+    const stepRatio = about.step_ratio && between(about.step_ratio, t);
     return predict(about.parametrisation, firstHalf(raw, classes.length, x.length), x, a, b, { sigmaData: about.sigma_data, stepRatio });
   }
 

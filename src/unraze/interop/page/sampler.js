@@ -86,6 +86,13 @@ function spaced(schedule, theta, whole) {
   return keep(schedule, times);
 }
 
+/** Of values at 0, 1, 2, …, that at t, linear between them. */
+export function between(values, t) {
+  const low = Math.min(Math.floor(t), values.length - 1);
+  const high = Math.min(low + 1, values.length - 1);
+  return values[low] + (t - low) * (values[high] - values[low]);
+}
+
 /** {x0, eps} of what a network emits for x at a time where the signal is a and the noise b. */
 export function predict(parametrisation, raw, x, a, b, { sigmaData = 1, stepRatio = 1 } = {}) {
   const x0 = new Float32Array(x.length);
