@@ -38,8 +38,13 @@ def share_of(config: Config) -> float:
     two pictures each, one a side, are more than that."""
     if config.train.preview_every is None:
         return SHARE
-    least = 2 * quick(config, CALLS).steps * FORWARD / config.train.batch
+    least = _pair(config) / config.train.batch
     return max(SHARE, least / (config.train.preview_every + least))
+
+
+def _pair(config: Config) -> float:
+    """What a picture on either side takes, in images of a training step."""
+    return 2 * quick(config, CALLS).steps * FORWARD
 
 
 def preview_interval(config: Config) -> int:
@@ -65,8 +70,7 @@ def preview(
     ranks = trainee.ranks
     config = trainee.config
     settings = quick(trainee.config, CALLS)
-    each = 2 * settings.steps * FORWARD
-    affordable = SHARE * preview_interval(config) * config.train.batch / each
+    affordable = SHARE * preview_interval(config) * config.train.batch / _pair(config)
     count = max(1, min(32, int(affordable)))
     sides, hashes = [], []
     for weights in (trainee.network.state_dict(), trainee.average):

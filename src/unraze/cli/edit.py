@@ -799,11 +799,11 @@ def _write(
                 if not done:
                     clear(folder, range(wish.count), *OTHERS)
                 for number, picture in zip(moment.numbers, pictures.to_pil(drawn[-1]), strict=True):
-                    name = f"{number:05d}" if inverted is None else "again"
-                    one = recipes.of_result(recipe, moment.numbers, number)
-                    pictures.write_png(
-                        picture, folder / f"{name}.png", one if inverted is None else recipe
-                    )
+                    name, one = "again", recipe
+                    if inverted is None:
+                        name = f"{number:05d}"
+                        one = recipes.of_result(recipe, moment.numbers, number)
+                    pictures.write_png(picture, folder / f"{name}.png", one)
                 done[folder] += len(moment.numbers)
         results = np.concatenate(drawn)
         given = [] if first is None else [_like(model, one) for one in first]
